@@ -1,0 +1,238 @@
+"""Preprocessed volumes on disk: computed once per content and settings, then memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import monai
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, RandomizableTrait
+
+__all__ = ["Volume", "cached_volumes"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raise when what is stored, or the transforms of scripts.data, change their meaning
+SHOWN_FAULTS = 5
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One preprocessed record.
+
+    Attributes:
+        record: the record that it was made from.
+        image_file: ``.npy`` file of the image.
+        label_file: ``.npy`` file of the label, None when unlabelled.
+        shape: ``(slices, C, H, W)``.
+    """
+
+    record: Mapping[str, Any]
+    image_file: Path
+    label_file: Path | None
+    shape: tuple[int, ...]
+
+    @property
+    def image(self) -> np.ndarray:
+        """Read-only memory map, float32 ``[slices, C, H, W]``."""
+        return _map(self.image_file)
+
+    @property
+    def label(self) -> np.ndarray | None:
+        """Read-only memory map, uint8 ``[slices, H, W]`` with class indices; None when unlabelled."""
+        return None if self.label_file is None else _map(self.label_file)
+
+
+def cached_volumes(
+    data: Sequence[Mapping[str, Any]],
+    preprocessing: Compose,
+    cache_dir: str | Path,
+    num_classes: int,
+    num_workers: int | None = None,
+) -> list[Volume]:
+    """Preprocess records, or find them preprocessed by an earlier run.
+
+    An entry belongs to the content of the files, the settings of the transforms and ``num_classes``, so a stale one
+    is never used and renamed or moved files are found again. Old entries are not deleted.
+
+    Args:
+        data: records with ``"image"`` and, where labelled, ``"label"``: paths.
+        preprocessing: deterministic dictionary transforms from paths to channel-first ``[C, H, W, D]`` (slices
+            last) or ``[C, H, W]`` tensors. The transforms of the label need ``allow_missing_keys=True`` where
+            records lack one. Their attributes must not change with use.
+        cache_dir: folder of the entries, created if missing.
+        num_classes: label values must be 0..num_classes - 1.
+        num_workers: threads that preprocess. Default: one per core.
+
+    Returns:
+        one volume per record, in order.
+
+    Raises:
+        ValueError: when ``preprocessing`` is random, or when files are unreadable or do not fit each other: one line
+            for each of the first faulty records.
+    """
+    transforms = preprocessing.flatten().transforms
+    for transform in transforms:
+        if isinstance(transform, RandomizableTrait):
+            raise ValueError(f"cached preprocessing must be deterministic, but it has {type(transform).__name__}.")
+    settings = repr([FORMAT, num_classes, monai.__version__, [_describe(t) for t in transforms]]).encode()
+    root = Path(cache_dir)
+    root.mkdir(parents=True, exist_ok=True)
+
+    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+        stems = list(pool.map(lambda record: _try(_stem, record, root, settings), data))
+        missing = [
+            (record, stem)
+            for record, stem in zip(data, stems)
+            if isinstance(stem, Path) and not _image_file(stem).is_file()
+        ]
+        if missing:
+            logger.info("preprocessing %d volumes -> %s", len(missing), root)
+        results = list(pool.map(lambda job: _try(_store, *job, preprocessing, num_classes), missing))
+    faults = [r for r in [*stems, *results] if isinstance(r, str)]
+    if faults:
+        more = [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
+        raise ValueError("\n".join([*faults[:SHOWN_FAULTS], *more]))
+    return [_open(record, stem) for record, stem in zip(data, stems)]
+
+
+def _try(step: Any, record: Mapping[str, Any], *args: Any) -> Any:
+    """Result of a step, or its fault as one line that names the file."""
+    try:
+        return step(record, *args)
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # MONAI wraps what a reader says
+            cause = cause.__cause__
+        what = " ".join(str(cause).split())[:300] or type(cause).__name__
+        files = " / ".join(str(record[k]) for k in ("image", "label") if k in record)
+        return what if str(record.get("image")) in what else f"{files}: {what}"
+
+
+@lru_cache(maxsize=256)
+def _map(file: Path) -> np.ndarray:
+    """The file's array. Every open map holds a file descriptor, so only the latest stay open."""
+    return np.load(file, mmap_mode="r")
+
+
+def _image_file(stem: Path) -> Path:
+    return stem.with_name(stem.name + ".image.npy")
+
+
+def _label_file(stem: Path) -> Path:
+    return stem.with_name(stem.name + ".label.npy")
+
+
+def _stem(record: Mapping[str, Any], root: Path, settings: bytes) -> Path:
+    digest = hashlib.sha256(settings)
+    for key in ("image", "label"):
+        if key in record:
+            digest.update(key.encode())
+            for file in _files(Path(record[key])):
+                with file.open("rb") as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
+    return root / digest.hexdigest()
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The file and, for a MetaImage header, the file that holds its voxels."""
+    yield path
+    if path.suffix.lower() == ".mhd":
+        found = re.search(r"^\s*ElementDataFile\s*=\s*(\S.*?)\s*$", path.read_text(errors="replace"), re.MULTILINE)
+        if found and found[1] not in ("LOCAL", "LIST"):
+            yield path.parent / found[1]
+
+
+def _describe(value: Any) -> Any:
+    """A value's settings as plain nested data whose repr is the same in every process (pickles are not)."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return value
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return np.asarray(value).tolist()
+    if isinstance(value, Mapping):
+        return sorted((repr(_describe(k)), _describe(v)) for k, v in value.items())
+    if isinstance(value, (set, frozenset)):
+        return sorted(repr(_describe(v)) for v in value)
+    if isinstance(value, (list, tuple)):
+        return [_describe(v) for v in value]
+    if isinstance(value, types.CodeType):
+        return [value.co_code, value.co_names, [_describe(c) for c in value.co_consts]]
+    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    if isinstance(value, types.FunctionType):
+        return [name, _describe(value.__code__), _describe(value.__defaults__)]
+    if isinstance(value, type) or not hasattr(value, "__dict__"):
+        return name if hasattr(value, "__qualname__") else [name, str(value)]
+    # what MONAI's readers and invertible transforms write into themselves when they are used is no setting
+    state = {k: v for k, v in vars(value).items() if k not in ("filenames", "_tracing")}
+    return [name, _describe(state)]
+
+
+def _store(record: Mapping[str, Any], stem: Path, preprocessing: Compose, num_classes: int) -> None:
+    item = preprocessing(dict(record))
+    image = item["image"]
+    pixels = _slices_first(image, record["image"])
+    if not np.isfinite(pixels).all():
+        raise ValueError(f"{record['image']}: the image has NaN or infinite values.")
+    if "label" in record:
+        label = item["label"]
+        _check_grids(image, label, record)
+        classes = _slices_first(label, record["label"])
+        if classes.shape[1] != 1 or classes[:, 0].shape != pixels[:, 0].shape:
+            raise ValueError(
+                f"{record['label']}: the preprocessed label has shape {classes.shape}, the image {pixels.shape}; "
+                "a label has one channel and the same slices."
+            )
+        wrong = classes[~np.isin(classes, np.arange(num_classes))]
+        if wrong.size:
+            found = ", ".join(f"{v:g}" for v in np.unique(wrong)[:5])
+            raise ValueError(f"{record['label']}: label values must be 0..{num_classes - 1}, found {found}.")
+        _save(_label_file(stem), classes[:, 0].astype(np.uint8))
+    _save(_image_file(stem), pixels.astype(np.float32))  # last: its presence says that the entry is complete
+
+
+def _slices_first(tensor: torch.Tensor, path: str) -> np.ndarray:
+    """``[C, H, W, D]`` or ``[C, H, W]`` to ``[slices, C, H, W]``."""
+    array = np.asarray(tensor)
+    if array.ndim not in (3, 4):
+        raise ValueError(f"{path}: expected a channel-first 2-D or 3-D image, found shape {array.shape}.")
+    return np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
+
+
+def _check_grids(image: torch.Tensor, label: torch.Tensor, record: Mapping[str, Any]) -> None:
+    """Image and label must be stored on the same grid, before resizing makes any two shapes equal."""
+    if not isinstance(image, MetaTensor) or not isinstance(label, MetaTensor):
+        return
+    shapes = [tuple(int(n) for n in t.meta["spatial_shape"]) for t in (image, label)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{record['label']}: label shape {shapes[1]} is not the image's shape {shapes[0]}.")
+    if len(shapes[0]) == 3:
+        # the files' own axes: reorienting would flip one of the two and not the other
+        axes = ["".join(nib.aff2axcodes(np.asarray(t.meta["original_affine"]))) for t in (image, label)]
+        if axes[0] != axes[1]:
+            raise ValueError(f"{record['label']}: label orientation {axes[1]} is not the image's {axes[0]}.")
+
+
+def _save(file: Path, array: np.ndarray) -> None:
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        np.save(stream, np.ascontiguousarray(array))
+    os.replace(temporary, file)
+
+
+def _open(record: Mapping[str, Any], stem: Path) -> Volume:
+    shape = np.load(_image_file(stem), mmap_mode="r").shape
+    return Volume(record, _image_file(stem), _label_file(stem) if "label" in record else None, shape)

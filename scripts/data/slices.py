@@ -1,0 +1,158 @@
+"""Slices of cached volumes, and the loader that pairs labelled with unlabelled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from monai.transforms import Compose
+from torch.utils.data import Dataset
+
+from scripts.data.cache import cached_volumes
+
+__all__ = ["SemiSupervisedLoader", "SliceDataset"]
+
+
+class SliceDataset(Dataset):
+    """The 2-D slices of preprocessed records; a record without a label gives unlabelled slices.
+
+    Args:
+        data: records with ``"image"`` and, where labelled, ``"label"``: paths.
+        preprocessing: deterministic transforms, see :func:`scripts.data.cache.cached_volumes`.
+        cache_dir: folder of the preprocessed volumes.
+        num_classes: number of classes, background included.
+
+    Attributes:
+        data: the records.
+        labeled: indices of the labelled slices.
+        unlabeled: indices of the unlabelled slices.
+
+    Raises:
+        ValueError: when a file is faulty or the records' slices differ in size or channels.
+    """
+
+    def __init__(
+        self, data: Sequence[Mapping[str, Any]], preprocessing: Compose, cache_dir: str | Path, num_classes: int
+    ) -> None:
+        self.data = list(data)
+        self.volumes = cached_volumes(self.data, preprocessing, cache_dir, num_classes)
+        for volume in self.volumes:
+            if volume.shape[1:] != self.volumes[0].shape[1:]:
+                raise ValueError(
+                    f"{volume.record['image']}: preprocessed slices [C, H, W] are {list(volume.shape[1:])}, those of "
+                    f"{self.volumes[0].record['image']} are {list(self.volumes[0].shape[1:])}; all must be alike."
+                )
+        counts = [volume.shape[0] for volume in self.volumes]
+        self._volume = np.repeat(np.arange(len(counts)), counts)
+        self._slice = np.concatenate([np.arange(n) for n in counts]) if counts else np.arange(0)
+        has_label = np.repeat([volume.label_file is not None for volume in self.volumes], counts).astype(bool)
+        self.labeled = np.flatnonzero(has_label)
+        self.unlabeled = np.flatnonzero(~has_label)
+
+    def __len__(self) -> int:
+        return len(self._volume)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """One slice.
+
+        Args:
+            index: 0..len(self) - 1.
+
+        Returns:
+            ``{"image": float32 [C, H, W]}`` and, where labelled, ``"label": uint8 [1, H, W]``; copies, never the map.
+        """
+        volume, k = self.volumes[self._volume[index]], self._slice[index]
+        item = {"image": torch.from_numpy(np.array(volume.image[k]))}
+        label = volume.label
+        if label is not None:
+            item["label"] = torch.from_numpy(np.array(label[k]))[None]
+        return item
+
+
+class SemiSupervisedLoader:
+    """Endless batches of labelled and unlabelled slices: a pure function of seed and iteration.
+
+    Both streams run through a fresh permutation per pass; a batch that meets a pass's end goes on in the next one,
+    so every batch is full and a labelled list shorter than the batch repeats. There are no worker processes: a slice
+    is one copy from a memory map. Training resumes where it was by setting :attr:`iteration`.
+
+    Args:
+        dataset: the slices.
+        batch_size: labelled slices per process.
+        seed: seed of the permutations, not negative.
+        unlabeled_batch_size: unlabelled slices per process. Default: ``batch_size``.
+        rank: this process's number: it takes its own part of the global batch. Default: that of
+            ``torch.distributed`` where initialised, else 0.
+        world_size: number of processes. Default: as for ``rank``, else 1.
+
+    Attributes:
+        iteration: number of the next batch.
+
+    Raises:
+        ValueError: when ``dataset`` has no labelled slice.
+    """
+
+    def __init__(
+        self,
+        dataset: SliceDataset,
+        batch_size: int,
+        seed: int,
+        unlabeled_batch_size: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if len(dataset.labeled) == 0:
+            raise ValueError(f"none of the {len(dataset)} training slices has a label: training needs labelled cases.")
+        distributed = dist.is_available() and dist.is_initialized()
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.unlabeled_batch_size = batch_size if unlabeled_batch_size is None else unlabeled_batch_size
+        self.seed = seed
+        self.rank = rank if rank is not None else dist.get_rank() if distributed else 0
+        self.world_size = world_size if world_size is not None else dist.get_world_size() if distributed else 1
+        self.iteration = 0
+        self._permutation = lru_cache(maxsize=4)(self._draw)
+
+    def __len__(self) -> int:
+        """Number of batches in one pass over the unlabelled slices (the labelled ones if there are no others)."""
+        total, size = len(self.dataset.labeled), self.batch_size
+        if len(self.dataset.unlabeled):
+            total, size = len(self.dataset.unlabeled), self.unlabeled_batch_size
+        return -(-total // (size * self.world_size))
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches from :attr:`iteration` on, without end.
+
+        Yields:
+            ``{"image": float32 [B, C, H, W], "label": uint8 [B, 1, H, W], "unlabeled": float32 [B', C, H, W]}``;
+            ``"unlabeled"`` is absent if there are no unlabelled slices.
+        """
+        while True:
+            batch = self.batch(self.iteration)
+            self.iteration += 1
+            yield batch
+
+    def batch(self, iteration: int) -> dict[str, torch.Tensor]:
+        """The batch of one iteration, see :meth:`__iter__`."""
+        items = [self.dataset[i] for i in self._indices(0, iteration)]
+        batch = {key: torch.stack([item[key] for item in items]) for key in ("image", "label")}
+        if len(self.dataset.unlabeled):
+            batch["unlabeled"] = torch.stack([self.dataset[i]["image"] for i in self._indices(1, iteration)])
+        return {k: v.pin_memory() for k, v in batch.items()} if torch.cuda.is_available() else batch
+
+    def _indices(self, stream: int, iteration: int) -> list[int]:
+        """This process's slices of a stream (0 labelled, 1 unlabelled) in one iteration."""
+        total = len((self.dataset.labeled, self.dataset.unlabeled)[stream])
+        size = (self.batch_size, self.unlabeled_batch_size)[stream]
+        start = (iteration * self.world_size + self.rank) * size
+        return [int(self._permutation(stream, p // total)[p % total]) for p in range(start, start + size)]
+
+    def _draw(self, stream: int, number: int) -> np.ndarray:
+        """Order of the slices in one pass of a stream."""
+        indices = (self.dataset.labeled, self.dataset.unlabeled)[stream]
+        return np.random.default_rng([self.seed, stream, number]).permutation(indices)

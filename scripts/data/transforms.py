@@ -1,0 +1,96 @@
+"""Transforms that MONAI does not give."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.transforms import InvertibleTransform, MapTransform
+
+__all__ = ["ThroughPlaneLastd", "through_plane_axis"]
+
+
+def through_plane_axis(shape: tuple[int, ...], spacing: tuple[float, ...]) -> int:
+    """Guess which axis of a volume counts its slices.
+
+    Args:
+        shape: number of voxels along each of the three axes.
+        spacing: voxel size along each axis, in mm.
+
+    Returns:
+        the axis with the largest spacing where that is at least 1.25 times the second largest; else, as isotropic
+        or unknown spacing says nothing, the axis with the fewest voxels; else, where several have as few, the last.
+    """
+    _, second, largest = np.sort(spacing)
+    if largest >= 1.25 * second:
+        return int(np.argmax(spacing))
+    if shape.count(min(shape)) == 1:
+        return shape.index(min(shape))
+    return len(shape) - 1
+
+
+class ThroughPlaneLastd(MapTransform, InvertibleTransform):
+    """Move the through-plane axis of volumes last, so that ``volume[..., k]`` is slice k.
+
+    After ``Orientationd`` this makes short-axis, sagittal or coronal stacks alike to a 2-D network, whatever order
+    their file stores the axes in. The order of the two in-plane axes stays. The affine follows, and ``inverse``
+    restores axes and affine, also on a prediction with another number of channels. 2-D images pass unchanged.
+
+    Args:
+        keys: keys of channel-first images ``[C, H, W, D]`` or ``[C, H, W]``.
+        allow_missing_keys: whether a key may be absent.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key] if isinstance(d[key], MetaTensor) else MetaTensor(d[key])
+            dims = image.ndim - 1
+            axis = dims - 1
+            if dims == 3:
+                spacing = affine_to_spacing(image.affine, r=3, dtype=np.float64)
+                axis = through_plane_axis(tuple(image.shape[1:]), tuple(np.asarray(spacing).tolist()))
+            order = [i for i in range(dims) if i != axis] + [axis]
+            d[key] = self.push_transform(
+                image.permute(0, *(i + 1 for i in order)).contiguous(),
+                affine=_permutation(order),
+                orig_size=image.shape[1:],
+                extra_info={"order": order},
+            )
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Undo the move.
+
+        Args:
+            data: dictionary with the transformed images, or predictions on their grid, ``[C', H, W, D]``.
+
+        Returns:
+            dictionary with axes and affine as before the transform.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            order = list(self.pop_transform(image)["extra_info"]["order"])
+            back = [order.index(i) for i in range(len(order))]
+            moved = image.permute(0, *(i + 1 for i in back)).contiguous()
+            moved.affine = image.affine @ _permutation(back).to(image.affine)
+            d[key] = moved
+        return d
+
+
+def _permutation(order: list[int]) -> torch.Tensor:
+    """Homogeneous matrix that maps a voxel index after ``permute(order)`` to the index before."""
+    matrix = torch.zeros(len(order) + 1, len(order) + 1, dtype=torch.float64)
+    for new, old in enumerate(order):
+        matrix[old, new] = 1
+    matrix[-1, -1] = 1
+    return matrix
