@@ -1,0 +1,35 @@
+"""FixMatch for segmentation (Sohn et al., NeurIPS 2020), as the paper's Eqs. 1-3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from scripts.losses import coverage, pseudo_label
+from scripts.methods.base import Objective
+
+__all__ = ["FixMatch"]
+
+
+class FixMatch(Objective):
+    """``(L_s + L_u) / 2`` with one strong view: the weak view's confident arg max teaches the strong view."""
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named losses of one batch."""
+        image, label = self.labeled_view(batch)
+        weak, _ = self.weak(batch["unlabeled"])
+        strong = self.strong(weak)
+
+        with torch.no_grad():
+            target = pseudo_label(self.network(weak).float().softmax(dim=1))
+        supervised = self.supervised_loss(self.network(image), label)
+        passed = strong.paste(target.confidence) >= self.threshold
+        consistency = self.dice(self.network(strong.image), strong.paste(target.label), passed)
+        return {
+            "loss": (supervised + consistency) / 2,
+            "loss_supervised": supervised,
+            "loss_consistency": consistency,
+            **coverage("decoder", target, self.threshold),
+        }

@@ -1,0 +1,22 @@
+"""Training on the labelled images alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from scripts.methods.base import Objective
+
+__all__ = ["Supervised"]
+
+
+class Supervised(Objective):
+    """L_s alone (Eq. 2): the paper's "only sup". Unlabelled images are left aside."""
+
+    requires_unlabeled = False
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named losses of one batch."""
+        image, label = self.labeled_view(batch)
+        return {"loss": self.supervised_loss(self.network(image), label)}

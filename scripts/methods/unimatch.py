@@ -1,0 +1,57 @@
+"""UniMatch (Yang et al., CVPR 2023), the open code whose recipe SemSim follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from scripts.losses import coverage, pseudo_label
+from scripts.methods.base import Objective
+
+__all__ = ["UniMatch"]
+
+
+class UniMatch(Objective):
+    """``(L_s + L_u(S1)/4 + L_u(S2)/4 + L_fp/2) / 2``: two strong views and one stream with perturbed features.
+
+    Args:
+        feature_dropout: probability of a channel to vanish from every encoder level in the feature stream.
+        **kwargs: of :class:`scripts.methods.Objective`.
+    """
+
+    def __init__(self, *, feature_dropout: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.feature_dropout = feature_dropout
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named losses of one batch."""
+        image, label = self.labeled_view(batch)
+        weak, _ = self.weak(batch["unlabeled"])
+        views = [self.strong(weak), self.strong(weak)]
+
+        features = self.network.encode(weak)
+        with torch.no_grad():
+            target = pseudo_label(self.network.decode(features).float().softmax(dim=1))
+        perturbed = self.network.decode([F.dropout2d(f, self.feature_dropout) for f in features])
+
+        supervised = self.supervised_loss(self.network(image), label)
+        strong = [
+            self.dice(
+                self.network(view.image), view.paste(target.label), view.paste(target.confidence) >= self.threshold
+            )
+            for view in views
+        ]
+        feature = self.dice(perturbed, target.label, target.confidence >= self.threshold)
+        consistency = (strong[0] + strong[1]) / 4 + feature / 2
+        return {
+            "loss": (supervised + consistency) / 2,
+            "loss_supervised": supervised,
+            "loss_strong_1": strong[0],
+            "loss_strong_2": strong[1],
+            "loss_feature": feature,
+            **coverage("decoder", target, self.threshold),
+        }

@@ -1,0 +1,8 @@
+"""The deployed U-Net and the feature modules that only training needs."""
+
+from __future__ import annotations
+
+from scripts.networks.fusion import PixelProjection, SpatialAwareFusion
+from scripts.networks.unet import UNet
+
+__all__ = ["PixelProjection", "SpatialAwareFusion", "UNet"]

@@ -1,0 +1,236 @@
+"""Weak and strong views of an image batch, computed batch-wise where the batch lives.
+
+Random numbers come from PyTorch's global generator: seeding it fixes every view. They are drawn on the CPU, a few
+per image, so that one seed gives the same views on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+__all__ = ["MixedView", "StrongView", "WeakView"]
+
+
+def _uniform(low: float, high: float, *size: int, device: torch.device) -> Tensor:
+    return (low + (high - low) * torch.rand(size)).to(device, non_blocking=True)
+
+
+def _coin(probability: float, batch: int, device: torch.device) -> Tensor:
+    """``[B, 1, 1, 1]`` boolean, true with the given probability, drawn per image."""
+    return (torch.rand(batch) < probability).to(device, non_blocking=True)[:, None, None, None]
+
+
+class WeakView(nn.Module):
+    """Random flips, the same for an image and its label.
+
+    Args:
+        mode: ``flip``: both in-plane axes, each with probability .5. ``rotate_flip``: SSL4MIS's recipe, with
+            probability .5 a quarter-turn multiple and one flip, else with probability .5 a rotation of at most
+            20 degrees. ``none``: the image as it is.
+        shared: one draw for the whole batch instead of one per image, so that the regions of Eq. 8 stay aligned.
+
+    Raises:
+        ValueError: for another mode, or in forward for a quarter turn of an image that is not square.
+    """
+
+    max_degrees = 20.0
+
+    def __init__(self, mode: str = "flip", shared: bool = False) -> None:
+        super().__init__()
+        if mode not in ("flip", "rotate_flip", "none"):
+            raise ValueError(f"weak view mode: expected 'flip', 'rotate_flip' or 'none', found {mode!r}.")
+        self.mode = mode
+        self.shared = shared
+
+    def forward(self, image: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Views of ``[B, C, H, W]`` and of the label ``[B, 1, H, W]``, if there is one, under the same draws."""
+        if self.mode == "none":
+            return image, label
+        batch = 1 if self.shared else image.shape[0]
+        if self.mode == "flip":
+            return self._flip(image, label, _coin(0.5, batch, image.device), _coin(0.5, batch, image.device))
+        return self._rotate_flip(image, label, batch)
+
+    @staticmethod
+    def _flip(image: Tensor, label: Tensor | None, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | None]:
+        def flip(x: Tensor) -> Tensor:
+            x = torch.where(rows, x.flip(-2), x)
+            return torch.where(columns, x.flip(-1), x)
+
+        return flip(image), None if label is None else flip(label)
+
+    def _rotate_flip(self, image: Tensor, label: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
+        if image.shape[-1] != image.shape[-2]:
+            raise ValueError(f"weak view 'rotate_flip': expected square images, found {tuple(image.shape[-2:])}.")
+        device = image.device
+        turn, rotate = _coin(0.5, batch, device), _coin(0.5, batch, device)
+        rotate = rotate & ~turn
+        quarter = torch.randint(0, 4, (batch,)).to(device)[:, None, None, None]
+        by_rows = _coin(0.5, batch, device)
+        angle = torch.deg2rad(_uniform(-self.max_degrees, self.max_degrees, batch, device=device))
+        angle = torch.where(rotate.flatten(), angle, 0.0).expand(image.shape[0])
+        zero = torch.zeros_like(angle)
+        matrix = torch.stack(
+            [torch.stack([angle.cos(), -angle.sin(), zero], 1), torch.stack([angle.sin(), angle.cos(), zero], 1)], 1
+        )
+
+        def transform(x: Tensor, mode: str) -> Tensor:
+            turned = x
+            for k in (1, 2, 3):
+                turned = torch.where(quarter == k, torch.rot90(x, k, (-2, -1)), turned)
+            turned = torch.where(by_rows, turned.flip(-2), turned.flip(-1))
+            grid = F.affine_grid(matrix.to(torch.float32), list(x.shape), align_corners=False)
+            rotated = F.grid_sample(x.to(torch.float32), grid, mode=mode, align_corners=False).to(x.dtype)
+            return torch.where(turn, turned, torch.where(rotate, rotated, x))
+
+        return transform(image, "bilinear"), None if label is None else transform(label, "nearest")
+
+
+@dataclass(frozen=True)
+class MixedView:
+    """A strong view into which boxes of other images of the batch were pasted (CutMix).
+
+    Attributes:
+        image: ``[B, C, H, W]``.
+        box: ``[B, 1, H, W]`` boolean, true where the partner's pixels stand.
+        partner: ``[B]`` index of the image that each box comes from.
+    """
+
+    image: Tensor
+    box: Tensor
+    partner: Tensor
+
+    def paste(self, target: Tensor) -> Tensor:
+        """Paste the partner's target (pseudo-label, confidence) where its pixels stand.
+
+        Args:
+            target: ``[B, h, w]`` of any size; box edges are multiples of 4, so h = H/4 is exact.
+        """
+        box = self.box
+        if box.shape[-2:] != target.shape[-2:]:
+            # Nearest, on an integer grid: exact in every dtype and on every device.
+            rows = torch.arange(target.shape[-2], device=box.device) * box.shape[-2] // target.shape[-2]
+            columns = torch.arange(target.shape[-1], device=box.device) * box.shape[-1] // target.shape[-1]
+            box = box[:, :, rows][..., columns]
+        return torch.where(box[:, 0], target[self.partner], target)
+
+
+class StrongView(nn.Module):
+    """Intensity jitter, Gaussian blur and CutMix between the images of the batch.
+
+    In this order, each drawn per image: with probability ``jitter`` brightness and contrast factors in
+    [1 - .5, 1 + .5] (RGB also saturation in [.5, 1.5] and a hue turn of at most .25 of the colour circle), with
+    probability ``blur`` a Gaussian of sigma .1 to 2 px, with probability ``cutmix`` a box of area .02 to .4 of the
+    image and aspect .3 to 1/.3, edges on multiples of 4 px, from another image of the batch.
+
+    Args:
+        jitter: probability of the intensity jitter.
+        blur: probability of the blur.
+        cutmix: probability of the box.
+    """
+
+    strength = 0.5
+    hue = 0.25
+    sigma = (0.1, 2.0)
+    radius = 6  # three times the largest sigma
+    area = (0.02, 0.4)
+    aspect = (0.3, 1 / 0.3)
+    cell = 4
+
+    def __init__(self, jitter: float = 0.8, blur: float = 0.5, cutmix: float = 0.5) -> None:
+        super().__init__()
+        self.jitter = jitter
+        self.blur = blur
+        self.cutmix = cutmix
+
+    def forward(self, image: Tensor) -> MixedView:
+        """One independent draw on weak views ``[B, C, H, W]`` in [0, 1], grey (C = 1) or RGB (C = 3)."""
+        image = self._blur(self._jitter(image))
+        box, partner = self._boxes(image)
+        return MixedView(torch.where(box, image[partner], image), box, partner)
+
+    def _jitter(self, image: Tensor) -> Tensor:
+        batch, channels = image.shape[:2]
+        device = image.device
+        apply = _coin(self.jitter, batch, device)
+        low, high = 1 - self.strength, 1 + self.strength
+        brightness = _uniform(low, high, batch, 1, 1, 1, device=device)
+        contrast = _uniform(low, high, batch, 1, 1, 1, device=device)
+        x = (image * brightness).clamp(0, 1)
+        grey = _luma(x).mean(dim=(1, 2, 3), keepdim=True)
+        x = (grey + (x - grey) * contrast).clamp(0, 1)
+        if channels == 3:
+            saturation = _uniform(low, high, batch, 1, 1, 1, device=device)
+            turn = _uniform(-self.hue, self.hue, batch, device=device)
+            grey = _luma(x)
+            x = _rotate_hue((grey + (x - grey) * saturation).clamp(0, 1), turn).clamp(0, 1)
+        return torch.where(apply, x, image)
+
+    def _blur(self, image: Tensor) -> Tensor:
+        batch, channels, height, width = image.shape
+        device = image.device
+        apply = _coin(self.blur, batch, device)
+        sigma = _uniform(*self.sigma, batch, 1, device=device)
+        radius = min(self.radius, height - 1, width - 1)
+        offsets = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
+        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(image.dtype).repeat_interleave(channels, dim=0)
+        x = image.reshape(1, batch * channels, height, width)
+        x = F.pad(x, (radius,) * 4, mode="reflect")
+        x = F.conv2d(x, kernel[:, None, :, None], groups=batch * channels)
+        x = F.conv2d(x, kernel[:, None, None, :], groups=batch * channels)
+        return torch.where(apply, x.view_as(image), image)
+
+    def _boxes(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        batch, _, height, width = image.shape
+        device = image.device
+        apply = _coin(self.cutmix, batch, device)
+        area = _uniform(*self.area, batch, device=device) * height * width
+        aspect = torch.exp(_uniform(math.log(self.aspect[0]), math.log(self.aspect[1]), batch, device=device))
+        place = torch.rand(2, batch).to(device, non_blocking=True)
+
+        def span(length: Tensor, size: int, position: Tensor) -> tuple[Tensor, Tensor]:
+            cells = size // self.cell
+            extent = (length / self.cell).round().clamp(1, cells)
+            start = (position * (cells - extent + 1)).floor()
+            return start * self.cell, (start + extent) * self.cell
+
+        top, bottom = span((area * aspect).sqrt(), height, place[0])
+        left, right = span((area / aspect).sqrt(), width, place[1])
+        rows = torch.arange(height, device=device)[None, :]
+        columns = torch.arange(width, device=device)[None, :]
+        inside_rows = (rows >= top[:, None]) & (rows < bottom[:, None])
+        inside_columns = (columns >= left[:, None]) & (columns < right[:, None])
+        box = inside_rows[:, None, :, None] & inside_columns[:, None, None, :] & apply
+        # A cyclic shift of a random order: everyone's partner is somebody else, unless the batch is one image.
+        order = torch.randperm(batch)
+        partner = torch.empty_like(order)
+        partner[order] = order.roll(1)
+        return box, partner.to(device, non_blocking=True)
+
+
+def _luma(image: Tensor) -> Tensor:
+    """Grey value ``[B, 1, H, W]``: ITU-R BT.601 luma of RGB, or the one channel itself."""
+    if image.shape[1] != 3:
+        return image
+    weights = torch.tensor([0.299, 0.587, 0.114], device=image.device, dtype=image.dtype)
+    return (image * weights[:, None, None]).sum(dim=1, keepdim=True)
+
+
+def _rotate_hue(image: Tensor, turn: Tensor) -> Tensor:
+    """Turn the chroma plane of YIQ by ``turn`` of a full circle, per image: linear, so no HSV round trip."""
+    to_yiq = torch.tensor(
+        [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]],
+        device=image.device,
+        dtype=torch.float32,
+    )
+    angle = 2 * math.pi * turn
+    cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
+    rotation = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
+    matrix = (torch.linalg.inv(to_yiq) @ rotation @ to_yiq).to(image.dtype)
+    return torch.einsum("bij,bjhw->bihw", matrix, image)
