@@ -1,0 +1,45 @@
+# What people do with this repository; `make` alone lists it.
+#
+# Everything runs in a virtual environment that is made once from requirements.txt and again when that file
+# changes. PYTHON=/path/to/python takes an environment of your own instead.
+
+VENV ?= .venv
+
+ifeq ($(origin PYTHON), undefined)
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)  ## train on synthetic hearts with few labels, evaluate, segment
+	$(PYTHON) -m bundle demo
+
+test: $(INSTALLED)  ## run the tests (SEMSIM_DATA=folder adds those on real data)
+	$(PYTHON) -m pytest
+
+lint: $(INSTALLED)  ## check style, types and JSON
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	@find configs -name '*.json' | while read -r config; do \
+	    $(PYTHON) -m json.tool "$$config" /dev/null || { echo "$$config is not valid JSON"; exit 1; }; \
+	done
+
+bench: $(INSTALLED)  ## time training steps, inference, input pipeline and metrics on this machine
+	$(PYTHON) -m bundle bench
+
+clean:  ## remove the environment, the tools' caches and what the demo made; leave output/, eval/ and models/ alone
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
+	find bundle scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: requirements.txt
+	@python3 -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	    f"the pinned packages need Python 3.11 or newer, python3 is {sys.version.split()[0]}")'
+	python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@

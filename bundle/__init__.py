@@ -1,0 +1,1 @@
+"""The bundle's own command line, ``python -m bundle COMMAND``; it imports ``scripts``, never the reverse."""
