@@ -1,9 +1,10 @@
-"""From records to batches: data sets, preprocessing cache, slices and loader."""
+"""From records to batches: data sets, preprocessing cache, slices, loader and the phantom cohort."""
 
 from __future__ import annotations
 
 from scripts.data.acdc import acdc_records
 from scripts.data.cache import Volume, cached_volumes
+from scripts.data.phantom import make_phantom_cohort
 from scripts.data.slices import SemiSupervisedLoader, SliceDataset
 from scripts.data.transforms import ThroughPlaneLastd
 
@@ -14,4 +15,5 @@ __all__ = [
     "Volume",
     "acdc_records",
     "cached_volumes",
+    "make_phantom_cohort",
 ]

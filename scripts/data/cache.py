@@ -96,7 +96,7 @@ def cached_volumes(
         stems = list(pool.map(lambda record: _try(_stem, record, root, settings), data))
         missing = [
             (record, stem)
-            for record, stem in zip(data, stems)
+            for record, stem in zip(data, stems, strict=True)
             if isinstance(stem, Path) and not _image_file(stem).is_file()
         ]
         if missing:
@@ -106,7 +106,7 @@ def cached_volumes(
     if faults:
         more = [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
         raise ValueError("\n".join([*faults[:SHOWN_FAULTS], *more]))
-    return [_open(record, stem) for record, stem in zip(data, stems)]
+    return [_open(record, stem) for record, stem in zip(data, stems, strict=True)]
 
 
 def _try(step: Any, record: Mapping[str, Any], *args: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -123,7 +124,7 @@ class SemiSupervisedLoader:
         total, size = len(self.dataset.labeled), self.batch_size
         if len(self.dataset.unlabeled):
             total, size = len(self.dataset.unlabeled), self.unlabeled_batch_size
-        return -(-total // (size * self.world_size))
+        return math.ceil(total / (size * self.world_size))
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Batches from :attr:`iteration` on, without end.

@@ -50,6 +50,7 @@ class ThroughPlaneLastd(MapTransform, InvertibleTransform):
         MapTransform.__init__(self, keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Move the axis of every image in the dictionary."""
         d = dict(data)
         for key in self.key_iterator(d):
             image = d[key] if isinstance(d[key], MetaTensor) else MetaTensor(d[key])
