@@ -105,35 +105,36 @@ class SpatialAwareFusion(nn.Module):
         """
         size = features[self.output_stage - 1].shape[-2:]
         maps = [project(features[s - 1]) for s, project in zip(self.stages, self.project, strict=True)]
-        parts, grids = [], []
-        for x, position in zip(maps, self.position, strict=True):
-            windows, grid = self._split(x)
-            if position.shape[-2:] != windows.shape[-2:]:
-                position = F.interpolate(position, size=windows.shape[-2:], mode="bicubic", align_corners=False)
-            parts.append((windows + position).flatten(2).transpose(1, 2))
-            grids.append(grid)
+        windows = [self._split(x) for x in maps]
+        parts = []
+        for window, position in zip(windows, self.position, strict=True):
+            if position.shape[-2:] != window.shape[1:3]:
+                position = F.interpolate(position, size=window.shape[1:3], mode="bicubic", align_corners=False)
+            parts.append((window + position.permute(0, 2, 3, 1)).flatten(1, 2))
         tokens = self.block(torch.cat(parts, dim=1))
         fused = []
-        for part, x, grid in zip(tokens.split([p.shape[1] for p in parts], dim=1), maps, grids, strict=True):
-            y = self._merge(part, x.shape[0], grid)[..., : x.shape[-2], : x.shape[-1]]
+        for part, window, x in zip(tokens.split([p.shape[1] for p in parts], dim=1), windows, maps, strict=True):
+            y = self._merge(part.reshape_as(window), x)
             fused.append(y if y.shape[-2:] == size else F.interpolate(y, size=size, mode="bilinear"))
         return cast(Tensor, self.fuse(torch.cat(fused, dim=1)))
 
-    def _split(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Windows ``[B * S * S, dim, h, w]`` of a map ``[B, dim, H, W]``, and their size."""
+    # Channels stay last from here to there: cutting and joining windows are then plain copies of whole tokens.
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Windows ``[B * S * S, h, w, dim]`` of a map ``[B, dim, H, W]``."""
         batch, dim, height, width = x.shape
         s = self.windows
         h, w = -(-height // s), -(-width // s)
         if (h * s, w * s) != (height, width):
             x = F.pad(x, (0, w * s - width, 0, h * s - height), mode="replicate")
-        x = x.reshape(batch, dim, s, h, s, w).permute(0, 2, 4, 1, 3, 5)
-        return x.reshape(batch * s * s, dim, h, w), (h, w)
+        x = x.permute(0, 2, 3, 1).reshape(batch, s, h, s, w, dim).transpose(2, 3)
+        return x.reshape(batch * s * s, h, w, dim)
 
-    def _merge(self, tokens: Tensor, batch: int, grid: tuple[int, int]) -> Tensor:
-        """Inverse of :meth:`_split` for tokens ``[B * S * S, h * w, dim]``: ``[B, dim, S * h, S * w]``."""
-        s, (h, w) = self.windows, grid
-        x = tokens.view(batch, s, s, h, w, self.dim).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(batch, self.dim, s * h, s * w)
+    def _merge(self, windows: Tensor, like: Tensor) -> Tensor:
+        """Inverse of :meth:`_split`: the map ``[B, dim, H, W]`` that ``like`` was."""
+        s, (_, h, w, dim) = self.windows, windows.shape
+        x = windows.reshape(-1, s, s, h, w, dim).transpose(2, 3).reshape(-1, s * h, s * w, dim)
+        return x.permute(0, 3, 1, 2)[..., : like.shape[-2], : like.shape[-1]]
 
 
 class PixelProjection(nn.Sequential):
