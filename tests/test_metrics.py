@@ -53,8 +53,8 @@ def test_distances_of_shifted_cube_by_hand():
     pred, label = np.zeros((2, 20, 20, 12), dtype=bool)
     pred[2:6, 2:6, 2:6] = True
     label[2:6, 2:6, 5:9] = True
-    # 56 surface voxels a side: 16 + 12 + 12 + 16 along z. The near layer lies on the other cube's surface (0); the
-    # rings behind it reach its front face from 1 (2 where inside, to the nearest ring) and the back layer from 3.
+    # 56 surface voxels a side, in layers of 16, 12, 12 and 16 along z, of which the one nearest the other cube lies
+    # on its surface and the others 1, 2 and 3 voxels beyond.
     hd95, assd = surface_distances(pred, label)
     assert hd95 == 3.0
     assert assd == pytest.approx((16 * 0 + 12 * 1 + 12 * 2 + 16 * 3) / 56)
@@ -79,8 +79,7 @@ def test_hd95_pools_what_monai_takes_the_larger_of():
     pred, label = np.zeros((2, 40, 24, 8), dtype=bool)
     pred[4:20, 4:20, 2:6] = True
     label[4:20, 4:20, 2:6] = True
-    directed = surface_distances(pred, label)[0]
-    assert directed == 0.0
+    assert surface_distances(pred, label) == (0.0, 0.0)
     label[20:36, 4:10, 2:6] = True  # one-sided error: only label -> pred is far
     hd95 = surface_distances(pred, label)[0]
     monai = compute_hausdorff_distance(as_channels(pred), as_channels(label), True, percentile=95).item()

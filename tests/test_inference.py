@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from torch.nn import functional as F  # noqa: N812
+
+from scripts.inference import (
+    AtomicNibabelWriter,
+    evaluation_records,
+    find_images,
+    find_labelled,
+    load_network_weights,
+    source_root,
+)
+from scripts.networks import UNet
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = 48
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def names(records, folder):
+    return [os.path.relpath(record["image"], folder) for record in records]
+
+
+def rotation():
+    """A rotation about all three axes, small enough that the nearest axes stay the same."""
+    return np.linalg.qr(np.eye(3) + 0.2 * np.random.default_rng(1).normal(size=(3, 3)))[0] * [-1, -1, 1]
+
+
+def save_volume(path, array, affine):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+
+
+def phantom(shape=(40, 56, 5), seed=0):
+    """Smooth random volume of integers, like a scanner's."""
+    noise = torch.rand(1, 1, 6, 6, shape[2], generator=torch.Generator().manual_seed(seed))
+    smooth = F.interpolate(noise, size=shape, mode="trilinear")[0, 0]
+    return (smooth * 1000).numpy().astype(np.int16)
+
+
+def oblique_affine():
+    affine = np.eye(4)
+    affine[:3, :3] = rotation() @ np.diag([1.5, 1.25, 8.0])
+    affine[:3, 3] = [10.125, -33.3, 77.7]
+    return affine
+
+
+def random_network(num_classes=4):
+    """A network whose predictions hold several classes."""
+    torch.manual_seed(0)
+    network = UNet(num_classes=num_classes).eval()
+    with torch.no_grad():
+        network.head.weight *= 50
+        network.head.bias.zero_()
+    return network
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    torch.save(random_network().state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def infer(tmp_path, model, monkeypatch):
+    """Runs configs/inference.json from another directory; returns the output folder."""
+
+    def run(source, **options):
+        monkeypatch.chdir(tmp_path)
+        options = {"checkpoint": str(model), "image_size": SIZE, "device": "cpu", **options}
+        workflow = ConfigWorkflow(
+            config_file=str(ROOT / "configs" / "inference.json"),
+            logging_file=False,
+            workflow_type="infer",
+            bundle_root=str(ROOT),
+            dataset_dir=str(source),
+            output_dir=str(tmp_path / "out"),
+            **options,
+        )
+        workflow.initialize()
+        assert workflow.check_properties() == []
+        try:
+            workflow.run()
+        except RuntimeError as error:  # the bundle wraps what an expression raises
+            raise error.__cause__ or error from None
+        return tmp_path / "out"
+
+    return run
+
+
+def load(path):
+    return np.asarray(nib.load(path).dataobj)
+
+
+# --- which images
+
+
+def test_folder_is_searched_for_images_only(tmp_path):
+    touch(tmp_path, "b/x.nii.gz", "a/x.nii.gz", "a/y.mhd", "a/y.raw", "photo.JPG", "deep/er/z.nii")
+    touch(tmp_path, "a/x_gt.nii.gz", "photo_segmentation.png", "a/x_seg.nii.gz", "a/x_prob.nii.gz", "a/p_4d.nii.gz")
+    touch(tmp_path, ".hidden.nii.gz", ".cache/x.nii.gz", "notes.txt", "Info.cfg")
+    assert names(find_images(tmp_path), tmp_path) == [
+        "a/x.nii.gz",
+        "a/y.mhd",
+        "b/x.nii.gz",
+        "deep/er/z.nii",
+        "photo.JPG",
+    ]
+
+
+def test_single_file_is_taken_as_it_is(tmp_path):
+    touch(tmp_path, "x_gt.nii.gz")
+    assert find_images(tmp_path / "x_gt.nii.gz") == [{"image": str(tmp_path / "x_gt.nii.gz")}]
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"training": [{"image": "a.nii", "label": "b.nii"}], "testing": ["c.nii"]}, ["c.nii"]),
+        ({"training": ["a.nii"], "test": [{"image": "c.nii"}]}, ["c.nii"]),
+        ({"training": ["a.nii"], "validation": [{"image": "b.nii"}], "testing": []}, ["b.nii"]),
+        ({"training": [{"image": "b.nii", "label": "a.nii"}, {"image": "../list/a.nii"}]}, ["b.nii", "a.nii"]),
+    ],
+)
+def test_datalist_takes_the_part_to_predict(tmp_path, parts, expected):
+    folder = tmp_path / "list"
+    touch(folder, "a.nii", "b.nii", "c.nii")
+    (folder / "datalist.json").write_text(json.dumps(parts))
+    records = find_images(folder / "datalist.json")
+    assert names(records, folder) == expected
+    assert all(list(record) == ["image"] for record in records)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("missing", None, FileNotFoundError, "missing' does not exist"),
+        ("text.txt", "", ValueError, r"text.txt' is no image"),
+        ("list.json", "{", ValueError, "list.json' is no JSON"),
+        ("list.json", "[]", ValueError, "expected one of the keys testing"),
+        ("list.json", '{"training": [{"label": "a"}]}', ValueError, "found the entry {'label': 'a'}"),
+        ("list.json", '{"test": ["gone.nii"]}', FileNotFoundError, "gone.nii', which does not exist"),
+    ],
+)
+def test_unusable_source_is_named(tmp_path, name, content, error, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=message):
+        find_images(tmp_path / name)
+
+
+def test_folder_without_images(tmp_path):
+    touch(tmp_path, "sub/x_gt.nii.gz")
+    with pytest.raises(FileNotFoundError, match="No image"):
+        find_images(tmp_path)
+
+
+def test_images_that_would_share_a_result_are_refused(tmp_path):
+    touch(tmp_path, "x.nii", "x.nii.gz")
+    with pytest.raises(ValueError, match="differ only in their suffix"):
+        find_images(tmp_path)
+
+
+def test_labels_are_paired_by_name(tmp_path):
+    touch(tmp_path, "p1/a.nii.gz", "p1/a_gt.nii.gz", "p2/b.jpg", "p2/b_segmentation.png", "p3/c.nii.gz")
+    expected = [("p1/a.nii.gz", "p1/a_gt.nii.gz"), ("p2/b.jpg", "p2/b_segmentation.png")]
+    records = [{"image": str(tmp_path / image), "label": str(tmp_path / label)} for image, label in expected]
+    assert find_labelled(tmp_path) == records
+    assert evaluation_records(tmp_path, "no such list", "all") == records
+    with pytest.raises(FileNotFoundError, match="has a label"):
+        find_labelled(tmp_path / "p3")
+
+
+def test_empty_part_is_refused(tmp_path):
+    (tmp_path / "splits.json").write_text('{"train": [], "val": [], "test": []}')
+    with pytest.raises(ValueError, match=r"'test' of .*splits\.json is empty"):
+        evaluation_records(tmp_path, tmp_path / "splits.json", "test")
+
+
+def test_source_root_holds_all_images(tmp_path):
+    touch(tmp_path, "data/a/x.nii", "data/b/x.nii")
+    (tmp_path / "lists").mkdir()
+    datalist = tmp_path / "lists" / "l.json"
+    datalist.write_text('{"test": ["../data/a/x.nii", "../data/b/x.nii"]}')
+    assert source_root(tmp_path / "data") == str(tmp_path / "data")
+    assert source_root(tmp_path / "data/a/x.nii") == str(tmp_path / "data/a")
+    assert source_root(datalist) == str(tmp_path / "data")
+    assert source_root(tmp_path / "missing") == str(tmp_path / "missing")
+
+
+# --- weights
+
+
+def test_weights_are_loaded(model):
+    network = UNet()
+    load_network_weights(network, model)
+    expected = random_network().state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: UNet(num_classes=2).state_dict(), r"it has 2 classes, the network 4 \(num_classes\)"),
+        (lambda: UNet(in_channels=3).state_dict(), r"has shape \[16, 3, 3, 3\], expected \[16, 1, 3, 3\]"),
+        (lambda: {"method": UNet().state_dict(), "state": {"epoch": 3}}, "holds method, state, expected a network's"),
+        (lambda: {"weight": torch.zeros(1)}, "is of another network"),
+        (lambda: [1, 2], "holds list"),
+        (UNet, "cannot be read as tensors"),
+    ],
+    ids=["classes", "channels", "resume", "strange", "list", "pickle"],
+)
+def test_unfit_checkpoint_is_named_and_changes_nothing(tmp_path, content, message):
+    path = tmp_path / "some.pt"
+    torch.save(content(), path)
+    network = UNet()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"some\.pt' .*{message}"):
+        load_network_weights(network, path)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_missing_or_damaged_checkpoint(tmp_path, model):
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint '.*gone\.pt'"):
+        load_network_weights(UNet(), tmp_path / "gone.pt")
+    (tmp_path / "cut.pt").write_bytes(model.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"cut\.pt' cannot be read"):
+        load_network_weights(UNet(), tmp_path / "cut.pt")
+
+
+# --- writing
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    def write(array):
+        writer = AtomicNibabelWriter(output_dtype=np.uint8)
+        writer.set_data_array(array)
+        writer.set_metadata({"affine": np.eye(4), "original_affine": np.eye(4)}, resample=False)
+        writer.write(tmp_path / "x_seg.nii.gz")
+
+    write(np.ones((1, 3, 4, 1), dtype=np.uint8))
+
+    def fail(image, filename):
+        Path(filename).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(nib, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write(np.zeros((1, 3, 4, 1), dtype=np.uint8))
+    assert [path.name for path in tmp_path.iterdir()] == ["x_seg.nii.gz"]
+    assert load(tmp_path / "x_seg.nii.gz").tolist() == np.ones((3, 4, 1)).tolist()
+
+
+# --- the workflow
+
+
+def plain_prediction(array, network):
+    """Label map of a volume [X, Y, Z] stored as LPS, slice by slice."""
+    low, high = float(array.min()), float(array.max())
+    result = np.zeros(array.shape, dtype=np.uint8)
+    for z in range(array.shape[2]):
+        image = torch.from_numpy((array[:, :, z].astype(np.float32) - low) / (high - low))[None, None]
+        with torch.no_grad():
+            logits = network(F.interpolate(image, (SIZE, SIZE), mode="bilinear", align_corners=False))
+        logits = F.interpolate(logits, array.shape[:2], mode="bilinear", align_corners=False)
+        result[:, :, z] = logits[0].argmax(0).numpy()
+    return result
+
+
+def test_label_map_equals_plain_slices_on_the_original_grid(tmp_path, infer):
+    array, affine = phantom(), oblique_affine()
+    save_volume(tmp_path / "in" / "case.nii.gz", array, affine)
+    out = infer(tmp_path / "in" / "case.nii.gz")
+    assert [path.name for path in out.iterdir()] == ["case_seg.nii.gz"]
+    result = nib.load(out / "case_seg.nii.gz")
+    assert result.get_data_dtype() == np.uint8
+    assert np.array_equal(result.affine, nib.load(tmp_path / "in" / "case.nii.gz").affine)
+    expected = plain_prediction(array, random_network())
+    assert len(np.unique(expected)) > 1
+    # Pixels between two classes of equal logits may fall to either.
+    assert np.mean(np.asarray(result.dataobj) != expected) < 1e-3
+
+
+def test_axis_order_names_and_probabilities(tmp_path, infer):
+    array, affine = phantom(), oblique_affine()
+    slices_first = np.eye(4)[:, [2, 0, 1, 3]]  # voxel (z, x, y) of the file -> (x, y, z)
+    flipped = np.diag([-1.0, 1.0, -1.0, 1.0])
+    flipped[[0, 2], 3] = array.shape[0] - 1, array.shape[2] - 1
+    volumes = {
+        "a/same.nii.gz": (array, affine),
+        "b/same.nii.gz": (array.transpose(2, 0, 1), affine @ slices_first),
+        "flipped.nii": (array[::-1, :, ::-1], affine @ flipped),
+        "one.nii.gz": (array[:, :, :1], affine),
+    }
+    for name, (stored, stored_affine) in volumes.items():
+        save_volume(tmp_path / "in" / name, stored, stored_affine)
+    out = infer(tmp_path / "in", save_probabilities=True)
+    found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    stems = ("a/same", "b/same", "flipped", "one")
+    assert found == sorted(f"{stem}_{kind}.nii.gz" for stem in stems for kind in ("seg", "prob"))
+    for name, stem in zip(volumes, stems, strict=True):
+        source, result = nib.load(tmp_path / "in" / name), nib.load(out / f"{stem}_seg.nii.gz")
+        assert result.shape == source.shape
+        assert np.array_equal(result.affine, source.affine)
+        probabilities = load(out / f"{stem}_prob.nii.gz")
+        assert probabilities.shape == (*source.shape, 4)
+        assert np.allclose(probabilities.sum(-1), 1, atol=1e-5)
+        assert np.array_equal(probabilities.argmax(-1), np.asarray(result.dataobj))
+    reference = load(out / "a/same_seg.nii.gz")
+    assert len(np.unique(reference)) > 1
+    assert np.array_equal(load(out / "b/same_seg.nii.gz").transpose(1, 2, 0), reference)
+    assert np.array_equal(load(out / "flipped_seg.nii.gz")[::-1, :, ::-1], reference)
+
+
+def test_truncated_image_is_named_and_results_stay(tmp_path, infer):
+    save_volume(tmp_path / "in" / "a.nii.gz", phantom(), np.eye(4))
+    whole = (tmp_path / "in" / "a.nii.gz").read_bytes()
+    (tmp_path / "in" / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"in/b\.nii\.gz: cannot be read: ") as error:
+        infer(tmp_path / "in")
+    assert "\n" not in str(error.value)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_seg.nii.gz"]
+    assert load(tmp_path / "out" / "a_seg.nii.gz").shape == (40, 56, 5)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((8, 8, 3), np.nan, dtype=np.float32), "NaN or infinite"),
+        (np.zeros((8, 8, 3, 30), dtype=np.float32), "found 30 channels, expected 1"),
+    ],
+)
+def test_unusable_image_is_named(tmp_path, infer, array, message):
+    save_volume(tmp_path / "bad.nii.gz", array, np.eye(4))
+    with pytest.raises(ValueError, match=rf"bad\.nii\.gz: .*{message}"):
+        infer(tmp_path / "bad.nii.gz")
+    assert not list(tmp_path.rglob("*_seg.nii.gz"))
+
+
+def test_checkpoint_of_other_classes_stops_before_anything_is_written(tmp_path, infer):
+    save_volume(tmp_path / "a.nii.gz", phantom(), np.eye(4))
+    with pytest.raises(ValueError, match="it has 4 classes, the network 2"):
+        infer(tmp_path / "a.nii.gz", num_classes=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_preprocessing_is_that_of_training():
+    def image_steps(config, key):
+        steps = []
+        for step in config.get(key)["transforms"]:
+            keys = [step["keys"]] if isinstance(step["keys"], str) else step["keys"]
+            if "image" not in keys:
+                continue
+            mode = step.get("mode")
+            step = {**step, "keys": "image", "mode": mode if isinstance(mode, str) or mode is None else mode[0]}
+            steps.append({name: value for name, value in step.items() if name != "allow_missing_keys"})
+        return steps
+
+    inference, train = ConfigParser(), ConfigParser()
+    inference.read_config(ROOT / "configs" / "inference.json")
+    train.read_config(ROOT / "configs" / "train.json")
+    expected = image_steps(train, "train#preprocessing")
+    assert image_steps(inference, "preprocessing") == expected
+    assert image_steps(train, "validate#preprocessing") == expected
+
+
+def test_transforms_can_be_read_without_data():
+    # MONAI Label takes preprocessing and postprocessing out of the config and brings its own images.
+    parser = ConfigParser()
+    parser.read_config(ROOT / "configs" / "inference.json")
+    parser["bundle_root"] = str(ROOT)
+    parser["dataset_dir"] = "/missing"
+    for key in ("preprocessing", "postprocessing", "inferer", "network_def"):
+        assert parser.get_parsed_content(key) is not None
+
+
+def test_real_volume_keeps_its_grid(tmp_path, infer):
+    if "SEMSIM_DATA" not in os.environ:
+        pytest.skip("SEMSIM_DATA not set")
+    source = sorted(Path(os.environ["SEMSIM_DATA"], "acdc").glob("*/*_frame01.nii.gz"))[0]
+    image = nib.load(source)
+    (result,) = infer(source).iterdir()
+    assert nib.load(result).shape == image.shape
+    assert np.array_equal(nib.load(result).affine, image.affine)
+    assert np.asarray(nib.load(result).dataobj).max() < 4
