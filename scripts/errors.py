@@ -1,0 +1,41 @@
+"""One clear line for a user's mistake instead of a page of nested tracebacks."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["plain_errors", "root_cause"]
+
+_EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that started a chain of "raise ... from ..."."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def plain_errors() -> None:
+    """On the command line, end with the message alone when this package rejects what it was given.
+
+    MONAI wraps what a config's component raises, once per level, so that the last line a user sees is the least
+    telling. Anything unexpected keeps its full traceback, and so does every program that imports the bundle: only
+    ``python -m monai.bundle`` gets the hook.
+    """
+    if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        cause = root_cause(error)
+        raised_in = [Path(frame.filename).resolve() for frame in traceback.extract_tb(cause.__traceback__)]
+        if isinstance(cause, _EXPECTED) and raised_in and _PACKAGE in raised_in[-1].parents:
+            print(f"error: {cause}", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
