@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import re
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, RandomizableTrait
+
+from scripts.data.fingerprint import fingerprint
 
 __all__ = ["Volume", "cached_volumes"]
 
@@ -88,7 +89,7 @@ def cached_volumes(
     for transform in transforms:
         if isinstance(transform, RandomizableTrait):
             raise ValueError(f"cached preprocessing must be deterministic, but it has {type(transform).__name__}.")
-    settings = repr([FORMAT, num_classes, monai.__version__, [_describe(t) for t in transforms]]).encode()
+    settings = repr([FORMAT, num_classes, monai.__version__, [fingerprint(t) for t in transforms]]).encode()
     root = Path(cache_dir)
     root.mkdir(parents=True, exist_ok=True)
 
@@ -155,30 +156,6 @@ def _files(path: Path) -> Iterator[Path]:
         found = re.search(r"^\s*ElementDataFile\s*=\s*(\S.*?)\s*$", path.read_text(errors="replace"), re.MULTILINE)
         if found and found[1] not in ("LOCAL", "LIST"):
             yield path.parent / found[1]
-
-
-def _describe(value: Any) -> Any:
-    """A value's settings as plain nested data whose repr is the same in every process (pickles are not)."""
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
-        return value
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        return np.asarray(value).tolist()
-    if isinstance(value, Mapping):
-        return sorted((repr(_describe(k)), _describe(v)) for k, v in value.items())
-    if isinstance(value, (set, frozenset)):
-        return sorted(repr(_describe(v)) for v in value)
-    if isinstance(value, (list, tuple)):
-        return [_describe(v) for v in value]
-    if isinstance(value, types.CodeType):
-        return [value.co_code, value.co_names, [_describe(c) for c in value.co_consts]]
-    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    if isinstance(value, types.FunctionType):
-        return [name, _describe(value.__code__), _describe(value.__defaults__)]
-    if isinstance(value, type) or not hasattr(value, "__dict__"):
-        return name if hasattr(value, "__qualname__") else [name, str(value)]
-    # what MONAI's readers and invertible transforms write into themselves when they are used is no setting
-    state = {k: v for k, v in vars(value).items() if k not in ("filenames", "_tracing")}
-    return [name, _describe(state)]
 
 
 def _store(record: Mapping[str, Any], stem: Path, preprocessing: Compose, num_classes: int) -> None:

@@ -70,7 +70,7 @@ class PhantomPatient:
         self.fat, self.liver, self.stomach, self.lung = u(0.6, 1.2), u(0.25, 0.6), u(0.2, 0.95), u(0.03, 0.12)
         self.flow, self.noise, self.scale = u(0.06, 0.18), u(0.015, 0.05), u(250, 900)
         self.blur = u(0.0, 0.15)
-        self.bias = np.exp(u(0.1, 0.35) * self._field(2) - u(0, 0.5) * self.y / 100)
+        self.bias = np.exp(u(0.1, 0.35) * self._field(2) - u(0.1, 0.9) * self.y / 100)  # coils in front
 
         # the rest of the chest
         self.roll = math.radians(u(-40, 40))  # the short axis is oblique to the body

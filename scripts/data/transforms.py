@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
+from monai.data.utils import affine_to_spacing, to_affine_nd
 from monai.transforms import InvertibleTransform, MapTransform
 
 __all__ = ["ThroughPlaneLastd", "through_plane_axis"]
@@ -83,7 +83,7 @@ class ThroughPlaneLastd(MapTransform, InvertibleTransform):
             order = list(self.pop_transform(image)["extra_info"]["order"])
             back = [order.index(i) for i in range(len(order))]
             moved = image.permute(0, *(i + 1 for i in back)).contiguous()
-            moved.affine = image.affine @ _permutation(back).to(image.affine)
+            moved.affine = image.affine @ to_affine_nd(len(image.affine) - 1, _permutation(back))
             d[key] = moved
         return d
 

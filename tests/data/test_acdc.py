@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+
+from scripts.data import acdc_records
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "scripts" / "data" / "splits" / "acdc.json"
+
+
+def _touch_patient(folder: Path, frames: dict[str, bool]) -> None:
+    folder.mkdir(parents=True)
+    for name in (f"{folder.name}_4d.nii.gz", "Info.cfg"):
+        (folder / name).touch()
+    for frame, annotated in frames.items():
+        (folder / f"{folder.name}_frame{frame}.nii.gz").touch()
+        if annotated:
+            (folder / f"{folder.name}_frame{frame}_gt.nii.gz").touch()
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> tuple[Path, Path]:
+    root = tmp_path / "acdc"
+    _touch_patient(root / "training" / "patient090", {"11": True, "04": True})
+    _touch_patient(root / "training" / "patient002", {"01": True, "12": True})
+    _touch_patient(root / "training" / "patient003", {"01": False, "09": False})
+    _touch_patient(root / "testing" / "patient101", {"01": True, "14": True})
+    splits = tmp_path / "splits.json"
+    parts = {"train": ["patient090", "patient002", "patient003"], "val": [], "test": ["patient101"]}
+    splits.write_text(json.dumps(parts))
+    return root, splits
+
+
+def _names(records: list[dict[str, str]], key: str) -> list[str | None]:
+    return [Path(r[key]).name if key in r else None for r in records]
+
+
+def test_train_records_follow_the_list_and_find_their_frames(cohort: tuple[Path, Path]) -> None:
+    records = acdc_records(*cohort, "train", labeled=1)
+    assert _names(records, "image") == [
+        "patient090_frame04.nii.gz",
+        "patient090_frame11.nii.gz",
+        "patient002_frame01.nii.gz",
+        "patient002_frame12.nii.gz",
+        "patient003_frame01.nii.gz",
+        "patient003_frame09.nii.gz",
+    ]
+    assert _names(records, "label") == ["patient090_frame04_gt.nii.gz", "patient090_frame11_gt.nii.gz", *[None] * 4]
+    assert [r["case"] for r in records] == [n for n in ("patient090", "patient002", "patient003") for _ in range(2)]
+
+
+def test_other_parts_are_labelled_or_empty(cohort: tuple[Path, Path]) -> None:
+    assert _names(acdc_records(*cohort, "test"), "label") == [
+        "patient101_frame01_gt.nii.gz",
+        "patient101_frame14_gt.nii.gz",
+    ]
+    assert acdc_records(*cohort, "val") == []
+
+
+def test_layout_without_subfolders(phantom: Path) -> None:
+    assert len(acdc_records(phantom, phantom / "splits.json", "train", labeled=2)) == 12
+    assert all("label" in r for r in acdc_records(phantom, phantom / "splits.json", "train"))
+
+
+@pytest.mark.parametrize("labeled", [0, -1, 4])
+def test_labelled_count_out_of_range(cohort: tuple[Path, Path], labeled: int) -> None:
+    with pytest.raises(ValueError, match=rf"labeled={labeled}: .* 1\.\.3"):
+        acdc_records(*cohort, "train", labeled=labeled)
+
+
+def test_missing_things_are_named(cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    root, splits = cohort
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*creatis.*make demo"):
+        acdc_records(tmp_path / "nowhere", splits, "train", labeled=1)
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        acdc_records(root, tmp_path / "none.json", "train", labeled=1)
+    with pytest.raises(ValueError, match=r"no part 'validation'"):
+        acdc_records(root, splits, "validation")
+    with pytest.raises(FileNotFoundError, match="patient003_frame01_gt"):
+        acdc_records(root, splits, "train", labeled=3)
+    (root / "testing" / "patient101" / "patient101_frame14_gt.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="patient101_frame14_gt"):
+        acdc_records(root, splits, "test")
+    for name in ("patient002", "patient003"):
+        shutil.rmtree(root / "training" / name)
+    with pytest.raises(FileNotFoundError, match=r"2 of the 3 'train' patients.*patient002, patient003"):
+        acdc_records(root, splits, "train", labeled=1)
+
+
+def test_published_split_is_disjoint() -> None:
+    splits = json.loads(PUBLISHED.read_text())
+    assert [len(splits[part]) for part in ("train", "val", "test")] == [70, 10, 20]
+    assert len({name for part in splits.values() for name in part}) == 100
+    assert splits["train"][:3] == ["patient099", "patient038", "patient050"]
+
+
+@pytest.mark.parametrize(("labeled", "slices"), [(1, 32), (3, 68), (7, 136), (70, 1312)])
+def test_real_labelled_slices(real_acdc: Path, labeled: int, slices: int) -> None:
+    records = acdc_records(real_acdc, PUBLISHED, "train", labeled=labeled)
+    assert len(records) == 140
+    assert sum(nib.load(r["label"]).shape[2] for r in records if "label" in r) == slices

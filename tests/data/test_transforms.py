@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd, Orientationd, Resized
+
+from scripts.data import ThroughPlaneLastd
+from scripts.data.transforms import through_plane_axis
+
+CANONICAL = np.arange(7 * 6 * 4, dtype=np.float32).reshape(7, 6, 4)  # LPS, slices last
+SPACING = (1.5, 1.4, 9.0)
+LPS = np.diag([-1.0, -1.0, 1.0])
+
+
+def _rotation(degrees: float) -> np.ndarray:
+    """Rotation about an oblique axis."""
+    axis = np.array([1.0, 2.0, -1.0]) / np.sqrt(6)
+    a = np.deg2rad(degrees)
+    cross = np.cross(np.eye(3), axis)
+    return np.eye(3) * np.cos(a) + (1 - np.cos(a)) * np.outer(axis, axis) - np.sin(a) * cross
+
+
+def _stored(order: tuple[int, ...], flips: tuple[int, ...], degrees: float) -> MetaTensor:
+    """The canonical volume as a file may hold it: axes permuted and flipped, the affine says so."""
+    affine = np.eye(4)
+    affine[:3, :3] = _rotation(degrees) @ LPS @ np.diag(SPACING)
+    affine[:3, 3] = (11.5, -7.25, 3.0)
+    ornt = np.array([[order.index(i), flips[order.index(i)]] for i in range(3)])
+    array = nib.apply_orientation(CANONICAL, ornt)
+    affine = affine @ nib.orientations.inv_ornt_aff(ornt, CANONICAL.shape)
+    return MetaTensor(torch.from_numpy(np.ascontiguousarray(array))[None], affine=torch.from_numpy(affine))
+
+
+CASES = [
+    (order, flips, degrees)
+    for order in itertools.permutations(range(3))
+    for flips in ((1, 1, 1), (-1, 1, -1))
+    for degrees in (0.0, 20.0)
+]
+
+
+@pytest.mark.parametrize(("order", "flips", "degrees"), CASES)
+def test_any_storage_gives_the_same_array_and_inverts(
+    order: tuple[int, ...], flips: tuple[int, ...], degrees: float
+) -> None:
+    preprocessing = Compose([Orientationd("image", axcodes="LPS"), ThroughPlaneLastd("image")])
+    stored = _stored(order, flips, degrees)
+    item = preprocessing({"image": stored})
+    np.testing.assert_array_equal(item["image"][0].numpy(), CANONICAL)
+    expected = _rotation(degrees) @ LPS @ np.diag(SPACING)
+    np.testing.assert_allclose(item["image"].affine[:3, :3], expected, atol=1e-12)
+
+    item["pred"] = MetaTensor(torch.cat([item["image"], -item["image"]]).as_tensor())  # another number of channels
+    pred = Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False)(item)["pred"]
+    np.testing.assert_array_equal(pred.numpy(), torch.cat([stored, -stored]).numpy())
+    np.testing.assert_allclose(pred.affine.numpy(), stored.affine.numpy(), atol=1e-12)
+
+
+def test_slices_along_another_anatomical_axis() -> None:
+    """A coronal stack, stored as LPS: its slices run front to back, and the voxels keep their place in space."""
+    affine = torch.diag(torch.tensor([-1.5, -9.0, 1.4, 1.0], dtype=torch.float64))
+    stored = MetaTensor(torch.from_numpy(CANONICAL.transpose(0, 2, 1).copy())[None], affine=affine)
+    preprocessing = Compose([ThroughPlaneLastd("image"), Resized("image", spatial_size=(14, 12, -1), mode="trilinear")])
+    moved = ThroughPlaneLastd("image")({"image": stored})["image"]
+    np.testing.assert_array_equal(moved[0].numpy(), CANONICAL)
+    np.testing.assert_allclose(
+        moved.affine @ torch.tensor([2.0, 3, 1, 1]).double(), affine @ torch.tensor([2.0, 1, 3, 1]).double()
+    )
+
+    item = preprocessing({"image": stored})
+    item["pred"] = MetaTensor(item["image"].as_tensor())
+    pred = Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False)(item)["pred"]
+    assert pred.shape == stored.shape
+    np.testing.assert_allclose(pred.affine.numpy(), stored.affine.numpy(), atol=1e-9)
+    assert stored.affine.equal(affine), "the input is left alone"
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "axis"),
+    [
+        ((64, 64, 64), (1, 8, 1), 1),  # thick slices
+        ((64, 10, 64), (1, 1, 1.24), 1),  # not thick enough: fewest voxels
+        ((64, 10, 64), (1, 1, 1.25), 2),
+        ((10, 64, 64), (1, 1, 1), 0),
+        ((10, 10, 64), (1, 1, 1), 2),  # undecided
+    ],
+)
+def test_through_plane_axis(shape: tuple[int, ...], spacing: tuple[float, ...], axis: int) -> None:
+    assert through_plane_axis(shape, spacing) == axis
+
+
+def test_images_and_missing_keys_pass() -> None:
+    image = MetaTensor(torch.rand(3, 8, 5))
+    transform = ThroughPlaneLastd(("image", "label"), allow_missing_keys=True)
+    item = transform({"image": image})
+    assert item["image"].equal(image)
+    assert transform.inverse(item)["image"].equal(image)
+    with pytest.raises(KeyError):
+        ThroughPlaneLastd(("image", "label"))({"image": image})
