@@ -19,6 +19,7 @@ from monai.utils import convert_to_numpy
 from torch import nn
 
 from scripts.data import acdc_records
+from scripts.errors import root_cause
 
 __all__ = [
     "AtomicNibabelWriter",
@@ -155,7 +156,7 @@ def load_network_weights(network: nn.Module, path: str | Path) -> None:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"Checkpoint '{path}' cannot be read as tensors: {_first_line(error)}") from error
+        raise ValueError(f"Checkpoint '{path}' cannot be read as tensors: {_first_line(error)}") from None
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         content = ", ".join(map(str, weights)) if isinstance(weights, Mapping) else type(weights).__name__
         raise ValueError(
@@ -225,10 +226,7 @@ class VolumeDataset(Dataset):
         try:
             item = super()._transform(index)
         except Exception as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:  # MONAI wraps what the reader says
-                cause = cause.__cause__
-            raise ValueError(f"{files}: cannot be read: {_first_line(cause)}") from error
+            raise ValueError(f"{files}: cannot be read: {_first_line(root_cause(error))}") from None
         image = item["image"]
         if image.shape[0] != self.channels:
             raise ValueError(f"{record['image']}: found {image.shape[0]} channels, expected {self.channels}.")
@@ -297,7 +295,7 @@ def _images_of_datalist(path: Path) -> list[Path]:
     try:
         parts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"Datalist '{path}' is no JSON: {error}") from error
+        raise ValueError(f"Datalist '{path}' is no JSON: {error}") from None
     keys = ("testing", "test", "validation", "training")
     entries = next((parts[key] for key in keys if parts.get(key)), None) if isinstance(parts, dict) else None
     if entries is None:

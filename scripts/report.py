@@ -77,7 +77,7 @@ class SegmentationReport:
                 _check_axes(item["pred"], item["label"])
                 scores = segmentation_scores(pred, label, self.num_classes, _spacing(item["label"]))
             except ValueError as error:
-                raise ValueError(f"{file}: {error}") from error
+                raise ValueError(f"{file}: {error}") from None
             self.files.append(file)
             self.scores.append(scores)
 
