@@ -1,8 +1,8 @@
 """Semantic similarity within an image and across images: pure functions on tensors, no state.
 
 Symbols follow the paper: ``f~`` features ``[B, D, h, w]``, C classes, J labelled images, N regions per side.
-Everything is differentiable except :func:`uncertainty`; similarities and softmaxes are computed in float32
-under autocast, because Eq. 12 multiplies differences of 1e-3 by a thousand.
+Everything is differentiable except :func:`uncertainty`. What looks across images is computed in float32 under autocast,
+because Eq. 12 multiplies differences of 1e-3 by a thousand; the attention within an image runs in the features' dtype.
 """
 
 from __future__ import annotations
@@ -72,9 +72,11 @@ def refine_by_affinity(logits: Tensor, features: Tensor, temperature: float = 0.
     classes, width = logits.shape[1], features.shape[1]
     query = _unit(features).to(features.dtype).flatten(2).transpose(1, 2).unsqueeze(1)
     tokens = values.flatten(2).transpose(1, 2).unsqueeze(1).to(query.dtype)
-    padded = F.pad(tokens, (0, max(0, width - classes)))
     if classes > width:
         query = F.pad(query, (0, classes - width))
+    # The fused kernel also wants a last dimension of stride 1; no copy where channels already are last.
+    query = query.contiguous()
+    padded = F.pad(tokens, (0, max(0, width - classes))).contiguous()
     spread = F.scaled_dot_product_attention(query, query, padded, scale=1.0 / temperature)[..., :classes]
     spread = spread.squeeze(1).transpose(1, 2).reshape_as(values).float()
     return values + spread if space == "logit" else ((values + spread) / 2).clamp_min(1e-8).log()
