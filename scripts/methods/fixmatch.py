@@ -25,8 +25,10 @@ class FixMatch(Objective):
         with torch.no_grad():
             target = pseudo_label(self.network(weak).float().softmax(dim=1))
         supervised = self.supervised_loss(self.network(image), label)
+        with self.strong_pass():
+            prediction = self.network(strong.image)
         passed = strong.paste(target.confidence) >= self.threshold
-        consistency = self.dice(self.network(strong.image), strong.paste(target.label), passed)
+        consistency = self.dice(prediction, strong.paste(target.label), passed)
         return {
             "loss": (supervised + consistency) / 2,
             "loss_supervised": supervised,

@@ -144,7 +144,8 @@ class SemSim(Objective):
 
         supervised = self.supervised_loss(logits, label)
         losses = {"loss_supervised": supervised}
-        losses |= self._consistency(weak, weak_encoded, targets, prototypes)
+        with self.strong_pass():
+            losses |= self._consistency(weak, weak_encoded, targets, prototypes)
         total = supervised
         for name, weight in (
             ("loss_decoder", self.lambda_decoder),

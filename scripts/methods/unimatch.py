@@ -36,14 +36,15 @@ class UniMatch(Objective):
         features = self.network.encode(weak)
         with torch.no_grad():
             target = pseudo_label(self.network.decode(features).float().softmax(dim=1))
-        perturbed = self.network.decode([F.dropout2d(f, self.feature_dropout) for f in features])
+        with self.strong_pass():
+            perturbed = self.network.decode([F.dropout2d(f, self.feature_dropout) for f in features])
 
         supervised = self.supervised_loss(self.network(image), label)
+        with self.strong_pass():
+            predictions = [self.network(view.image) for view in views]
         strong = [
-            self.dice(
-                self.network(view.image), view.paste(target.label), view.paste(target.confidence) >= self.threshold
-            )
-            for view in views
+            self.dice(prediction, view.paste(target.label), view.paste(target.confidence) >= self.threshold)
+            for prediction, view in zip(predictions, views, strict=True)
         ]
         feature = self.dice(perturbed, target.label, target.confidence >= self.threshold)
         consistency = (strong[0] + strong[1]) / 4 + feature / 2

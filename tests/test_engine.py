@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from monai.bundle import ConfigWorkflow
+from torch import Tensor, nn
+
+from scripts.engine import RunCheckpoint, SemiSupervisedTrainer, autocast_dtype, guard_output, poly_schedule
+from scripts.errors import root_cause
+from scripts.losses import DiceCrossEntropy
+from scripts.methods import FixMatch, Objective, Supervised
+from scripts.networks import UNet
+from scripts.views import WeakView
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Batches:
+    """A loader of random batches, a function of the iteration like the real one."""
+
+    def __init__(self, unlabeled: bool = True, bad_at: int = -1) -> None:
+        self.iteration = 0
+        self.unlabeled = unlabeled
+        self.bad_at = bad_at
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        while True:
+            g = torch.Generator().manual_seed(self.iteration)
+            batch = {
+                "image": torch.rand(2, 1, 32, 32, generator=g),
+                "label": torch.randint(0, 3, (2, 1, 32, 32), generator=g, dtype=torch.uint8),
+            }
+            if self.iteration == self.bad_at:
+                batch["image"][0, 0, 0, 0] = math.nan
+            if self.unlabeled:
+                batch["unlabeled"] = torch.rand(2, 1, 32, 32, generator=g)
+            self.iteration += 1
+            yield batch
+
+
+def trainer(method: Objective, epochs: int = 2, loader: Any = None, handlers: Any = None) -> SemiSupervisedTrainer:
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9)
+    return SemiSupervisedTrainer(
+        device="cpu",
+        max_epochs=epochs,
+        train_data_loader=loader or Batches(),
+        method=method,
+        optimizer=optimizer,
+        lr_scheduler=poly_schedule(optimizer, 6),
+        train_handlers=handlers,
+    )
+
+
+def network(seed: int = 0) -> UNet:
+    torch.manual_seed(seed)
+    return UNet(num_classes=3)
+
+
+def test_every_iteration_is_seeded_by_itself() -> None:
+    """Whatever was drawn before, iteration i sees the same random numbers."""
+    results = []
+    for waste in (0, 7):
+        method = FixMatch(network())
+        torch.rand(waste)
+        engine = trainer(method, epochs=1)
+        engine.run()
+        results.append(torch.cat([p.flatten() for p in method.parameters()]))
+    assert torch.equal(*results)
+
+
+def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
+    def run(folder: str, epochs: int, resume: bool) -> dict[str, Tensor]:
+        net = network(1 if resume else 0)  # other weights than the run had: all must come from the checkpoint
+        engine = trainer(FixMatch(net), epochs, handlers=[RunCheckpoint(str(tmp_path / folder), net, resume)])
+        engine.run()
+        return net.state_dict()
+
+    whole = run("a", 2, False)
+    run("b", 1, False)
+    resumed = run("b", 2, True)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    last = torch.load(tmp_path / "b" / "model_last.pt", weights_only=True)
+    assert all(torch.equal(last[k], resumed[k]) for k in last)
+    assert not list((tmp_path / "b").glob("tmp*"))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    net = network()
+    trainer(FixMatch(net), 1, handlers=[RunCheckpoint(str(tmp_path), net)]).run()
+    saved = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match="expected a run of Supervised"):
+        trainer(Supervised(net), 2, handlers=[RunCheckpoint(str(tmp_path), net, True)]).run()
+    other = UNet(num_classes=2)
+    with pytest.raises(ValueError, match="does not fit"):
+        trainer(FixMatch(other), 2, handlers=[RunCheckpoint(str(tmp_path), other, True)]).run()
+    with pytest.raises(ValueError, match="expected a checkpoint with"):
+        path = str(tmp_path / "model.pt")
+        trainer(FixMatch(net), 2, handlers=[RunCheckpoint(str(tmp_path), net, path)]).run()
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+        path = str(tmp_path / "nowhere.pt")
+        trainer(FixMatch(net), 2, handlers=[RunCheckpoint(str(tmp_path), net, path)]).run()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == saved
+
+
+def test_output_guard(tmp_path: Path) -> None:
+    guard_output(str(tmp_path), False)
+    (tmp_path / "checkpoint.pt").touch()
+    guard_output(str(tmp_path), True)
+    with pytest.raises(FileExistsError, match="--resume true"):
+        guard_output(str(tmp_path), False)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights(tmp_path: Path) -> None:
+    net = network()
+    engine = trainer(Supervised(net), 2, Batches(bad_at=4), [RunCheckpoint(str(tmp_path), net)])
+    with pytest.raises(FloatingPointError, match="not finite at iteration 5"):
+        engine.run()
+    assert all(torch.isfinite(p).all() for p in net.parameters())
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]
+    assert state["epoch"] == 1
+
+
+def test_methods_that_need_unlabelled_images_say_so() -> None:
+    loader = Batches()
+    loader.dataset = type("Slices", (), {"unlabeled": np.arange(0)})()  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="FixMatch learns from unlabelled images"):
+        trainer(FixMatch(network()), loader=loader)
+    trainer(Supervised(network()), loader=loader)
+
+
+def test_poly_schedule_follows_its_closed_form() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
+    schedule = poly_schedule(optimizer, 10)
+    for i in range(12):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * max(0, 1 - i / 10) ** 0.9)
+        optimizer.step()
+        schedule.step()
+
+
+def test_autocast_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert autocast_dtype(cpu, False) is None
+    for native in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+        assert autocast_dtype(cpu, True) is (torch.bfloat16 if native else None)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert autocast_dtype(cuda, True) is (torch.bfloat16 if native else torch.float16)
+
+
+# --- through the configuration ---------------------------------------------------------------------------------------
+
+
+def arguments(phantom: Path, tmp_path: Path, **overrides: Any) -> dict[str, Any]:
+    return {
+        "bundle_root": str(ROOT),
+        "dataset_dir": str(phantom),
+        "splits": str(phantom / "splits.json"),
+        "cache_dir": str(tmp_path / "cache"),
+        "output_dir": str(tmp_path / "run"),
+        "image_size": 32,
+        "batch_size": 2,
+        "device": "$torch.device('cpu')",
+        "train#trainer#max_epochs": 2,
+        "train#trainer#epoch_length": 2,
+        **overrides,
+    }
+
+
+def workflow(*overlays: str, **kwargs: Any) -> ConfigWorkflow:
+    files = [str(ROOT / "configs" / name) for name in ("train.json", *overlays)]
+    return ConfigWorkflow(
+        config_file=files,
+        meta_file=str(ROOT / "configs" / "metadata.json"),
+        logging_file=str(ROOT / "configs" / "logging.conf"),
+        workflow_type="train",
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("method", ["supervised", "fixmatch", "unimatch", "semsim_minus", "semsim"])
+def test_every_method_trains_by_its_overlay(method: str, phantom: Path, tmp_path: Path) -> None:
+    flow = workflow(f"methods/{method}.json", **arguments(phantom, tmp_path))
+    flow.initialize()
+    flow.run()
+    engine = flow.parser.get_parsed_content("train#trainer")
+    assert engine.state.iteration == 4
+    assert math.isfinite(engine.state.output["loss"])
+    weights = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    assert weights.keys() == UNet().state_dict().keys()
+
+
+def test_properties_from_another_directory(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flow = workflow(**arguments(phantom, tmp_path))
+    flow.initialize()
+    assert not flow.check_properties()
+
+
+def test_an_empty_validation_list_still_ends_in_weights(phantom: Path, tmp_path: Path) -> None:
+    flow = workflow("methods/supervised.json", **arguments(phantom, tmp_path, **{"validate#dataset#data": []}))
+    flow.initialize()
+    flow.run()
+    best = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    last = torch.load(tmp_path / "run" / "model_last.pt", weights_only=True)
+    assert all(torch.equal(best[k], last[k]) for k in last)
+
+
+def test_best_weights_survive_a_resume(phantom: Path, tmp_path: Path) -> None:
+    """A resumed run compares with the best metric of the run before it."""
+    flow = workflow("methods/supervised.json", **arguments(phantom, tmp_path))
+    flow.initialize()
+    flow.run()
+    path = tmp_path / "run" / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    content["state"] |= {"best_metric": 2.0, "best_metric_epoch": 1}
+    torch.save(content, path)
+    best = (tmp_path / "run" / "model.pt").read_bytes()
+    resumed = {"resume": True, "train#trainer#max_epochs": 3}
+    flow = workflow("methods/supervised.json", **arguments(phantom, tmp_path, **resumed))
+    flow.initialize()
+    flow.run()
+    assert flow.parser.get_parsed_content("train#trainer").state.epoch == 3
+    assert (tmp_path / "run" / "model.pt").read_bytes() == best
+
+
+def command(options: Mapping[str, Any], *overlays: str) -> list[str]:
+    files = [str(ROOT / "configs" / name) for name in ("train.json", *overlays)]
+    line = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(files)]
+    return line + [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
+def run(options: Mapping[str, Any], *overlays: str) -> None:
+    flow = workflow(*overlays, **options)
+    flow.initialize()
+    flow.run()
+
+
+def test_a_killed_run_resumes_to_the_same_weights(phantom: Path, tmp_path: Path) -> None:
+    options = arguments(phantom, tmp_path, **{"train#trainer#max_epochs": 30, "val_interval": 15})
+    overlay = "methods/semsim_minus.json"
+    run(options, overlay)
+
+    killed = options | {"output_dir": str(tmp_path / "killed")}
+    with subprocess.Popen(
+        command(killed, overlay), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        checkpoint = tmp_path / "killed" / "checkpoint.pt"
+        while not checkpoint.exists() and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(0.1)  # somewhere in a later epoch
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (tmp_path / "killed" / "model_last.pt").exists()
+
+    run(killed | {"resume": True}, overlay)
+    whole = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["method"]
+    resumed = torch.load(checkpoint, weights_only=True)["method"]
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "overrides", "message"),
+    [
+        ("fixmatch", {"labeled": 0}, "labeled=0"),
+        ("fixmatch", {"labeled": 99}, "labeled=99"),
+        ("fixmatch", {"labeled": 6}, "learns from unlabelled images"),
+        ("semsim", {"method#gate": "both"}, "gate: expected one of"),
+        ("fixmatch", {"num_classes": 3}, "label values must be 0..2"),
+        ("fixmatch", {"resume": "nowhere.pt"}, "nowhere.pt"),
+        ("fixmatch", {"dataset_dir": "nowhere"}, "make demo"),
+    ],
+)
+def test_mistakes_are_named_before_training(
+    phantom: Path, tmp_path: Path, overlay: str, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Exception) as info:  # noqa: PT011 - MONAI wraps it; what started the chain is looked at
+        run(arguments(phantom, tmp_path, **overrides), f"methods/{overlay}.json")
+    assert message in str(root_cause(info.value))
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_the_command_line_ends_in_the_plain_message(phantom: Path, tmp_path: Path) -> None:
+    line = command(arguments(phantom, tmp_path, dataset_dir="nowhere"))
+    process = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    assert process.stderr.strip().splitlines()[-1].startswith("error: dataset_dir 'nowhere' does not exist.")
+
+
+# --- more than one process -------------------------------------------------------------------------------------------
+
+
+class PlainLoss(nn.Module):
+    """L_s with per-image Dice on a network without dropout and with fixed batch statistics."""
+
+    def __init__(self, net: UNet) -> None:
+        super().__init__()
+        self.objective = Supervised(net, weak=WeakView("none"), per_image_dice=True)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.objective(batch)["loss"]
+
+
+def plain_batch() -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(5)
+    return {
+        "image": torch.rand(4, 1, 32, 32, generator=g),
+        "label": torch.randint(0, 3, (4, 1, 32, 32), generator=g, dtype=torch.uint8),
+    }
+
+
+def plain_network() -> UNet:
+    torch.manual_seed(0)
+    return UNet(num_classes=3, dropout=0.0).eval()
+
+
+def _gradients_of_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    net = plain_network()
+    model = nn.parallel.DistributedDataParallel(PlainLoss(net))
+    part = {key: value[2 * rank : 2 * rank + 2] for key, value in plain_batch().items()}
+    model(part).backward()
+    if rank == 0:
+        torch.save([p.grad for p in net.parameters()], f"{folder}/gradients.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+    mp.spawn(_gradients_of_rank, args=(str(tmp_path),), nprocs=2)
+    net = plain_network()
+    PlainLoss(net)(plain_batch()).backward()
+    for both, one in zip(torch.load(tmp_path / "gradients.pt", weights_only=True), net.parameters(), strict=True):
+        torch.testing.assert_close(both, one.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_per_batch_dice_is_per_process() -> None:
+    """Why the test above needs per-image Dice: batch sums do not add up over processes."""
+    g = torch.Generator().manual_seed(0)
+    logits, label = torch.randn(4, 3, 8, 8, generator=g), torch.randint(0, 3, (4, 8, 8), generator=g)
+    label[:2] = 0
+    for per_image, equal in ((True, True), (False, False)):
+        loss = DiceCrossEntropy(per_image)
+        halves = (loss(logits[:2], label[:2]) + loss(logits[2:], label[2:])) / 2
+        assert torch.isclose(halves, loss(logits, label), atol=1e-6).item() is equal
+
+
+def test_torchrun_trains_and_one_process_writes(phantom: Path, tmp_path: Path) -> None:
+    options = arguments(phantom, tmp_path)
+    del options["device"]
+    line = command(options, "methods/semsim.json", "multi_gpu_train.json")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *line[1:]]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(launcher, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert process.returncode == 0, process.stderr[-3000:]
+    events = list((tmp_path / "run").glob("events.out.tfevents.*"))
+    assert len({path.name.split(".")[-2] for path in events}) == 1, "one process, by its number, writes the curves"
+    assert (tmp_path / "run" / "model.pt").exists()
