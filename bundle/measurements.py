@@ -1,0 +1,264 @@
+"""What the benchmark measures: rates, times, memory and arithmetic, each in one function.
+
+Every function builds what it needs from the bundle's own configs, so that a change there is a change here.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.metrics import compute_hausdorff_distance
+from monai.networks import one_hot
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from scripts.metrics import surface_distances
+
+__all__ = [
+    "MATRIX_SIDE",
+    "SLICES",
+    "fusion",
+    "hd95",
+    "inference",
+    "input_pipeline",
+    "isolated",
+    "matrix_rate",
+    "peak_memory",
+    "training_step",
+]
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+"""Side of the matrices whose product gives the matrix rate: large enough for arithmetic to be all that counts."""
+
+SLICES = 10
+"""Slices of a volume."""
+
+_FLASH_ON_CPU = {  # PyTorch counts the fused attention of CUDA, not the CPU's
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+def isolated(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Result of a function run in a process of its own, whose peak memory is therefore its own."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(work, *args, **kwargs).result()
+
+
+def _config(device: str, *files: str, **overrides: Any) -> ConfigParser:
+    """The bundle's own config files, as a run would read them."""
+    parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / file) for file in files]))
+    parser.update({"bundle_root": str(CONFIGS.parent), "device": torch.device(device)})
+    parser.update({key.replace("__", "#"): value for key, value in overrides.items()})
+    return parser
+
+
+def _seconds(work: Callable[[], Any], repeats: int, device: str) -> float:
+    """Median time of a call, after warming up."""
+    times = []
+    warm_up = 3 if device == "cuda" else 1
+    for _ in range(warm_up + repeats):
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[warm_up:])
+
+
+def peak_memory(device: str) -> float:
+    """Peak memory so far in MiB: allocated on a GPU, resident in the process on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _flops(work: Callable[[], Any]) -> float:
+    """Floating-point operations of the matrix products, convolutions and attention in a call."""
+    counter = FlopCounterMode(display=False, custom_mapping=_FLASH_ON_CPU)
+    with counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def matrix_rate(dtype: torch.dtype, device: str) -> float:
+    """GFLOP/s of a square matrix product."""
+    side = MATRIX_SIDE[device]
+    a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / _seconds(lambda: a @ b, 5, device) / 1e9
+
+
+def _autocast(dtype: torch.dtype, device: str) -> torch.autocast:
+    enabled = dtype is not torch.float32
+    return torch.autocast(device, dtype=dtype if enabled else None, enabled=enabled)
+
+
+def _batch(image_size: int, batch_size: int, device: str, memory_format: torch.memory_format) -> dict[str, Tensor]:
+    """A batch of the training's form; its labels are blobs of all classes."""
+    blobs = torch.randint(4, (batch_size, 1, 8, 8)).float()
+    label = torch.nn.functional.interpolate(blobs, size=(image_size, image_size))
+    batch = {"image": label / 4 + 0.2 * torch.rand(label.shape), "label": label.to(torch.uint8)}
+    batch["unlabeled"] = batch["image"].flip(0)
+    return {key: value.to(device, memory_format=memory_format) for key, value in batch.items()}
+
+
+def training_step(
+    name: str,
+    dtype: torch.dtype,
+    channels_last: bool,
+    image_size: int,
+    batch_size: int,
+    repeats: int,
+    device: str,
+    count: bool = False,
+) -> dict[str, float]:
+    """Seconds, peak MiB and, if asked for, FLOPs of an objective's training step.
+
+    Args:
+        name: the overlay under ``configs/methods``.
+        dtype: float32, or what autocast computes in.
+        channels_last: memory format of network and images.
+        image_size: side of the slices, pixels.
+        batch_size: labelled slices, and as many unlabelled ones.
+        repeats: timed steps.
+        device: ``cpu`` or ``cuda``.
+        count: whether to count FLOPs, in one more step; otherwise they read 0.
+
+    Returns:
+        ``{"seconds", "memory", "flops"}``.
+    """
+    torch.manual_seed(0)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    parser = _config(device, "train.json", f"methods/{name}.json")
+    method = parser.get_parsed_content("method_on_device").to(memory_format=memory_format).train()
+    optimizer = parser.get_parsed_content("optimizer")
+    batch = _batch(image_size, batch_size, device, memory_format)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with _autocast(dtype, device):
+            loss = method(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+
+    result = {"seconds": _seconds(step, repeats, device), "memory": peak_memory(device)}
+    return {**result, "flops": _flops(step) if count else 0.0}
+
+
+def fusion(dtype: torch.dtype, image_size: int, batch_size: int, repeats: int, device: str) -> dict[str, float]:
+    """Seconds, peak MiB and FLOPs of the fusion module's forward and backward pass on one batch."""
+    method = _config(device, "train.json", "methods/semsim.json").get_parsed_content("method_on_device").train()
+    batch = _batch(image_size, batch_size, device, torch.channels_last)
+    with _autocast(dtype, device), torch.no_grad():
+        encoded = [feature.requires_grad_() for feature in method.network.encode(batch["image"])]
+
+    def both_ways() -> None:
+        with _autocast(dtype, device):
+            fused = method.fusion(encoded)
+        fused.sum().backward()
+
+    result = {"seconds": _seconds(both_ways, repeats, device), "memory": peak_memory(device)}
+    return {**result, "flops": _flops(both_ways)}
+
+
+def inference(images: list[str], folder: str, image_size: int, repeats: int, device: str) -> tuple[float, float]:
+    """Seconds per volume: in the network alone, and by ``inference.json`` from file to saved label."""
+    checkpoint = Path(folder, "model.pt")
+    parser = _config(
+        device,
+        "inference.json",
+        dataset_dir=str(Path(images[0]).parent.parent),
+        dataset__data=[{"image": image} for image in images],
+        output_dir=str(Path(folder, "predictions")),
+        checkpoint=str(checkpoint),
+        image_size=image_size,
+    )
+    network = parser.get_parsed_content("network").eval()
+    torch.save(network.state_dict(), checkpoint)
+    volume = torch.rand(1, 1, image_size, image_size, SLICES, device=device)
+    inferer, evaluator = parser.get_parsed_content("inferer"), parser.get_parsed_content("evaluator")
+    with torch.no_grad(), torch.autocast(device, enabled=bool(evaluator.amp)):
+        alone = _seconds(lambda: inferer(volume, network), repeats, device)
+    return alone, _seconds(evaluator.run, 1, device) / len(images)
+
+
+def input_pipeline(
+    images: list[str], folder: str, image_size: int, batch_size: int, repeats: int, device: str
+) -> dict[str, float]:
+    """Milliseconds per sample of what feeds a step: ``{"preprocessing", "loading", "weak view", "strong view"}``.
+
+    ``preprocessing`` happens once, files to cache; ``loading`` is from the cache to a batch on the CPU.
+    """
+    records = [{"image": image} for image in images]
+    for record in records[: len(records) // 2]:
+        record["label"] = record["image"].replace(".nii.gz", "_gt.nii.gz")
+    parser = _config(
+        device,
+        "train.json",
+        train__dataset__data=records,
+        cache_dir=str(Path(folder, "cache")),
+        image_size=image_size,
+        batch_size=batch_size,
+    )
+    start = time.perf_counter()
+    dataset = parser.get_parsed_content("train#dataset")
+    first = (time.perf_counter() - start) / len(dataset)
+    batches = iter(parser.get_parsed_content("train#dataloader"))
+    weak, strong = parser.get_parsed_content("weak_view"), parser.get_parsed_content("strong_view")
+    image = next(batches)["image"].to(device)
+    per_sample = {
+        "preprocessing": first,
+        "loading": _seconds(lambda: next(batches), 10 * repeats, device) / (2 * batch_size),
+        "weak view": _seconds(lambda: weak(image), 10 * repeats, device) / batch_size,
+        "strong view": _seconds(lambda: strong(image), 10 * repeats, device) / batch_size,
+    }
+    return {what: 1e3 * seconds for what, seconds in per_sample.items()}
+
+
+def hd95(image: str, repeats: int) -> dict[str, tuple[float, float]]:
+    """Milliseconds per volume (three classes) and mean HD95 in voxels, of a label and a shifted copy of it.
+
+    Three ways: this bundle's, which gives ASSD too; MONAI's, the larger of two directed percentiles; and the same
+    definition as this bundle's over the full volume.
+    """
+    label = np.asarray(nib.Nifti1Image.from_filename(image.replace(".nii.gz", "_gt.nii.gz")).dataobj).astype(np.uint8)
+    pred = np.roll(label, (3, -2), axis=(0, 1))
+    classes = (1, 2, 3)
+    pred_onehot, label_onehot = (one_hot(torch.from_numpy(x)[None, None], num_classes=4) for x in (pred, label))
+    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")  # MONAI calls what MONAI deprecates
+    ways: dict[str, Callable[[], list[float]]] = {
+        "this bundle": lambda: [surface_distances(pred == c, label == c)[0] for c in classes],
+        "MONAI": lambda: list(compute_hausdorff_distance(pred_onehot, label_onehot, percentile=95)[0]),
+        "full volume": lambda: [_full_volume_hd95(pred == c, label == c) for c in classes],
+    }
+    return {what: (1e3 * _seconds(way, repeats, "cpu"), float(np.mean(way()))) for what, way in ways.items()}
+
+
+def _full_volume_hd95(pred: NDArray[np.bool_], label: NDArray[np.bool_]) -> float:
+    """HD95 by its definition, nothing left out: two distance maps of the whole volume."""
+    surfaces = [mask ^ ndimage.binary_erosion(mask) for mask in (pred, label)]
+    pairs = (surfaces, surfaces[::-1])
+    distances = [ndimage.distance_transform_edt(~target)[source] for source, target in pairs]
+    return float(np.percentile(np.concatenate(distances), 95))
