@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from torch import nn
+
+from scripts.methods import Objective, SemSim
+from scripts.networks import PixelProjection, SpatialAwareFusion, UNet
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "configs" / "ablations"
+DOCUMENT = (ROOT / "docs" / "method.md").read_text()
+SWITCHES = ("lambda_decoder", "lambda_intra", "lambda_cross", "decoder_views", "intra_view", "cross_view")
+
+# Rows as the paper prints them. Table IV: L_u, L_intra, L_cross.
+TABLE_4 = {
+    "table4_decoder": (True, False, False),
+    "table4_intra": (False, True, False),
+    "table4_cross": (False, False, True),
+    "table4_intra_cross": (False, True, True),
+    "table4_decoder_intra": (True, True, False),
+    "table4_decoder_cross": (True, False, True),
+}
+# Table VI: strong view of p^in and of p^cr (None: no such prediction), strong views of p^s.
+TABLE_6 = {
+    "table6_s1_s1_s1": (1, 1, [1]),
+    "table6_s1_s1_s2": (1, 1, [2]),
+    "table6_s1_s2_s2": (1, 2, [2]),
+    "table6_s1_s2_s3": (1, 2, [3]),
+    "table6_decoder_s1_s2": (None, None, [1, 2]),
+    "table6_decoder_s1_s2_s3": (None, None, [1, 2, 3]),
+}
+# What one override on the command line sets, and the attribute that shows it.
+OVERRIDES: list[tuple[str, Any, str]] = [
+    *(("method#regions", n, "regions") for n in (1, 2, 8, 14)),
+    *(("method#fusion#stages", s, "fusion.stages") for s in ([4], [3], [2], [2, 3], [1, 2, 3, 4])),
+    ("method#lambda_decoder", 0.75, "lambda_decoder"),
+    ("method#lambda_intra", 0.75, "lambda_intra"),
+    ("method#lambda_cross", 0.75, "lambda_cross"),
+    ("method#shared_target", True, "shared_target"),
+    ("method#affinity_temperature", 1, "affinity_temperature"),
+    ("method#affinity_space", "probability", "affinity_space"),
+    ("method#query_temperature", 1, "query_temperature"),
+    ("method#uncertainty_rate", 0, "uncertainty_rate"),
+    ("method#per_image_dice", True, "dice.dice.batch"),
+    ("method#joint_forward", True, "joint_forward"),
+    ("method#strong_statistics", True, "strong_statistics"),
+    ("method#gate", "agree", "gate"),
+    ("method#channel_dropout", "feature_stream", "channel_dropout"),
+    ("weak_view#shared", True, "weak.shared"),
+    ("weak_view#mode", "none", "weak.mode"),
+]
+
+
+def method_of(*overlays: str, **overrides: Any) -> SemSim:
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs" / name) for name in ("train.json", *overlays)])
+    parser.update({"bundle_root": str(ROOT), "device": "$torch.device('cpu')", **overrides})
+    method = parser.get_parsed_content("method")
+    assert isinstance(method, SemSim)
+    return method
+
+
+def losses_and_views(method: SemSim) -> tuple[set[str], int]:
+    """Names of the losses of one step, and how many strong views it drew."""
+    drawn: list[nn.Module] = []
+    method.strong.register_forward_hook(lambda module, *_: drawn.append(module))
+    image = torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        losses = method({"image": image, "label": (image > 0.5).long(), "unlabeled": image})
+    return {name for name in losses if name.startswith("loss_")} - {"loss_supervised"}, len(drawn)
+
+
+def test_every_overlay_is_a_row_and_documented() -> None:
+    names = {path.stem for path in FOLDER.glob("*.json")}
+    assert names == {*TABLE_4, *TABLE_6}
+    assert names == set(re.findall(r"`(table\d\w+)\.json`", DOCUMENT))
+
+
+@pytest.mark.parametrize("name", [*TABLE_4, *TABLE_6])
+def test_overlay_only_switches(name: str) -> None:
+    overlay = json.loads((FOLDER / f"{name}.json").read_text())
+    assert set(overlay) <= {f"method#{switch}" for switch in SWITCHES}
+    default, method = method_of(), method_of(f"ablations/{name}.json")
+    for key, expected in vars(default).items():
+        if not key.startswith("_") and f"method#{key}" not in overlay and key not in ("queries", "decoder_views"):
+            assert getattr(method, key) == expected
+
+
+@pytest.mark.parametrize(("name", "row"), TABLE_4.items())
+def test_table_4(name: str, row: tuple[bool, bool, bool]) -> None:
+    names = ("decoder", "intra", "cross")
+    default, method = method_of(), method_of(f"ablations/{name}.json")
+    for part, kept in zip(names, row, strict=True):
+        weight = f"lambda_{part}"
+        assert getattr(method, weight) == (getattr(default, weight) if kept else 0)
+    losses, _ = losses_and_views(method)
+    assert losses == {f"loss_{part}" for part, kept in zip(names, row, strict=True) if kept}
+
+
+@pytest.mark.parametrize(("name", "row"), TABLE_6.items())
+def test_table_6(name: str, row: tuple[int | None, int | None, list[int]]) -> None:
+    intra, cross, decoder = row
+    method = method_of(f"ablations/{name}.json")
+    assert method.decoder_views == tuple(decoder)
+    assert intra is None or method.intra_view == intra
+    assert cross is None or method.cross_view == cross
+    losses, views = losses_and_views(method)
+    assert losses == {"loss_decoder"} | ({"loss_intra"} if intra else set()) | ({"loss_cross"} if cross else set())
+    assert views == len({*decoder, intra, cross} - {None})
+
+
+def test_default_is_the_last_row_of_table_4_and_the_third_of_table_6() -> None:
+    method = method_of()
+    assert (method.intra_view, method.cross_view, method.decoder_views) == (1, 2, (1,))
+    assert losses_and_views(method) == ({"loss_decoder", "loss_intra", "loss_cross"}, 2)
+
+
+def test_semsim_minus_takes_an_ablation_on_top() -> None:
+    method = method_of("methods/semsim_minus.json", "ablations/table4_intra_cross.json")
+    assert isinstance(method.fusion, PixelProjection)
+    assert method.lambda_decoder == 0
+
+
+@pytest.mark.parametrize(("key", "value", "attribute"), OVERRIDES)
+def test_one_line_override(key: str, value: Any, attribute: str) -> None:
+    found: Any = method_of(**{key: value})
+    for name in attribute.split("."):
+        found = getattr(found, name)
+    expected = not value if attribute == "dice.dice.batch" else value
+    assert (list(found) if isinstance(found, tuple) else found) == expected
+    assert f"{key} {str(value).replace(' ', '')}`" in DOCUMENT
+
+
+def test_documented_functions_exist() -> None:
+    names = set(re.findall(r"`(scripts\.[\w.]+)`", DOCUMENT))
+    assert len(names) > 15
+    for name in names:
+        parts = name.split(".")
+        depth = max(d for d in range(1, len(parts) + 1) if _is_module(".".join(parts[:d])))
+        found: Any = importlib.import_module(".".join(parts[:depth]))
+        for part in parts[depth:]:
+            found = getattr(found, part)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def test_documented_options_are_those_of_the_code() -> None:
+    section = DOCUMENT.split("\n## Options\n")[1].split("\n## ")[0]
+    documented = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section, re.MULTILINE))
+    parameters = {**inspect.signature(Objective.__init__).parameters, **inspect.signature(SemSim.__init__).parameters}
+    modules = {"self", "kwargs", "network", "fusion", "weak", "strong"}
+    expected = {n: json.dumps(p.default).strip('"') for n, p in parameters.items() if n not in modules}
+    assert documented == expected
+
+
+def test_documented_parameter_counts() -> None:
+    def count(*modules: nn.Module) -> str:
+        return f"{sum(p.numel() for module in modules for p in module.parameters()):,}"
+
+    network, fusion, projection = UNet(), SpatialAwareFusion(), PixelProjection()
+    expected = {
+        "U-Net, 1 input channel, 4 classes": count(network),
+        "- its encoder": count(network.encoder),
+        "- its decoder with the output convolution": count(network.decoder, network.head),
+        "Spatial-aware fusion module, stages 2, 3, 4": count(fusion),
+        "- of these position embeddings": count(fusion.position),
+        "U-Net and fusion module (SemSim)": count(network, fusion),
+        "Projection of SemSim-": count(projection),
+        "U-Net and projection (SemSim-)": count(network, projection),
+    }
+    section = DOCUMENT.split("\n## Networks\n")[1]
+    assert dict(re.findall(r"^\| ([^|]+) \| ([\d,]+) \|$", section.split("\n## ")[0], re.MULTILINE)) == expected
+    stages = re.findall(r"#stages (\[[\d,]+\])` \| ([\d,]+) \| ([\d,]+) \|", DOCUMENT)
+    assert len(stages) == 5
+    for chosen, parameters, tokens in stages:
+        module = SpatialAwareFusion(stages=json.loads(chosen))
+        assert parameters == count(module)
+        assert tokens == f"{sum(p.shape[-1] ** 2 for p in module.position):,}"
