@@ -32,7 +32,8 @@ class WeakView(nn.Module):
         mode: ``flip``: both in-plane axes, each with probability .5. ``rotate_flip``: SSL4MIS's recipe, with
             probability .5 a quarter-turn multiple and one flip, else with probability .5 a rotation of at most
             20 degrees. ``none``: the image as it is.
-        shared: one draw for the whole batch instead of one per image, so that the regions of Eq. 8 stay aligned.
+        shared: one draw for the whole batch instead of one per image (an objective takes it for labelled and
+            unlabelled images alike), so that the regions of Eq. 8 stay aligned.
 
     Raises:
         ValueError: for another mode, or in forward for a quarter turn of an image that is not square.
@@ -54,7 +55,8 @@ class WeakView(nn.Module):
         batch = 1 if self.shared else image.shape[0]
         if self.mode == "flip":
             return self._flip(image, label, _coin(0.5, batch, image.device), _coin(0.5, batch, image.device))
-        return self._rotate_flip(image, label, batch)
+        with torch.autocast(image.device.type, enabled=False):  # a bfloat16 grid is off by up to a pixel
+            return self._rotate_flip(image, label, batch)
 
     @staticmethod
     def _flip(image: Tensor, label: Tensor | None, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -150,7 +152,8 @@ class StrongView(nn.Module):
 
     def forward(self, image: Tensor) -> MixedView:
         """One independent draw on weak views ``[B, C, H, W]`` in [0, 1], grey (C = 1) or RGB (C = 3)."""
-        image = self._blur(self._jitter(image))
+        with torch.autocast(image.device.type, enabled=False):  # mixed precision is for the network, not for its input
+            image = self._blur(self._jitter(image))
         box, partner = self._boxes(image)
         return MixedView(torch.where(box, image[partner], image), box, partner)
 
