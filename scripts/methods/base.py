@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -82,3 +83,12 @@ class Objective(nn.Module):
         """Weak views of the labelled images ``[B, C, H, W]`` and their labels ``[B, H, W]``."""
         image, label = self.weak(batch["image"], batch["label"])
         return image, label[:, 0]
+
+    def weak_views(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`labeled_view`, and the weak views of the unlabelled images; a shared view is one draw for both."""
+        state = torch.get_rng_state()
+        image, label = self.labeled_view(batch)
+        if self.weak.shared:
+            torch.set_rng_state(state)
+        unlabeled, _ = self.weak(batch["unlabeled"])
+        return image, label, unlabeled

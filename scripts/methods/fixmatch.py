@@ -18,8 +18,7 @@ class FixMatch(Objective):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch."""
-        image, label = self.labeled_view(batch)
-        weak, _ = self.weak(batch["unlabeled"])
+        image, label, weak = self.weak_views(batch)
         strong = self.strong(weak)
 
         with torch.no_grad():

@@ -128,8 +128,7 @@ class SemSim(Objective):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch."""
-        image, label = self.labeled_view(batch)
-        weak, _ = self.weak(batch["unlabeled"])
+        image, label, weak = self.weak_views(batch)
 
         # The labelled and the weak views; nothing in the weak branch carries a gradient, but for the feature stream.
         encoded, weak_encoded = self._encode_both(image, weak)
