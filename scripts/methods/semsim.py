@@ -24,6 +24,7 @@ from scripts.views import MixedView
 __all__ = ["SemSim"]
 
 _CHOICES = {
+    "affinity_space": ("logit", "probability"),
     "gate": ("self", "decoder", "agree"),
     "channel_dropout": ("strong", "feature_stream", "none"),
 }
@@ -61,7 +62,8 @@ class SemSim(Objective):
         **kwargs: of :class:`scripts.methods.Objective`.
 
     Raises:
-        ValueError: for an unknown choice, a view outside 1 to 3, or a negative weight.
+        ValueError: for an unknown choice, a view outside 1 to 3, a negative weight, or a temperature that is not
+            positive.
     """
 
     dropout_rate = 0.5
@@ -98,9 +100,14 @@ class SemSim(Objective):
         for name, value in weights.items():
             if value < 0:
                 raise ValueError(f"{name}: expected a weight of at least 0, found {value}.")
-        for name, value in {"gate": gate, "channel_dropout": channel_dropout}.items():
-            if value not in _CHOICES[name]:
-                raise ValueError(f"{name}: expected one of {_CHOICES[name]}, found {value!r}.")
+        temperatures = {"affinity_temperature": affinity_temperature, "query_temperature": query_temperature}
+        for name, value in temperatures.items():
+            if value <= 0:
+                raise ValueError(f"{name}: expected a positive temperature, found {value}.")
+        choices = {"affinity_space": affinity_space, "gate": gate, "channel_dropout": channel_dropout}
+        for name, choice in choices.items():
+            if choice not in _CHOICES[name]:
+                raise ValueError(f"{name}: expected one of {_CHOICES[name]}, found {choice!r}.")
         if not decoder_views or not {*decoder_views, intra_view, cross_view} <= {1, 2, 3}:
             raise ValueError(
                 f"strong views are 1, 2 and 3; found decoder_views {list(decoder_views)}, "
@@ -197,7 +204,7 @@ class SemSim(Objective):
         if self.shared_target and refined is not None:
             ensemble = pseudo_label((refined + small.softmax(dim=1)) / 2)
             upsampled = F.interpolate(refined, size=logits.shape[-2:], mode="bilinear")
-            targets = {name: ensemble for name in targets}
+            targets = dict.fromkeys(targets, ensemble)
             targets["decoder"] = pseudo_label((probabilities + upsampled) / 2)
         return targets
 
@@ -261,10 +268,12 @@ class SemSim(Objective):
         similarity = query_similarity(features, prototypes)
         logits = cross_logits(similarity, prototypes.present, self.query_temperature)
         weight = uncertainty(similarity, prototypes.present, self.uncertainty_rate)
-        passed = view.paste(target.confidence) >= self.threshold
+        label = view.paste(target.label)
+        # A shared target may name a class that no labelled image of the batch shows: nothing to query there.
+        passed = (view.paste(target.confidence) >= self.threshold) & prototypes.present[label]
         # One class alone has nothing to be told from.
         weight = weight * passed * (prototypes.present.sum() > 1)
-        return (weight * F.cross_entropy(logits, view.paste(target.label), reduction="none")).mean()
+        return (weight * F.cross_entropy(logits, label, reduction="none")).mean()
 
     def _query_loss(self, features: Tensor, labels: Tensor, prototypes: Prototypes) -> Tensor:
         """Cross-entropy of p^cr on the labelled images, each queried against the others' prototypes."""
