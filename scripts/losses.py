@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
