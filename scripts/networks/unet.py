@@ -64,9 +64,7 @@ class UNet(nn.Module):
         self.num_classes = num_classes
         self.channels = tuple(channels)
         inputs = (in_channels, *channels[:-1])
-        self.encoder = nn.ModuleList(
-            ConvBlock(i, o, rate) for i, o, rate in zip(inputs, channels, rates, strict=True)
-        )
+        self.encoder = nn.ModuleList(ConvBlock(i, o, rate) for i, o, rate in zip(inputs, channels, rates, strict=True))
         self.decoder = nn.ModuleList(UpBlock(channels[k], channels[k - 1]) for k in range(len(channels) - 1, 0, -1))
         self.head = nn.Conv2d(channels[0], num_classes, 3, padding=1)
 
