@@ -6,13 +6,13 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver, ProgressBar
-from monai.engines import Trainer
+from monai.engines import Evaluator, Trainer
 from torch import Tensor, nn
 
 from scripts.methods import Objective
@@ -22,11 +22,17 @@ __all__ = [
     "SemiSupervisedTrainer",
     "TrainingProgress",
     "autocast_dtype",
+    "flag",
     "guard_output",
     "poly_schedule",
 ]
 
 logger = logging.getLogger(__name__)
+
+
+def flag(value: bool | str) -> bool | str:
+    """A switch from the command line, where ``--resume true`` arrives as the text "true"; other text is kept."""
+    return {"true": True, "false": False}.get(str(value).lower(), value)
 
 
 def autocast_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
@@ -60,7 +66,7 @@ class SemiSupervisedTrainer(Trainer):
 
     Every iteration begins by seeding PyTorch with a function of (seed, process, iteration), and the loader is a
     function of (seed, iteration) too: a resumed run needs no random state to go on exactly as it would have. The
-    trainer's output is a dict of floats, the objective's named losses.
+    trainer's output is a list of one dict of floats, the objective's named losses.
 
     Args:
         device: where to train.
@@ -89,7 +95,7 @@ class SemiSupervisedTrainer(Trainer):
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         epoch_length: int | None = None,
         seed: int = 0,
-        amp: bool = False,
+        amp: bool | str = False,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
         super().__init__(
@@ -102,11 +108,11 @@ class SemiSupervisedTrainer(Trainer):
             handlers=train_handlers,
         )
         self.method = method
-        self.objective: Objective = getattr(method, "module", method)
+        self.objective = cast(Objective, getattr(method, "module", method))
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.seed = seed
-        self.dtype = autocast_dtype(self.state.device, amp)
+        self.dtype = autocast_dtype(self.state.device, bool(flag(amp)))
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype is torch.float16)
         dataset = getattr(train_data_loader, "dataset", None)
         if self.objective.requires_unlabeled and len(getattr(dataset, "unlabeled", [None])) == 0:
@@ -118,9 +124,9 @@ class SemiSupervisedTrainer(Trainer):
 
     def _align_loader(self) -> None:
         """A resumed run goes on with the batch that comes next, not with the first."""
-        self.data_loader.iteration = self.state.iteration
+        cast(Any, self.data_loader).iteration = self.state.iteration
 
-    def _iteration(self, engine: Engine, batchdata: Mapping[str, Tensor]) -> dict[str, float]:
+    def _iteration(self, engine: Engine, batchdata: Mapping[str, Tensor]) -> list[dict[str, float]]:  # type: ignore[override]
         entropy = np.random.SeedSequence([self.seed, self.state.rank, self.state.iteration])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
         device = self.state.device
@@ -130,7 +136,9 @@ class SemiSupervisedTrainer(Trainer):
         }
         self.method.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        # Passes with and without gradient share one autocast: cached casts of weights may belong to the other kind.
+        enabled = self.dtype is not None
+        with torch.autocast(device.type, dtype=self.dtype, enabled=enabled, cache_enabled=False):
             losses: dict[str, Tensor] = self.method(batch)
         # One transfer for all of them, before the backward pass: a broken loss must not reach the weights.
         values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
@@ -147,7 +155,7 @@ class SemiSupervisedTrainer(Trainer):
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.objective.after_step()
-        return output
+        return [output]
 
 
 class RunCheckpoint:
@@ -174,11 +182,11 @@ class RunCheckpoint:
     name = "checkpoint.pt"
 
     def __init__(
-        self, output_dir: str, network: nn.Module, resume: bool | str = False, evaluator: Engine | None = None
+        self, output_dir: str, network: nn.Module, resume: bool | str = False, evaluator: Evaluator | None = None
     ) -> None:
         self.output_dir = Path(output_dir)
         self.network = network
-        self.resume = resume
+        self.resume = flag(resume)
         self.evaluator = evaluator
 
     def attach(self, engine: SemiSupervisedTrainer) -> None:
@@ -214,9 +222,7 @@ class RunCheckpoint:
                 f"iterations per epoch, found {state['objective']} with {state['epoch_length']}."
             )
         if state["epoch"] > engine.state.max_epochs:
-            raise ValueError(
-                f"{path}: holds {state['epoch']} epochs, more than max_epochs {engine.state.max_epochs}."
-            )
+            raise ValueError(f"{path}: holds {state['epoch']} epochs, more than max_epochs {engine.state.max_epochs}.")
         try:
             for name, part in parts.items():
                 part.load_state_dict(content[name])
@@ -262,7 +268,7 @@ def guard_output(output_dir: str, resume: bool | str) -> None:
         FileExistsError: if ``output_dir`` holds a run's checkpoint and ``resume`` is False.
     """
     path = Path(output_dir) / RunCheckpoint.name
-    if not resume and path.exists():
+    if not flag(resume) and path.exists():
         raise FileExistsError(
             f"{path}: an earlier run stands here. Continue it with --resume true, or choose another --output_dir."
         )
@@ -276,4 +282,4 @@ class TrainingProgress(ProgressBar):
 
     def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Register with the trainer."""
-        super().attach(engine, output_transform=lambda output: {k: v for k, v in output.items() if "loss" in k})
+        super().attach(engine, output_transform=lambda output: {k: v for k, v in output[0].items() if "loss" in k})

@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 from monai.bundle import ConfigWorkflow
 from torch import Tensor, nn
 
-from scripts.engine import RunCheckpoint, SemiSupervisedTrainer, autocast_dtype, guard_output, poly_schedule
+from scripts.engine import RunCheckpoint, SemiSupervisedTrainer, autocast_dtype, flag, guard_output, poly_schedule
 from scripts.errors import root_cause
 from scripts.losses import DiceCrossEntropy
 from scripts.methods import FixMatch, Objective, Supervised
@@ -110,11 +110,11 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     other = UNet(num_classes=2)
     with pytest.raises(ValueError, match="does not fit"):
         trainer(FixMatch(other), 2, handlers=[RunCheckpoint(str(tmp_path), other, True)]).run()
+    path = str(tmp_path / "model.pt")
     with pytest.raises(ValueError, match="expected a checkpoint with"):
-        path = str(tmp_path / "model.pt")
         trainer(FixMatch(net), 2, handlers=[RunCheckpoint(str(tmp_path), net, path)]).run()
+    path = str(tmp_path / "nowhere.pt")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
-        path = str(tmp_path / "nowhere.pt")
         trainer(FixMatch(net), 2, handlers=[RunCheckpoint(str(tmp_path), net, path)]).run()
     assert (tmp_path / "checkpoint.pt").read_bytes() == saved
 
@@ -125,6 +125,14 @@ def test_output_guard(tmp_path: Path) -> None:
     guard_output(str(tmp_path), True)
     with pytest.raises(FileExistsError, match="--resume true"):
         guard_output(str(tmp_path), False)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("true", True), ("False", False), (True, True), (False, False), ("run/x.pt", "run/x.pt")]
+)
+def test_switches_from_the_command_line(value: bool | str, expected: bool | str) -> None:
+    assert flag(value) == expected
+    assert type(flag(value)) is type(expected)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights(tmp_path: Path) -> None:
@@ -202,14 +210,12 @@ def test_every_method_trains_by_its_overlay(method: str, phantom: Path, tmp_path
     flow.run()
     engine = flow.parser.get_parsed_content("train#trainer")
     assert engine.state.iteration == 4
-    assert math.isfinite(engine.state.output["loss"])
+    assert math.isfinite(engine.state.output[0]["loss"])
     weights = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     assert weights.keys() == UNet().state_dict().keys()
 
 
-def test_properties_from_another_directory(
-    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_properties_from_another_directory(phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     flow = workflow(**arguments(phantom, tmp_path))
     flow.initialize()

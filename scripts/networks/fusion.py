@@ -148,6 +148,6 @@ class PixelProjection(nn.Sequential):
     def __init__(self, channels: Sequence[int] = (16, 32, 64, 128, 256), dim: int = 128) -> None:
         super().__init__(nn.Conv2d(channels[2], dim, 1), nn.BatchNorm2d(dim), nn.ReLU(inplace=True))
 
-    def forward(self, features: list[Tensor]) -> Tensor:  # type: ignore[override]
+    def forward(self, features: list[Tensor]) -> Tensor:
         """``f~``, non-negative, ``[B, dim, H3, W3]`` from the features of :meth:`scripts.networks.UNet.encode`."""
         return cast(Tensor, super().forward(features[2]))
