@@ -5,26 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine
-from monai.data import Dataset, NibabelWriter
+from monai.data import NibabelWriter
 from monai.handlers import CheckpointLoader
-from monai.transforms import Transform
 from monai.utils import convert_to_numpy
 from torch import nn
 
 from scripts.data import acdc_records
-from scripts.errors import root_cause
 
 __all__ = [
     "AtomicNibabelWriter",
     "NetworkLoader",
-    "VolumeDataset",
     "evaluation_records",
     "find_images",
     "find_labelled",
@@ -200,39 +197,6 @@ class NetworkLoader(CheckpointLoader):
         """
         load_network_weights(self.load_dict["network"], self.load_path)
         self.logger.info("Loaded the network from %s", self.load_path)
-
-
-class VolumeDataset(Dataset):
-    """Volumes, preprocessed one by one; what cannot be used is reported by the name of its file.
-
-    Args:
-        data: records with the path of an ``image`` and maybe a ``label``.
-        transform: deterministic preprocessing to ``image`` ``[C, ...]``.
-        channels: number of channels that the network takes.
-    """
-
-    def __init__(self, data: Sequence[Mapping[Hashable, Any]], transform: Transform, channels: int) -> None:
-        super().__init__(data, transform)
-        self.channels = channels
-
-    def _transform(self, index: int) -> Any:
-        """One preprocessed record.
-
-        Raises:
-            ValueError: if a file cannot be read, or the image has NaN values or another number of channels.
-        """
-        record = self.data[index]
-        files = " / ".join(str(record[key]) for key in ("image", "label") if key in record)
-        try:
-            item = super()._transform(index)
-        except Exception as error:
-            raise ValueError(f"{files}: cannot be read: {_first_line(root_cause(error))}") from None
-        image = item["image"]
-        if image.shape[0] != self.channels:
-            raise ValueError(f"{record['image']}: found {image.shape[0]} channels, expected {self.channels}.")
-        if not torch.isfinite(image).all():
-            raise ValueError(f"{record['image']}: the image has NaN or infinite values.")
-        return item
 
 
 class AtomicNibabelWriter(NibabelWriter):

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import monai
-import nibabel as nib
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import Compose, RandomizableTrait
 
+from scripts.data.checks import check_classes, check_finite, check_grids
 from scripts.data.fingerprint import fingerprint
 
 __all__ = ["Volume", "cached_volumes"]
@@ -162,21 +161,17 @@ def _store(record: Mapping[str, Any], stem: Path, preprocessing: Compose, num_cl
     item = preprocessing(dict(record))
     image = item["image"]
     pixels = _slices_first(image, record["image"])
-    if not np.isfinite(pixels).all():
-        raise ValueError(f"{record['image']}: the image has NaN or infinite values.")
+    check_finite(torch.from_numpy(pixels), record["image"])
     if "label" in record:
         label = item["label"]
-        _check_grids(image, label, record)
+        check_grids(image, label, record)
         classes = _slices_first(label, record["label"])
         if classes.shape[1] != 1 or classes[:, 0].shape != pixels[:, 0].shape:
             raise ValueError(
                 f"{record['label']}: the preprocessed label has shape {classes.shape}, the image {pixels.shape}; "
                 "a label has one channel and the same slices."
             )
-        wrong = classes[~np.isin(classes, np.arange(num_classes))]
-        if wrong.size:
-            found = ", ".join(f"{v:g}" for v in np.unique(wrong)[:5])
-            raise ValueError(f"{record['label']}: label values must be 0..{num_classes - 1}, found {found}.")
+        check_classes(classes, record["label"], num_classes)
         _save(_label_file(stem), classes[:, 0].astype(np.uint8))
     _save(_image_file(stem), pixels.astype(np.float32))  # last: its presence says that the entry is complete
 
@@ -187,20 +182,6 @@ def _slices_first(tensor: torch.Tensor, path: str) -> np.ndarray:
     if array.ndim not in (3, 4):
         raise ValueError(f"{path}: expected a channel-first 2-D or 3-D image, found shape {array.shape}.")
     return np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
-
-
-def _check_grids(image: torch.Tensor, label: torch.Tensor, record: Mapping[str, Any]) -> None:
-    """Image and label must be stored on the same grid, before resizing makes any two shapes equal."""
-    if not isinstance(image, MetaTensor) or not isinstance(label, MetaTensor):
-        return
-    shapes = [tuple(int(n) for n in t.meta["spatial_shape"]) for t in (image, label)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"{record['label']}: label shape {shapes[1]} is not the image's shape {shapes[0]}.")
-    if len(shapes[0]) == 3:
-        # the files' own axes: reorienting would flip one of the two and not the other
-        axes = ["".join(nib.aff2axcodes(np.asarray(t.meta["original_affine"]))) for t in (image, label)]
-        if axes[0] != axes[1]:
-            raise ValueError(f"{record['label']}: label orientation {axes[1]} is not the image's {axes[0]}.")
 
 
 def _save(file: Path, array: np.ndarray) -> None:

@@ -1,0 +1,68 @@
+"""Whole volumes, for validation, evaluation and inference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from monai.data import Dataset
+from monai.transforms import Transform
+
+from scripts.data.checks import check_classes, check_finite, check_grids
+from scripts.errors import root_cause
+
+__all__ = ["VolumeDataset"]
+
+
+class VolumeDataset(Dataset):
+    """Preprocessed volumes; what cannot be used is reported by the name of its file.
+
+    Args:
+        data: records with the path of an ``image`` and maybe a ``label``.
+        transform: deterministic preprocessing to ``image`` ``[C, ...]``.
+        channels: number of channels that the network takes.
+        num_classes: with labels: their values must be 0..num_classes - 1.
+        in_memory: preprocess all volumes now, once, instead of each time one is asked for. Faults are then found
+            before anything else begins.
+
+    Raises:
+        ValueError: for a file that cannot be read or does not fit; at once if ``in_memory``, else when it is its turn.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[Hashable, Any]],
+        transform: Transform,
+        channels: int,
+        num_classes: int | None = None,
+        in_memory: bool = False,
+    ) -> None:
+        super().__init__(data, transform)
+        self.channels = channels
+        self.num_classes = num_classes
+        self._items: list[Any] = []
+        if in_memory:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                self._items = list(pool.map(self._load, range(len(data))))
+
+    def _transform(self, index: int) -> Any:
+        return self._items[index] if self._items else self._load(index)
+
+    def _load(self, index: int) -> Any:
+        record = self.data[index]
+        files = " / ".join(str(record[key]) for key in ("image", "label") if key in record)
+        try:
+            item = super()._transform(index)
+        except Exception as error:
+            what = " ".join(str(root_cause(error)).split())[:300]
+            raise ValueError(f"{files}: cannot be read: {what}") from None
+        image = item["image"]
+        if image.shape[0] != self.channels:
+            raise ValueError(f"{record['image']}: found {image.shape[0]} channels, expected {self.channels}.")
+        check_finite(image, record["image"])
+        if "label" in record and self.num_classes is not None:
+            check_grids(image, item["label"], record)
+            check_classes(item["label"], record["label"], self.num_classes)
+        return item
