@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from monai.bundle import ConfigWorkflow
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from scripts.engine import RunCheckpoint, SemiSupervisedTrainer, autocast_dtype, flag, guard_output, poly_schedule
@@ -247,6 +249,26 @@ def test_best_weights_survive_a_resume(phantom: Path, tmp_path: Path) -> None:
     flow.run()
     assert flow.parser.get_parsed_content("train#trainer").state.epoch == 3
     assert (tmp_path / "run" / "model.pt").read_bytes() == best
+
+
+def test_losses_and_coverage_reach_tensorboard_and_mlflow(phantom: Path, tmp_path: Path) -> None:
+    flow = workflow("methods/semsim_minus.json", tracking="mlflow", **arguments(phantom, tmp_path))
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+    tags: dict[str, int] = {}
+    for file in (tmp_path / "run").glob("events*"):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        tags |= {tag: len(events.Scalars(tag)) for tag in events.Tags()["scalars"]}
+    assert tags["val_mean_dice"] == 2
+    for tag in ("loss", "loss_supervised", "loss_decoder", "loss_intra", "loss_cross"):
+        assert tags[tag] == 4
+    for kind in ("decoder", "intra", "cross"):
+        assert tags[f"coverage_{kind}"] == tags[f"coverage_{kind}_foreground"] == 4
+
+    with sqlite3.connect(tmp_path / "run" / "mlruns.db") as database:
+        rows = database.execute("select key, count(*) from metrics group by key").fetchall()
+    assert dict(rows)["train_loss"] == 4
 
 
 def command(options: Mapping[str, Any], *overlays: str) -> list[str]:
