@@ -13,6 +13,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "bench": "bundle.bench:main",
     "demo": "bundle.demo:main",
+    "pseudo_labels": "bundle.pseudo_labels:main",
 }
 
 

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from scripts.losses import DiceCrossEntropy, MaskedDice
+from scripts.losses import DiceCrossEntropy, MaskedDice, PseudoLabel, pseudo_label
 from scripts.networks import UNet
 from scripts.views import StrongView, WeakView
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "WeakViews"]
+
+
+class WeakViews(NamedTuple):
+    """Weak views of a batch.
+
+    Attributes:
+        image: labelled images ``[B, C, H, W]``.
+        label: their labels ``[B, H, W]``.
+        unlabeled: unlabelled images ``[B', C, H, W]``.
+        hidden: what the unlabelled images would have been labelled ``[B', H, W]``, where the batch says so: pseudo-
+            labels are judged by it, no loss sees it.
+    """
+
+    image: Tensor
+    label: Tensor
+    unlabeled: Tensor
+    hidden: Tensor | None
 
 
 class Objective(nn.Module):
@@ -63,6 +81,17 @@ class Objective(nn.Module):
         """Named losses of one batch; ``loss`` is the total."""
         raise NotImplementedError
 
+    def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
+        """Every kind of pseudo-label of the unlabelled weak views, as :meth:`forward` makes them.
+
+        Args:
+            views: of :meth:`weak_views`.
+
+        Returns:
+            By kind. ``decoder``, p^w at the images' size, is there for every objective.
+        """
+        return {"decoder": pseudo_label(self.network(views.unlabeled).float().softmax(dim=1))}
+
     def after_step(self) -> None:
         """What follows an optimiser step (an EMA update, say). Nothing by default."""
 
@@ -84,11 +113,14 @@ class Objective(nn.Module):
         image, label = self.weak(batch["image"], batch["label"])
         return image, label[:, 0]
 
-    def weak_views(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """:meth:`labeled_view`, and the weak views of the unlabelled images; a shared view is one draw for both."""
+    def weak_views(self, batch: Mapping[str, Tensor]) -> WeakViews:
+        """:meth:`labeled_view`, and the weak views of the unlabelled images; a shared view is one draw for both.
+
+        An entry ``hidden`` of the batch, ``[B', 1, H, W]``, is seen under the unlabelled images' draws.
+        """
         state = torch.get_rng_state()
         image, label = self.labeled_view(batch)
         if self.weak.shared:
             torch.set_rng_state(state)
-        unlabeled, _ = self.weak(batch["unlabeled"])
-        return image, label, unlabeled
+        unlabeled, hidden = self.weak(batch["unlabeled"], batch.get("hidden"))
+        return WeakViews(image, label, unlabeled, None if hidden is None else hidden[:, 0])

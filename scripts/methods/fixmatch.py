@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from scripts.losses import coverage, pseudo_label
+from scripts.losses import coverage
 from scripts.methods.base import Objective
 
 __all__ = ["FixMatch"]
@@ -18,12 +18,12 @@ class FixMatch(Objective):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch."""
-        image, label, weak = self.weak_views(batch)
-        strong = self.strong(weak)
+        views = self.weak_views(batch)
+        strong = self.strong(views.unlabeled)
 
         with torch.no_grad():
-            target = pseudo_label(self.network(weak).float().softmax(dim=1))
-        supervised = self.supervised_loss(self.network(image), label)
+            target = self.pseudo_labels(views)["decoder"]
+        supervised = self.supervised_loss(self.network(views.image), views.label)
         with self.strong_pass():
             prediction = self.network(strong.image)
         passed = strong.paste(target.confidence) >= self.threshold

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from scripts.losses import PseudoLabel, coverage, pseudo_label
-from scripts.methods.base import Objective
+from scripts.methods.base import Objective, WeakViews
 from scripts.similarity import (
     Prototypes,
     cross_logits,
@@ -135,16 +135,14 @@ class SemSim(Objective):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch."""
-        image, label, weak = self.weak_views(batch)
+        image, label, weak, _ = self.weak_views(batch)
 
         # The labelled and the weak views; nothing in the weak branch carries a gradient, but for the feature stream.
         encoded, weak_encoded = self._encode_both(image, weak)
         logits = self.network.decode(encoded)
-        prototypes, features = None, None
+        prototypes = None
         if self.queries:
-            features = self._fuse(encoded)
-            labels = F.interpolate(label[:, None].float(), size=features.shape[-2:], mode="nearest")[:, 0].long()
-            prototypes = region_prototypes(features, labels, logits.shape[1], self.regions)
+            features, labels, prototypes = self._labeled_features(encoded, label)
         with torch.no_grad():
             targets = self._targets([f.detach() for f in weak_encoded], prototypes)
 
@@ -161,12 +159,24 @@ class SemSim(Objective):
             if name in losses:
                 total = total + weight * losses[name]
         total = total / 2
-        if self.lambda_query > 0 and features is not None and prototypes is not None:
+        if self.lambda_query > 0 and prototypes is not None:
             losses["loss_query"] = self._query_loss(features, labels, prototypes)
             total = total + self.lambda_query * losses["loss_query"]
         for name, target in targets.items():
             losses |= coverage(name, target, self.threshold)
         return {"loss": total, **losses}
+
+    def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
+        """p^w at the images' size; p_1^w (``intra``) and p_2^w (``cross``), as far as they are used, at f~'s."""
+        encoded, weak_encoded = self._encode_both(views.image, views.unlabeled)
+        prototypes = self._labeled_features(encoded, views.label)[2] if self.queries else None
+        return self._targets(weak_encoded, prototypes)
+
+    def _labeled_features(self, encoded: list[Tensor], label: Tensor) -> tuple[Tensor, Tensor, Prototypes]:
+        """``f~`` of the labelled images, their labels at its size, and the class prototypes of both."""
+        features = self._fuse(encoded)
+        labels = F.interpolate(label[:, None].float(), size=features.shape[-2:], mode="nearest")[:, 0].long()
+        return features, labels, region_prototypes(features, labels, self.network.num_classes, self.regions)
 
     def _fuse(self, encoded: list[Tensor]) -> Tensor:
         """``f~`` of encoder features."""

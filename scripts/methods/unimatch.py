@@ -29,7 +29,7 @@ class UniMatch(Objective):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch."""
-        image, label, weak = self.weak_views(batch)
+        image, label, weak, _ = self.weak_views(batch)
         views = [self.strong(weak), self.strong(weak)]
 
         features = self.network.encode(weak)
