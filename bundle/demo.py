@@ -23,17 +23,18 @@ ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("supervised", "semsim")
 
 
-def main(output: str = str(ROOT / "demo"), seeds: Sequence[int] = (0, 1, 2), **overrides: Any) -> None:
+def main(output: str = str(ROOT / "demo"), seeds: int | Sequence[int] = (0, 1, 2), **overrides: Any) -> None:
     """Train supervised and SemSim on the same few labels of the phantom cohort, evaluate on its test part, segment.
 
     A demonstration that was interrupted goes on where it stopped; ``make clean`` removes it.
 
     Args:
         output: folder of the cohort, the runs, the label maps and the picture.
-        seeds: seeds of the runs.
+        seeds: seed or seeds of the runs.
         **overrides: further config overrides of the training, for example ``--train#trainer#max_epochs 10``.
     """
     start = time.perf_counter()
+    seeds = (seeds,) if isinstance(seeds, int) else seeds
     folder = Path(output).resolve()
     common = {"bundle_root": str(ROOT), "dataset_dir": str(folder / "cohort"), "cache_dir": str(folder / "cache")}
     common |= overrides

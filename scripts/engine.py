@@ -10,11 +10,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver, ProgressBar
 from monai.engines import Evaluator, Trainer
 from torch import Tensor, nn
 
+from scripts.data import SemiSupervisedLoader
+from scripts.errors import one_line
 from scripts.methods import Objective
 
 __all__ = [
@@ -35,13 +38,14 @@ def flag(value: bool | str) -> bool | str:
     return {"true": True, "false": False}.get(str(value).lower(), value)
 
 
-def autocast_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
+def autocast_dtype(device: torch.device | str, amp: bool | str) -> torch.dtype | None:
     """The dtype of mixed precision on a device, or None for float32 throughout.
 
     CUDA takes bfloat16, or float16 (with gradient scaling) where the card lacks it. A CPU takes bfloat16 only if it
     has instructions for it (AVX512-BF16 or AMX): without them PyTorch emulates it, many times slower than float32.
     """
-    if not amp:
+    device = torch.device(device)
+    if not flag(amp):
         return None
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -112,7 +116,7 @@ class SemiSupervisedTrainer(Trainer):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.seed = seed
-        self.dtype = autocast_dtype(self.state.device, bool(flag(amp)))
+        self.dtype = autocast_dtype(self.state.device, amp)
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype is torch.float16)
         dataset = getattr(train_data_loader, "dataset", None)
         if self.objective.requires_unlabeled and len(getattr(dataset, "unlabeled", [None])) == 0:
@@ -155,6 +159,10 @@ class SemiSupervisedTrainer(Trainer):
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.objective.after_step()
+        if self.method is not self.objective and self.state.iteration % self.state.epoch_length == 0:
+            # Batch statistics are per process: before validation all take the first one's, whose weights are saved.
+            for buffer in self.objective.buffers():
+                dist.broadcast(buffer, 0)
         return [output]
 
 
@@ -209,25 +217,26 @@ class RunCheckpoint:
         engine.logger.info(f"Resumed from {path} after epoch {engine.state.epoch}.")
 
     def _load(self, engine: SemiSupervisedTrainer, path: Path) -> None:
-        content = torch.load(path, map_location=engine.state.device, weights_only=True)
+        try:
+            content = torch.load(path, map_location=engine.state.device, weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path}: cannot be read as a checkpoint: {one_line(error)}") from None
         parts = self._parts(engine)
         expected = {*parts, "state"}
         if not isinstance(content, dict) or set(content) != expected:
             found = sorted(content)[:6] if isinstance(content, dict) else type(content).__name__
             raise ValueError(f"{path}: expected a checkpoint with {sorted(expected)}, found {found}.")
         state = content["state"]
-        if state["objective"] != type(engine.objective).__name__ or state["epoch_length"] != engine.state.epoch_length:
-            raise ValueError(
-                f"{path}: expected a run of {type(engine.objective).__name__} with {engine.state.epoch_length} "
-                f"iterations per epoch, found {state['objective']} with {state['epoch_length']}."
-            )
+        for name, value in _protocol(engine).items():
+            if state.get(name) != value:
+                raise ValueError(f"{path}: expected a run with {name} {value}, found {state.get(name)}.")
         if state["epoch"] > engine.state.max_epochs:
             raise ValueError(f"{path}: holds {state['epoch']} epochs, more than max_epochs {engine.state.max_epochs}.")
         try:
             for name, part in parts.items():
                 part.load_state_dict(content[name])
         except (RuntimeError, KeyError) as error:
-            raise ValueError(f"{path}: does not fit the configured method and network: {error}") from error
+            raise ValueError(f"{path}: does not fit the configured method and network: {one_line(error)}") from None
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         if self.evaluator is not None:
             self.evaluator.state.best_metric = state["best_metric"]
@@ -235,10 +244,9 @@ class RunCheckpoint:
 
     def _epoch(self, engine: SemiSupervisedTrainer) -> None:
         state = {
-            "objective": type(engine.objective).__name__,
+            **_protocol(engine),
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
-            "epoch_length": engine.state.epoch_length,
             "best_metric": float(self.evaluator.state.best_metric) if self.evaluator else -1.0,
             "best_metric_epoch": self._best_epoch(),
         }
@@ -261,14 +269,34 @@ class RunCheckpoint:
         return parts if engine.lr_scheduler is None else {**parts, "lr_scheduler": engine.lr_scheduler}
 
 
+def _protocol(engine: SemiSupervisedTrainer) -> dict[str, Any]:
+    """What a resumed run must share with the run before it."""
+    protocol = {
+        "objective": type(engine.objective).__name__,
+        "epoch_length": engine.state.epoch_length,
+        "seed": engine.seed,
+    }
+    loader = engine.data_loader
+    if isinstance(loader, SemiSupervisedLoader):
+        protocol |= {
+            "labelled slices": len(loader.dataset.labeled),
+            "unlabelled slices": len(loader.dataset.unlabeled),
+            "batch size": loader.batch_size,
+            "processes": loader.world_size,
+        }
+    return protocol
+
+
 def guard_output(output_dir: str, resume: bool | str) -> None:
     """Refuse to overwrite an earlier run.
 
     Raises:
-        FileExistsError: if ``output_dir`` holds a run's checkpoint and ``resume`` is False.
+        FileExistsError: if ``output_dir`` holds a run's checkpoint and ``resume`` is False or names another file.
     """
     path = Path(output_dir) / RunCheckpoint.name
-    if not flag(resume) and path.exists():
+    resume = flag(resume)
+    elsewhere = isinstance(resume, str) and Path(resume).resolve() != path.resolve()
+    if path.exists() and (not resume or elsewhere):
         raise FileExistsError(
             f"{path}: an earlier run stands here. Continue it with --resume true, or choose another --output_dir."
         )

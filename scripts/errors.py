@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["plain_errors", "root_cause"]
+__all__ = ["one_line", "plain_errors", "root_cause"]
 
 _EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
 _PACKAGE = Path(__file__).resolve().parent
@@ -18,6 +18,12 @@ def root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def one_line(error: BaseException) -> str:
+    """What the error that started a chain says, on one line of at most 300 characters."""
+    cause = root_cause(error)
+    return " ".join(str(cause).split())[:300] or type(cause).__name__
 
 
 def plain_errors() -> None:

@@ -18,6 +18,7 @@ from monai.utils import convert_to_numpy
 from torch import nn
 
 from scripts.data import acdc_records
+from scripts.errors import one_line
 
 __all__ = [
     "AtomicNibabelWriter",
@@ -153,7 +154,7 @@ def load_network_weights(network: nn.Module, path: str | Path) -> None:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"Checkpoint '{path}' cannot be read as tensors: {_first_line(error)}") from None
+        raise ValueError(f"Checkpoint '{path}' cannot be read as tensors: {one_line(error)}") from None
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         content = ", ".join(map(str, weights)) if isinstance(weights, Mapping) else type(weights).__name__
         raise ValueError(
@@ -273,8 +274,3 @@ def _images_of_datalist(path: Path) -> list[Path]:
         if not images[-1].is_file():
             raise FileNotFoundError(f"Datalist '{path}' names '{images[-1]}', which does not exist.")
     return images
-
-
-def _first_line(error: BaseException) -> str:
-    """An exception's message as one line of bounded length, its type where it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -35,10 +35,6 @@ class Prototypes(NamedTuple):
     vectors: Tensor
     present: Tensor
 
-    def detach(self) -> Prototypes:
-        """The same prototypes, cut from the graph."""
-        return Prototypes(self.vectors.detach(), self.present)
-
 
 def _unit(x: Tensor) -> Tensor:
     """Unit vectors along dimension 1 in float32. A zero vector stays zero: its similarity to anything is 0."""

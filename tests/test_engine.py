@@ -107,7 +107,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     net = network()
     trainer(FixMatch(net), 1, handlers=[RunCheckpoint(str(tmp_path), net)]).run()
     saved = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(ValueError, match="expected a run of Supervised"):
+    with pytest.raises(ValueError, match="expected a run with objective Supervised, found FixMatch"):
         trainer(Supervised(net), 2, handlers=[RunCheckpoint(str(tmp_path), net, True)]).run()
     other = UNet(num_classes=2)
     with pytest.raises(ValueError, match="does not fit"):
@@ -119,12 +119,19 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
         trainer(FixMatch(net), 2, handlers=[RunCheckpoint(str(tmp_path), net, path)]).run()
     assert (tmp_path / "checkpoint.pt").read_bytes() == saved
+    (tmp_path / "checkpoint.pt").write_bytes(saved[:1000])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: cannot be read") as info:
+        trainer(FixMatch(net), 2, handlers=[RunCheckpoint(str(tmp_path), net, True)]).run()
+    assert root_cause(info.value) is info.value
 
 
 def test_output_guard(tmp_path: Path) -> None:
     guard_output(str(tmp_path), False)
     (tmp_path / "checkpoint.pt").touch()
     guard_output(str(tmp_path), True)
+    guard_output(str(tmp_path), str(tmp_path / "checkpoint.pt"))
+    with pytest.raises(FileExistsError, match="--resume true"):
+        guard_output(str(tmp_path), str(tmp_path / "elsewhere" / "checkpoint.pt"))
     with pytest.raises(FileExistsError, match="--resume true"):
         guard_output(str(tmp_path), False)
 
@@ -251,7 +258,7 @@ def test_best_weights_survive_a_resume(phantom: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.pt").read_bytes() == best
 
 
-def test_losses_and_coverage_reach_tensorboard_and_mlflow(phantom: Path, tmp_path: Path) -> None:
+def test_losses_and_coverage_reach_tensorboard_and_the_loss_mlflow(phantom: Path, tmp_path: Path) -> None:
     flow = workflow("methods/semsim_minus.json", tracking="mlflow", **arguments(phantom, tmp_path))
     flow.initialize()
     flow.run()
@@ -269,6 +276,19 @@ def test_losses_and_coverage_reach_tensorboard_and_mlflow(phantom: Path, tmp_pat
     with sqlite3.connect(tmp_path / "run" / "mlruns.db") as database:
         rows = database.execute("select key, count(*) from metrics group by key").fetchall()
     assert dict(rows)["train_loss"] == 4
+
+
+def test_a_resumed_run_must_follow_the_same_protocol(phantom: Path, tmp_path: Path) -> None:
+    run(arguments(phantom, tmp_path), "methods/fixmatch.json")
+    for overrides, message in (
+        ({"labeled": 2}, "expected a run with labelled slices"),
+        ({"seed": 1}, "expected a run with seed 1, found 0"),
+        ({"num_classes": 5}, "does not fit the configured method and network"),
+    ):
+        again = arguments(phantom, tmp_path, resume=True, **{"train#trainer#max_epochs": 3, **overrides})
+        with pytest.raises(ValueError, match=message) as info:
+            run(again, "methods/fixmatch.json")
+        assert root_cause(info.value) is info.value
 
 
 def command(options: Mapping[str, Any], *overlays: str) -> list[str]:

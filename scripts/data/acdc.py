@@ -75,7 +75,10 @@ def acdc_records(
 def _patients(splits: Path, part: str) -> list[str]:
     if not splits.is_file():
         raise FileNotFoundError(f"splits file '{splits}' does not exist.")
-    parts = json.loads(splits.read_text(encoding="utf-8"))
+    try:
+        parts = json.loads(splits.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{splits}: expected JSON with lists of patients, found {error}.") from None
     if part not in parts:
         raise ValueError(f"{splits} has no part '{part}', only {sorted(parts)}.")
     patients = list(parts[part])
@@ -89,7 +92,7 @@ def _folder(root: Path, name: str) -> Path | None:
 
 
 def _frames(folder: Path, name: str, with_labels: bool) -> list[dict[str, str]]:
-    """Records of one patient; the annotated frames, or every frame where a patient has no annotation at all."""
+    """Records of one patient's frames, which in the official layout are the annotated ones."""
     images = sorted(p for p in folder.glob(f"{name}_frame*.nii.gz") if _FRAME.search(p.name))
     if not images:
         raise FileNotFoundError(f"no frame '{name}_frameYY.nii.gz' in '{folder}'.")

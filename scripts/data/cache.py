@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from monai.transforms import Compose, RandomizableTrait
 
 from scripts.data.checks import check_classes, check_finite, check_grids
 from scripts.data.fingerprint import fingerprint
+from scripts.errors import one_line
 
 __all__ = ["Volume", "cached_volumes"]
 
@@ -114,10 +116,7 @@ def _try(step: Any, record: Mapping[str, Any], *args: Any) -> Any:
     try:
         return step(record, *args)
     except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # MONAI wraps what a reader says
-            cause = cause.__cause__
-        what = " ".join(str(cause).split())[:300] or type(cause).__name__
+        what = one_line(error)
         files = " / ".join(str(record[k]) for k in ("image", "label") if k in record)
         return what if str(record.get("image")) in what else f"{files}: {what}"
 
@@ -185,10 +184,11 @@ def _slices_first(tensor: torch.Tensor, path: str) -> np.ndarray:
 
 
 def _save(file: Path, array: np.ndarray) -> None:
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
+    # A name of its own: two records of the same content, in one process or on two machines, share the final one.
+    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as stream:
         np.save(stream, np.ascontiguousarray(array))
-    os.replace(temporary, file)
+    os.chmod(stream.name, 0o644)  # temporary files begin private
+    os.replace(stream.name, file)
 
 
 def _open(record: Mapping[str, Any], stem: Path) -> Volume:

@@ -11,7 +11,7 @@ from monai.data import Dataset
 from monai.transforms import Transform
 
 from scripts.data.checks import check_classes, check_finite, check_grids
-from scripts.errors import root_cause
+from scripts.errors import one_line
 
 __all__ = ["VolumeDataset"]
 
@@ -56,8 +56,7 @@ class VolumeDataset(Dataset):
         try:
             item = super()._transform(index)
         except Exception as error:
-            what = " ".join(str(root_cause(error)).split())[:300]
-            raise ValueError(f"{files}: cannot be read: {what}") from None
+            raise ValueError(f"{files}: cannot be read: {one_line(error)}") from None
         image = item["image"]
         if image.shape[0] != self.channels:
             raise ValueError(f"{record['image']}: found {image.shape[0]} channels, expected {self.channels}.")

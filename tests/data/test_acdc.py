@@ -103,3 +103,10 @@ def test_real_labelled_slices(real_acdc: Path, labeled: int, slices: int) -> Non
     records = acdc_records(real_acdc, PUBLISHED, "train", labeled=labeled)
     assert len(records) == 140
     assert sum(nib.load(r["label"]).shape[2] for r in records if "label" in r) == slices
+
+
+def test_splits_that_are_no_json_are_named(phantom: Path, tmp_path: Path) -> None:
+    splits = tmp_path / "splits.json"
+    splits.write_text("{train: [")
+    with pytest.raises(ValueError, match=r"splits\.json: expected JSON"):
+        acdc_records(phantom, splits, "train")
