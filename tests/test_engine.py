@@ -286,9 +286,11 @@ def test_a_resumed_run_must_follow_the_same_protocol(phantom: Path, tmp_path: Pa
         ({"num_classes": 5}, "does not fit the configured method and network"),
     ):
         again = arguments(phantom, tmp_path, resume=True, **{"train#trainer#max_epochs": 3, **overrides})
-        with pytest.raises(ValueError, match=message) as info:
+        with pytest.raises(Exception) as info:  # noqa: PT011
             run(again, "methods/fixmatch.json")
-        assert root_cause(info.value) is info.value
+        cause = root_cause(info.value)
+        assert isinstance(cause, ValueError)
+        assert message in str(cause)
 
 
 def command(options: Mapping[str, Any], *overlays: str) -> list[str]:
