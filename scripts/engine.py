@@ -85,7 +85,6 @@ class SemiSupervisedTrainer(Trainer):
         train_handlers: MONAI or Ignite handlers.
 
     Raises:
-        ValueError: if the objective needs unlabelled images and the loader has none.
         FloatingPointError: in ``run``, before the step that would spoil the weights, when the loss is not finite.
     """
 
@@ -118,12 +117,6 @@ class SemiSupervisedTrainer(Trainer):
         self.seed = seed
         self.dtype = autocast_dtype(self.state.device, amp)
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype is torch.float16)
-        dataset = getattr(train_data_loader, "dataset", None)
-        if self.objective.requires_unlabeled and len(getattr(dataset, "unlabeled", [None])) == 0:
-            raise ValueError(
-                f"{type(self.objective).__name__} learns from unlabelled images, but the training data has none "
-                "(a record without a label is unlabelled): lower `labeled`, or use configs/methods/supervised.json."
-            )
         self.add_event_handler(Events.EPOCH_STARTED, self._align_loader)
 
     def _align_loader(self) -> None:
@@ -183,8 +176,8 @@ class RunCheckpoint:
         evaluator: the validation engine, whose best metric decides on ``model.pt``.
 
     Raises:
-        FileNotFoundError: on start, if ``resume`` names a file that is not there.
-        ValueError: on start, if the file is no checkpoint of this objective or has more epochs than are asked for.
+        ValueError: on start, if the file cannot be read, belongs to another protocol, objective or network, or has
+            more epochs than are asked for.
     """
 
     name = "checkpoint.pt"
@@ -208,9 +201,7 @@ class RunCheckpoint:
         path = self.output_dir / self.name if isinstance(self.resume, bool) else Path(self.resume)
         if not self.resume:
             return
-        if not path.is_file():
-            if not isinstance(self.resume, bool):
-                raise FileNotFoundError(f"resume: expected a checkpoint of a run, found no file at {path}.")
+        if self.resume is True and not path.is_file():
             engine.logger.info(f"No {path} yet: starting anew.")
             return
         self._load(engine, path)
@@ -288,13 +279,16 @@ def _protocol(engine: SemiSupervisedTrainer) -> dict[str, Any]:
 
 
 def guard_output(output_dir: str, resume: bool | str) -> None:
-    """Refuse to overwrite an earlier run.
+    """Refuse to overwrite an earlier run, or to resume from nothing, before anything is written.
 
     Raises:
+        FileNotFoundError: if ``resume`` names a file that is not there.
         FileExistsError: if ``output_dir`` holds a run's checkpoint and ``resume`` is False or names another file.
     """
     path = Path(output_dir) / RunCheckpoint.name
     resume = flag(resume)
+    if isinstance(resume, str) and not Path(resume).is_file():
+        raise FileNotFoundError(f"resume: expected a checkpoint of a run, found no file at '{resume}'.")
     elsewhere = isinstance(resume, str) and Path(resume).resolve() != path.resolve()
     if path.exists() and (not resume or elsewhere):
         raise FileExistsError(

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -115,9 +114,6 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "model.pt")
     with pytest.raises(ValueError, match="expected a checkpoint with"):
         trainer(FixMatch(net), 2, handlers=[RunCheckpoint(str(tmp_path), net, path)]).run()
-    path = str(tmp_path / "nowhere.pt")
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
-        trainer(FixMatch(net), 2, handlers=[RunCheckpoint(str(tmp_path), net, path)]).run()
     assert (tmp_path / "checkpoint.pt").read_bytes() == saved
     (tmp_path / "checkpoint.pt").write_bytes(saved[:1000])
     with pytest.raises(ValueError, match=r"checkpoint\.pt: cannot be read") as info:
@@ -130,6 +126,8 @@ def test_output_guard(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").touch()
     guard_output(str(tmp_path), True)
     guard_output(str(tmp_path), str(tmp_path / "checkpoint.pt"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "checkpoint.pt").touch()
     with pytest.raises(FileExistsError, match="--resume true"):
         guard_output(str(tmp_path), str(tmp_path / "elsewhere" / "checkpoint.pt"))
     with pytest.raises(FileExistsError, match="--resume true"):
@@ -152,14 +150,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(tmp_path: Path) -> N
     assert all(torch.isfinite(p).all() for p in net.parameters())
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]
     assert state["epoch"] == 1
-
-
-def test_methods_that_need_unlabelled_images_say_so() -> None:
-    loader = Batches()
-    loader.dataset = type("Slices", (), {"unlabeled": np.arange(0)})()  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="FixMatch learns from unlabelled images"):
-        trainer(FixMatch(network()), loader=loader)
-    trainer(Supervised(network()), loader=loader)
 
 
 def test_poly_schedule_follows_its_closed_form() -> None:
@@ -347,7 +337,7 @@ def test_mistakes_are_named_before_training(
     with pytest.raises(Exception) as info:  # noqa: PT011 - MONAI wraps it; what started the chain is looked at
         run(arguments(phantom, tmp_path, **overrides), f"methods/{overlay}.json")
     assert message in str(root_cause(info.value))
-    assert not list((tmp_path / "run").glob("*.pt"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_line_ends_in_the_plain_message(phantom: Path, tmp_path: Path) -> None:

@@ -90,12 +90,13 @@ class SemiSupervisedLoader:
         rank: this process's number: it takes its own part of the global batch. Default: that of
             ``torch.distributed`` where initialised, else 0.
         world_size: number of processes. Default: as for ``rank``, else 1.
+        requires_unlabeled: whether the method learns from unlabelled slices.
 
     Attributes:
         iteration: number of the next batch.
 
     Raises:
-        ValueError: when ``dataset`` has no labelled slice.
+        ValueError: when ``dataset`` has no labelled slice, or none that is unlabelled and the method needs them.
     """
 
     def __init__(
@@ -106,9 +107,15 @@ class SemiSupervisedLoader:
         unlabeled_batch_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        requires_unlabeled: bool = False,
     ) -> None:
         if len(dataset.labeled) == 0:
             raise ValueError(f"none of the {len(dataset)} training slices has a label: training needs labelled cases.")
+        if requires_unlabeled and len(dataset.unlabeled) == 0:
+            raise ValueError(
+                "the method learns from unlabelled images, but the training data has none (a record without a label is "
+                "unlabelled): lower `labeled`, or train with configs/methods/supervised.json."
+            )
         distributed = dist.is_available() and dist.is_initialized()
         self.dataset = dataset
         self.batch_size = batch_size
