@@ -354,7 +354,7 @@ def test_volumes_without_a_label_are_left_out(phantom: Path, tmp_path: Path, mea
     [
         ({"run": "nowhere"}, r"run: expected the output folder of a training, found no nowhere.checkpoint\.pt"),
         ({"num_classes": "3"}, r"checkpoint\.pt: is no checkpoint of the configured method and network: .*head"),
-        ({"labeled": "6"}, "all 12 training volumes are labelled"),
+        ({"labeled": "6"}, "learns from unlabelled images, but the training data has none"),
         ({"batchs": "3"}, "batchs: neither an option of this command nor an id of the config"),
         ({"batches": "0"}, "batches: expected a whole number of at least 1, found 0"),
         ({"method#gate": "both"}, "gate: expected one of"),
@@ -377,3 +377,8 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, measure: Any) -> None:
     torch.save(UNet(channels=THIN).state_dict(), tmp_path / "checkpoint.pt")
     with pytest.raises(SystemExit, match=r"checkpoint\.pt: is no checkpoint"):
         measure(run=str(tmp_path))
+
+
+def test_hidden_records_need_unlabelled_ones() -> None:
+    with pytest.raises(ValueError, match="all 1 training volumes are labelled"):
+        hidden_records([{"image": "a.nii.gz", "label": "a_gt.nii.gz"}])
