@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["one_line", "plain_errors", "root_cause"]
+__all__ = ["FaultsError", "fault_line", "one_line", "plain_errors", "root_cause"]
 
 _EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+# The programs that run a bundle's workflow for a user: MONAI's command line, and MONAI Label's training process.
+_PROGRAMS = {("monai", "bundle", "__main__.py"), ("interfaces", "utils", "app.py")}
 _PACKAGE = Path(__file__).resolve().parent
+_SHOWN = 5
+
+
+class FaultsError(ValueError):
+    """What is wrong with a data set: a line for each fault, of which the message shows the first few.
+
+    Args:
+        faults: one line each.
+
+    Attributes:
+        faults: all of them.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = list(faults)
+        more = [f"... and {len(self.faults) - _SHOWN} more"] if len(self.faults) > _SHOWN else []
+        super().__init__("\n".join([*self.faults[:_SHOWN], *more]))
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -26,14 +46,22 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(cause).split())[:300] or type(cause).__name__
 
 
+def fault_line(error: BaseException, *files: str) -> str:
+    """What went wrong with one of some files, as one line that begins with it, or with all if the error names none."""
+    what = one_line(error)
+    if what.startswith(files):
+        return what
+    return f"{' / '.join([file for file in files if file in what] or files)}: cannot be read: {what}"
+
+
 def plain_errors() -> None:
     """On the command line, end with the message alone when this package rejects what it was given.
 
     MONAI wraps what a config's component raises, once per level, so that the last line a user sees is the least
     telling. Anything unexpected keeps its full traceback, and so does every program that imports the bundle: only
-    ``python -m monai.bundle`` gets the hook.
+    ``python -m monai.bundle`` and the training process of a MONAI Label server get the hook.
     """
-    if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
+    if Path(sys.argv[0]).parts[-3:] not in _PROGRAMS:
         return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +20,14 @@ from monai.transforms import Compose, RandomizableTrait
 
 from scripts.data.checks import check_classes, check_finite, check_grids
 from scripts.data.fingerprint import fingerprint
-from scripts.errors import one_line
+from scripts.data.readers import voxel_file
+from scripts.errors import FaultsError, fault_line
 
-__all__ = ["Volume", "cached_volumes"]
+__all__ = ["Volume", "cached_volumes", "stored_files"]
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # raise when what is stored, or the transforms of scripts.data, change their meaning
-SHOWN_FAULTS = 5
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,7 @@ def cached_volumes(
         results = list(pool.map(lambda job: _try(_store, *job, preprocessing, num_classes), missing))
     faults = [r for r in [*stems, *results] if isinstance(r, str)]
     if faults:
-        more = [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
-        raise ValueError("\n".join([*faults[:SHOWN_FAULTS], *more]))
+        raise FaultsError(faults)
     return [_open(record, stem) for record, stem in zip(data, stems, strict=True)]
 
 
@@ -116,9 +114,7 @@ def _try(step: Any, record: Mapping[str, Any], *args: Any) -> Any:
     try:
         return step(record, *args)
     except Exception as error:
-        what = one_line(error)
-        files = " / ".join(str(record[k]) for k in ("image", "label") if k in record)
-        return what if str(record.get("image")) in what else f"{files}: {what}"
+        return fault_line(error, *(str(record[key]) for key in ("image", "label") if key in record))
 
 
 @lru_cache(maxsize=256)
@@ -140,20 +136,18 @@ def _stem(record: Mapping[str, Any], root: Path, settings: bytes) -> Path:
     for key in ("image", "label"):
         if key in record:
             digest.update(key.encode())
-            for file in _files(Path(record[key])):
+            for file in stored_files(Path(record[key])):
                 with file.open("rb") as stream:
                     while block := stream.read(1 << 20):
                         digest.update(block)
     return root / digest.hexdigest()
 
 
-def _files(path: Path) -> Iterator[Path]:
+def stored_files(path: Path) -> Iterator[Path]:
     """The file and, for a MetaImage header, the file that holds its voxels."""
     yield path
-    if path.suffix.lower() == ".mhd":
-        found = re.search(r"^\s*ElementDataFile\s*=\s*(\S.*?)\s*$", path.read_text(errors="replace"), re.MULTILINE)
-        if found and found[1] not in ("LOCAL", "LIST"):
-            yield path.parent / found[1]
+    if voxels := voxel_file(path):
+        yield voxels
 
 
 def _store(record: Mapping[str, Any], stem: Path, preprocessing: Compose, num_classes: int) -> None:

@@ -29,7 +29,7 @@ def check_classes(label: torch.Tensor | np.ndarray, path: str, num_classes: int)
 
 
 def check_grids(image: torch.Tensor, label: torch.Tensor, record: Mapping[str, Any]) -> None:
-    """Image and label must be stored on the same grid, before resizing makes any two shapes equal.
+    """Image and label must be stored on the same grid, before resizing makes any two shapes equal; one label each.
 
     Args:
         image: loaded image; only a MetaTensor knows the grid of its file.
@@ -37,8 +37,10 @@ def check_grids(image: torch.Tensor, label: torch.Tensor, record: Mapping[str, A
         record: the paths that both come from.
 
     Raises:
-        ValueError: when the files' shapes or axis directions differ.
+        ValueError: when the label has several channels, or the files' shapes or axis directions differ.
     """
+    if label.shape[0] != 1:
+        raise ValueError(f"{record['label']}: a label has one channel, found {label.shape[0]} (colours or a palette).")
     if not isinstance(image, MetaTensor) or not isinstance(label, MetaTensor):
         return
     shapes = [tuple(int(n) for n in t.meta["spatial_shape"]) for t in (image, label)]

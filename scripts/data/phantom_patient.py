@@ -7,45 +7,34 @@ Lengths are in mm; in the image plane x runs to the patient's left and y to the 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-import torch
-from torch.nn.functional import interpolate
+
+from scripts.data.phantom_scan import PhantomVolume, paint, scan
 
 __all__ = ["PhantomPatient"]
 
 RV, MYO, LV = 1, 2, 3
 
 
-class PhantomPatient:
+class PhantomPatient(PhantomVolume):
     """One patient's anatomy, position and scan.
 
     Args:
         rng: source of all that varies.
-        size: least and largest number of pixels along an in-plane axis.
-        spacing: least and largest pixel size in mm.
-        slices: least and largest number of slices.
+        **ranges: ``size``, ``spacing`` and ``slices``, see :class:`PhantomVolume`.
 
     Attributes:
         affine: voxel indices to mm, as ACDC stores it: the array's axes run to the patient's left, back and head.
     """
 
-    def __init__(
-        self,
-        rng: np.random.Generator,
-        size: tuple[int, int],
-        spacing: tuple[float, float],
-        slices: tuple[int, int],
-    ) -> None:
-        self.rng = rng
+    def __init__(self, rng: np.random.Generator, **ranges: Any) -> None:
+        super().__init__(rng, thickness=(8, 10), **ranges)
         u = rng.uniform
-        self.shape = (*rng.integers(size[0], size[1] + 1, 2).tolist(), int(rng.integers(slices[0], slices[1] + 1)))
-        self.pixel, self.thickness = u(*spacing), u(8, 10)
         extent = [n * self.pixel for n in self.shape[:2]]
         self.affine = np.diag([-self.pixel, -self.pixel, self.thickness, 1.0])  # the LPS axes that ACDC stores
         self.affine[:2, 3] = [e / 2 for e in extent]
-        grid = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * self.pixel for n in self.shape[:2]]
-        self.x, self.y = np.meshgrid(*grid, indexing="ij")
 
         # position and shape of the heart
         self.centre = (u(-15, 22), u(-22, 12))
@@ -70,7 +59,7 @@ class PhantomPatient:
         self.fat, self.liver, self.stomach, self.lung = u(0.6, 1.2), u(0.25, 0.6), u(0.2, 0.95), u(0.03, 0.12)
         self.flow, self.noise, self.scale = u(0.06, 0.18), u(0.015, 0.05), u(250, 900)
         self.blur = u(0.0, 0.15)
-        self.bias = np.exp(u(0.1, 0.35) * self._field(2) - u(0.1, 0.9) * self.y / 100)  # coils in front
+        self.bias = np.exp(u(0.1, 0.35) * self.field(2) - u(0.1, 0.9) * self.y / 100)  # coils in front
 
         # the rest of the chest
         self.roll = math.radians(u(-40, 40))  # the short axis is oblique to the body
@@ -78,15 +67,10 @@ class PhantomPatient:
         self.layers = (u(6, 24), u(4, 10))  # subcutaneous fat, chest wall
         self.rim = u(2, 9)  # of tissue between heart and lung
         self.diaphragm = (u(28, 60), u(0.1, 0.5), u(-0.4, 0.3))
-        self.pericardium, self.texture, self.vessels = self._field(7), self._field(20), self._field(28)
+        self.pericardium, self.texture, self.vessels = self.field(7), self.field(20), self.field(28)
         # vessels, bowel, kidneys: (x, y, radius, elongation, signal), in the rotated body
         self.organs = [(u(-95, 95), u(22, 90), u(5, 17), u(0.6, 1.6), u(0.1, 1.15)) for _ in range(rng.integers(7, 14))]
         self.aorta = (u(8, 40), u(46, 66), u(8, 13))
-
-    def _field(self, waves: int) -> np.ndarray:
-        """Smooth random field over the image, about standard normal."""
-        coarse = torch.from_numpy(self.rng.standard_normal((1, 1, waves + 2, waves + 2)).astype(np.float32))
-        return interpolate(coarse, size=self.shape[:2], mode="bicubic", align_corners=True)[0, 0].numpy()
 
     def volume(self, systole: bool) -> tuple[np.ndarray, np.ndarray]:
         """Image int16 and label uint8, ``[X, Y, slices]``."""
@@ -97,7 +81,7 @@ class PhantomPatient:
             x, y = self.x - dx, self.y - dy
             depth = (k + 0.5) * self.thickness - self.base
             chest = self._chest(x, y, depth / self.length)
-            blood = 1 + self.flow * self._field(6)
+            blood = 1 + self.flow * self.field(6)
             # a slice is as thick as it is long: average its signal, label its middle
             for part in (-0.3, 0.0, 0.3):
                 z = (depth + part * self.thickness - shift) / (self.length - shift)
@@ -105,7 +89,8 @@ class PhantomPatient:
                 image[..., k] += signal / 3
                 if part == 0:
                     label[..., k] = classes
-        return self._scan(image), label
+        image = image * self.bias[..., None]  # coil shading
+        return scan(self.rng, image, self.blur, self.noise, self.scale), label
 
     def _heart(
         self, signal: np.ndarray, blood: np.ndarray, x: np.ndarray, y: np.ndarray, z: float, systole: bool
@@ -136,18 +121,18 @@ class PhantomPatient:
             reach = (self.radius + self.wall) * taper
             middle, a, b = 0.62 * reach, self.rv_depth * reach * beat, self.rv_width * reach * (0.5 + 0.5 * beat)
             rv = (np.hypot((away - middle) / a, along / b) - 1) * min(a, b)
-            signal = _paint(signal, self.muscle, rv - 2.5, self.pixel)
-            signal = _paint(signal, self.rv_blood * blood, rv + self.texture, self.pixel)  # trabeculated
+            signal = paint(signal, self.muscle, rv - 2.5, self.pixel)
+            signal = paint(signal, self.rv_blood * blood, rv + self.texture, self.pixel)  # trabeculated
             classes[(rv < 0) & (epi > 0)] = RV
-        signal = _paint(signal, self.muscle, epi, self.pixel)
+        signal = paint(signal, self.muscle, epi, self.pixel)
         classes[epi < 0] = MYO
         if cavity > 2:
-            signal = _paint(signal, self.blood * blood, endo + 0.7 * self.texture, self.pixel)
+            signal = paint(signal, self.blood * blood, endo + 0.7 * self.texture, self.pixel)
             classes[endo < 0] = LV
             if 0.15 < z < 0.75:  # papillary muscles count as cavity
                 for angle, reach, radius in self.papillary:
                     spot = np.hypot(x - reach * cavity * math.cos(angle), y - reach * cavity * math.sin(angle)) - radius
-                    signal = _paint(signal, self.muscle * 1.15, spot, 2 * self.pixel)
+                    signal = paint(signal, self.muscle * 1.15, spot, 2 * self.pixel)
         return signal, classes if labelled else np.zeros_like(classes)
 
     def _chest(self, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
@@ -163,41 +148,25 @@ class PhantomPatient:
         inside = wall + self.layers[1] + 1.5 * self.texture
         vessels = np.clip(self.vessels - 1.2, 0, 1)
         fat = self.fat * (1 + 0.1 * self.texture)
-        signal = _paint(np.full(x.shape, 0.01, np.float32), fat, skin, self.pixel)
-        signal = _paint(signal, self.muscle + 0.15 * self.texture, wall, soft)
-        signal = _paint(signal, self.lung + 0.5 * vessels, inside, soft)
+        signal = paint(np.full(x.shape, 0.01, np.float32), fat, skin, self.pixel)
+        signal = paint(signal, self.muscle + 0.15 * self.texture, wall, soft)
+        signal = paint(signal, self.lung + 0.5 * vessels, inside, soft)
 
         # heart's rim and mediastinum: fat and soft tissue in turn, so the heart's border has no constant contrast
         bed = np.minimum(bed - 0.35 * np.clip(away, 0, 40), np.hypot(x - 5, (y - 60) / 1.5) - 22)
         mix = np.clip(0.5 + self.pericardium + 0.3 * self.texture, 0, 1)
         tissue = mix * fat * 0.9 + (1 - mix) * self.muscle
-        signal = _paint(signal, tissue, np.maximum(bed + 3 * self.pericardium, inside), soft)
+        signal = paint(signal, tissue, np.maximum(bed + 3 * self.pericardium, inside), soft)
         # below the diaphragm: liver on the right, stomach and spleen on the left; more of them towards the apex
         level, slope, bend = self.diaphragm
         dome = level - 28 * z + slope * x + bend * x**2 / 60 - y
         abdomen = np.where(x + 15 * self.pericardium < 10, self.liver, self.stomach) * (1 + 0.1 * self.texture)
-        signal = _paint(signal, abdomen + 0.4 * vessels, np.maximum(dome, inside), soft)
+        signal = paint(signal, abdomen + 0.4 * vessels, np.maximum(dome, inside), soft)
         for ox, oy, radius, stretch, value in self.organs:
             organ = np.hypot((x - ox) / stretch, (y - oy - 12 * z) * stretch) - radius + 2 * self.pericardium
-            signal = _paint(signal, self.muscle, np.maximum(organ - 2.5, inside), soft)
-            signal = _paint(signal, value + 0.08 * self.texture, np.maximum(organ, inside), soft)
+            signal = paint(signal, self.muscle, np.maximum(organ - 2.5, inside), soft)
+            signal = paint(signal, value + 0.08 * self.texture, np.maximum(organ, inside), soft)
         ax, ay, radius = self.aorta
-        signal = _paint(signal, 0.5 + 0.12 * self.texture, np.hypot(x + 2, y - ay - 22) - 17, soft)
-        signal = _paint(signal, self.muscle, np.hypot(x - ax, y - ay) - radius - 2, soft)
-        return _paint(signal, self.blood * 1.02, np.hypot(x - ax, y - ay) - radius, soft)
-
-    def _scan(self, signal: np.ndarray) -> np.ndarray:
-        """What the scanner makes of it: coil shading, point spread, Rician noise, integers."""
-        signal = signal * self.bias[..., None]
-        for axis in (0, 1):
-            padded = np.pad(signal, [(1, 1) if i == axis else (0, 0) for i in range(3)], mode="edge")
-            before, after = (np.take(padded, np.arange(signal.shape[axis]) + d, axis) for d in (0, 2))
-            signal = (1 - 2 * self.blur) * signal + self.blur * (before + after)
-        real, imaginary = self.rng.normal(0, self.noise, (2, *signal.shape))
-        return np.round(self.scale * np.hypot(signal + real, imaginary)).astype(np.int16)
-
-
-def _paint(signal: np.ndarray, value: np.ndarray | float, distance: np.ndarray, edge: float) -> np.ndarray:
-    """Lay a tissue over the signal where its signed distance is negative, with a soft edge of that width, in mm."""
-    cover = np.clip(0.5 - distance / edge, 0, 1)
-    return signal + cover * (value - signal)
+        signal = paint(signal, 0.5 + 0.12 * self.texture, np.hypot(x + 2, y - ay - 22) - 17, soft)
+        signal = paint(signal, self.muscle, np.hypot(x - ax, y - ay) - radius - 2, soft)
+        return paint(signal, self.blood * 1.02, np.hypot(x - ax, y - ay) - radius, soft)

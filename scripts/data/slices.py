@@ -27,6 +27,7 @@ class SliceDataset(Dataset):
         preprocessing: deterministic transforms, see :func:`scripts.data.cache.cached_volumes`.
         cache_dir: folder of the preprocessed volumes.
         num_classes: number of classes, background included.
+        unlabeled: further records, such as those of :func:`scripts.data.unlabeled_studies`.
 
     Attributes:
         data: the records.
@@ -38,9 +39,14 @@ class SliceDataset(Dataset):
     """
 
     def __init__(
-        self, data: Sequence[Mapping[str, Any]], preprocessing: Compose, cache_dir: str | Path, num_classes: int
+        self,
+        data: Sequence[Mapping[str, Any]],
+        preprocessing: Compose,
+        cache_dir: str | Path,
+        num_classes: int,
+        unlabeled: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self.data = list(data)
+        self.data = [*data, *unlabeled]
         self.volumes = cached_volumes(self.data, preprocessing, cache_dir, num_classes)
         for volume in self.volumes:
             if volume.shape[1:] != self.volumes[0].shape[1:]:

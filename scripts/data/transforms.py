@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing, to_affine_nd
 from monai.transforms import InvertibleTransform, MapTransform
 
-__all__ = ["ThroughPlaneLastd", "through_plane_axis"]
+__all__ = ["LabelValuesd", "ThroughPlaneLastd", "through_plane_axis"]
 
 
 def through_plane_axis(shape: tuple[int, ...], spacing: tuple[float, ...]) -> int:
@@ -32,6 +32,46 @@ def through_plane_axis(shape: tuple[int, ...], spacing: tuple[float, ...]) -> in
     if shape.count(min(shape)) == 1:
         return shape.index(min(shape))
     return len(shape) - 1
+
+
+class LabelValuesd(MapTransform):
+    """Turn the values that a label file stores, such as a mask's 0 and 255, into classes.
+
+    MONAI's ``MapLabelValued`` passes other values on as they are, so that a faulty mask would teach a faulty class.
+    A label that has other values, but none beside the classes' own numbers, is kept: so do viewers write what a
+    MONAI Label server's clinicians draw.
+
+    Args:
+        keys: keys of label maps of any shape.
+        values: the stored values in the order of the classes.
+        allow_missing_keys: whether a key may be absent.
+    """
+
+    def __init__(self, keys: KeysCollection, values: Sequence[float], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.values = list(values)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Map every label of the dictionary.
+
+        Raises:
+            ValueError: for a value that stands for no class.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            label = d[key]
+            classes = torch.full_like(label, -1, dtype=torch.float32)
+            for number, value in enumerate(self.values):
+                classes[label == value] = number
+            if (classes < 0).any() and torch.isin(label, torch.arange(len(self.values), dtype=label.dtype)).all():
+                classes = label.float()
+            if (classes < 0).any():
+                strange = ", ".join(f"{v:g}" for v in torch.unique(label[classes < 0]).tolist()[:5])
+                file = label.meta.get("filename_or_obj") if isinstance(label, MetaTensor) else None
+                what = f"label values must be {', '.join(map(str, self.values))}, found {strange}."
+                raise ValueError(f"{file}: {what}" if file else what)
+            d[key] = classes
+        return d
 
 
 class ThroughPlaneLastd(MapTransform, InvertibleTransform):

@@ -11,7 +11,7 @@ from monai.data import Dataset
 from monai.transforms import Transform
 
 from scripts.data.checks import check_classes, check_finite, check_grids
-from scripts.errors import one_line
+from scripts.errors import fault_line
 
 __all__ = ["VolumeDataset"]
 
@@ -52,11 +52,11 @@ class VolumeDataset(Dataset):
 
     def _load(self, index: int) -> Any:
         record = self.data[index]
-        files = " / ".join(str(record[key]) for key in ("image", "label") if key in record)
         try:
             item = super()._transform(index)
         except Exception as error:
-            raise ValueError(f"{files}: cannot be read: {one_line(error)}") from None
+            files = (str(record[key]) for key in ("image", "label") if key in record)
+            raise ValueError(fault_line(error, *files)) from None
         image = item["image"]
         if image.shape[0] != self.channels:
             raise ValueError(f"{record['image']}: found {image.shape[0]} channels, expected {self.channels}.")

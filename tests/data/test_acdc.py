@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
-from scripts.data import acdc_records
+from scripts.data import dataset_records
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "scripts" / "data" / "splits" / "acdc.json"
 
@@ -35,12 +35,16 @@ def cohort(tmp_path: Path) -> tuple[Path, Path]:
     return root, splits
 
 
+def cohort_records(cohort: tuple[Path, Path], part: str, labeled: float | None = None) -> list[dict[str, str]]:
+    return dataset_records("acdc", cohort[0], part, cohort[1], labeled)
+
+
 def _names(records: list[dict[str, str]], key: str) -> list[str | None]:
     return [Path(r[key]).name if key in r else None for r in records]
 
 
 def test_train_records_follow_the_list_and_find_their_frames(cohort: tuple[Path, Path]) -> None:
-    records = acdc_records(*cohort, "train", labeled=1)
+    records = cohort_records(cohort, "train", labeled=1)
     assert _names(records, "image") == [
         "patient090_frame04.nii.gz",
         "patient090_frame11.nii.gz",
@@ -54,41 +58,41 @@ def test_train_records_follow_the_list_and_find_their_frames(cohort: tuple[Path,
 
 
 def test_other_parts_are_labelled_or_empty(cohort: tuple[Path, Path]) -> None:
-    assert _names(acdc_records(*cohort, "test"), "label") == [
+    assert _names(cohort_records(cohort, "test"), "label") == [
         "patient101_frame01_gt.nii.gz",
         "patient101_frame14_gt.nii.gz",
     ]
-    assert acdc_records(*cohort, "val") == []
+    assert cohort_records(cohort, "val") == []
 
 
 def test_layout_without_subfolders(phantom: Path) -> None:
-    assert len(acdc_records(phantom, phantom / "splits.json", "train", labeled=2)) == 12
-    assert all("label" in r for r in acdc_records(phantom, phantom / "splits.json", "train"))
+    assert len(dataset_records("acdc", phantom, "train", phantom / "splits.json", labeled=2)) == 12
+    assert all("label" in r for r in dataset_records("acdc", phantom, "train", phantom / "splits.json"))
 
 
 @pytest.mark.parametrize("labeled", [0, -1, 4])
 def test_labelled_count_out_of_range(cohort: tuple[Path, Path], labeled: int) -> None:
     with pytest.raises(ValueError, match=rf"labeled={labeled}: .* 1\.\.3"):
-        acdc_records(*cohort, "train", labeled=labeled)
+        cohort_records(cohort, "train", labeled=labeled)
 
 
 def test_missing_things_are_named(cohort: tuple[Path, Path], tmp_path: Path) -> None:
     root, splits = cohort
     with pytest.raises(FileNotFoundError, match=r"nowhere.*creatis.*make demo"):
-        acdc_records(tmp_path / "nowhere", splits, "train", labeled=1)
+        dataset_records("acdc", tmp_path / "nowhere", "train", splits, labeled=1)
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
-        acdc_records(root, tmp_path / "none.json", "train", labeled=1)
+        dataset_records("acdc", root, "train", tmp_path / "none.json", labeled=1)
     with pytest.raises(ValueError, match=r"no part 'validation'"):
-        acdc_records(root, splits, "validation")
-    with pytest.raises(FileNotFoundError, match="patient003_frame01_gt"):
-        acdc_records(root, splits, "train", labeled=3)
+        dataset_records("acdc", root, "validation", splits)
+    with pytest.raises(FileNotFoundError, match=r"patient003_frame01.*no label file"):
+        dataset_records("acdc", root, "train", splits, labeled=3)
     (root / "testing" / "patient101" / "patient101_frame14_gt.nii.gz").unlink()
-    with pytest.raises(FileNotFoundError, match="patient101_frame14_gt"):
-        acdc_records(root, splits, "test")
+    with pytest.raises(FileNotFoundError, match=r"patient101_frame14.*no label file"):
+        dataset_records("acdc", root, "test", splits)
     for name in ("patient002", "patient003"):
         shutil.rmtree(root / "training" / name)
-    with pytest.raises(FileNotFoundError, match=r"2 of the 3 'train' patients.*patient002, patient003"):
-        acdc_records(root, splits, "train", labeled=1)
+    with pytest.raises(FileNotFoundError, match=r"2 of the 3 'train' cases.*patient002, patient003"):
+        dataset_records("acdc", root, "train", splits, labeled=1)
 
 
 def test_published_split_is_disjoint() -> None:
@@ -100,7 +104,7 @@ def test_published_split_is_disjoint() -> None:
 
 @pytest.mark.parametrize(("labeled", "slices"), [(1, 32), (3, 68), (7, 136), (70, 1312)])
 def test_real_labelled_slices(real_acdc: Path, labeled: int, slices: int) -> None:
-    records = acdc_records(real_acdc, PUBLISHED, "train", labeled=labeled)
+    records = dataset_records("acdc", real_acdc, "train", PUBLISHED, labeled=labeled)
     assert len(records) == 140
     assert sum(nib.load(r["label"]).shape[2] for r in records if "label" in r) == slices
 
@@ -109,4 +113,4 @@ def test_splits_that_are_no_json_are_named(phantom: Path, tmp_path: Path) -> Non
     splits = tmp_path / "splits.json"
     splits.write_text("{train: [")
     with pytest.raises(ValueError, match=r"splits\.json: expected JSON"):
-        acdc_records(phantom, splits, "train")
+        dataset_records("acdc", phantom, "train", splits)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from scripts.data import acdc_records, make_phantom_cohort
+from scripts.data import dataset_records, make_phantom_cohort
 
 SMALL = {"patients": (2, 1, 1), "size": (48, 56), "spacing": (3.6, 4.0), "slices": (3, 4)}
 
@@ -21,7 +21,7 @@ def _files(root: Path) -> dict[str, bytes]:
 def _frames(root: Path) -> list[list[tuple[nib.Nifti1Image, nib.Nifti1Image]]]:
     """Per patient: (image, label) at end-diastole and end-systole."""
     splits = json.loads((root / "splits.json").read_text())
-    records = [r for part in splits for r in acdc_records(root, root / "splits.json", part)]
+    records = [r for part in splits for r in dataset_records("acdc", root, part, root / "splits.json")]
     cases = sorted({r["case"] for r in records})
     return [[(nib.load(r["image"]), nib.load(r["label"])) for r in records if r["case"] == case] for case in cases]
 

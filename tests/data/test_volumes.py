@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
-from scripts.data import VolumeDataset, acdc_records
+from scripts.data import VolumeDataset, dataset_records
 
 
 def load() -> Compose:
@@ -20,7 +20,7 @@ def load() -> Compose:
 @pytest.fixture
 def record(phantom: Path, tmp_path: Path) -> dict[str, str]:
     """A validation record whose files may be spoiled."""
-    source = acdc_records(phantom, phantom / "splits.json", "val")[0]
+    source = dataset_records("acdc", phantom, "val", phantom / "splits.json")[0]
     return {key: shutil.copy(source[key], tmp_path / Path(source[key]).name) for key in ("image", "label")}
 
 

@@ -1,0 +1,165 @@
+"""Training from a MONAI Label datastore: the studies without a label that belong to it, and where results go.
+
+MONAI Label's ``monaibundle`` app replaces the records of training and validation by those of the studies whose label
+is final. All other studies of the datastore are what a semi-supervised objective learns from beside them. They are
+found from the labels' place, which is always ``STUDIES/labels/final/``; ``STUDIES/datastore_v2.json`` is the server's
+own list of studies. ``labels/original`` holds what networks predicted and is never looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from scripts.provenance import read_record, write_record
+
+__all__ = ["PublishWeights", "run_folder", "unlabeled_studies"]
+
+logger = logging.getLogger(__name__)
+
+INDEX = "datastore_v2.json"
+FINAL = "final"
+# The formats that the preprocessing reads: a datastore may list others.
+SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".png", ".jpg", ".jpeg")
+
+
+def unlabeled_studies(
+    labeled: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, str]]:
+    """The records of a datastore's studies without a final label.
+
+    Where every study is labelled, the training ones are returned once more without their labels: consistency is then
+    learned on them, as FixMatch's authors do with all labelled images, and a method that asks for unlabelled images
+    goes on working.
+
+    Args:
+        labeled: training records, with the paths of ``image`` and ``label``.
+        validation: validation records; their images are never returned.
+
+    Returns:
+        records with an absolute ``image`` alone, in the order of their names; none unless the labels lie in a
+        datastore.
+
+    Raises:
+        ValueError: when the datastore's index cannot be read.
+    """
+    root = _datastore(labeled)
+    if root is None:
+        return []
+    known = {os.path.realpath(record["image"]) for record in (*labeled, *validation)}
+    records = [{"image": image} for image in _images_without_label(root) if image not in known]
+    logger.info(
+        "MONAI Label datastore: learning from %d labelled and %d unlabelled studies, validating on %d.",
+        len(labeled),
+        len(records),
+        len(validation),
+    )
+    if not records:
+        logger.info("No study is without a label: the labelled training images also serve as unlabelled ones.")
+        records = [{"image": str(record["image"])} for record in labeled]
+    return records
+
+
+def run_folder(output_dir: str | Path, data: Sequence[Mapping[str, Any]]) -> str:
+    """Folder of a run: ``output_dir``, or for a MONAI Label datastore a new one inside it, named by the time.
+
+    A server trains again and again, each time anew, and must not meet the run before.
+
+    Args:
+        output_dir: folder for results.
+        data: training records.
+    """
+    if _datastore(data) is None:
+        return str(output_dir)
+    return str(Path(output_dir) / datetime.now().strftime("%Y%m%d-%H%M%S"))
+
+
+class PublishWeights:
+    """Handler that makes a finished training on a MONAI Label datastore the network that the server uses.
+
+    The served file is replaced in one step, after the last epoch and by the first process only: a training that
+    fails or is stopped leaves it as it was. On any other data the handler does nothing. Attach it after the handler
+    that writes the run's weights.
+
+    Args:
+        run_dir: folder of the run with its ``model.pt``.
+        target: the weights that are served.
+        data: training records.
+        network: the network that is trained.
+    """
+
+    def __init__(self, run_dir: str, target: str, data: Sequence[Mapping[str, Any]], network: nn.Module) -> None:
+        self.source = Path(run_dir) / "model.pt"
+        self.target = Path(target)
+        self.active = _datastore(data) is not None
+        self.network = network
+        self.origin: dict[str, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        if self.active:
+            engine.add_event_handler(Events.STARTED, self._remember_origin)
+            engine.add_event_handler(Events.COMPLETED, self._publish)
+
+    def _remember_origin(self) -> None:
+        """Weights that a training begins with pass their terms on to what it makes of them."""
+        record = read_record(self.target)
+        if record is None:
+            return
+        served = torch.load(self.target, map_location="cpu", weights_only=True)
+        state = self.network.state_dict()
+        if state.keys() == served.keys() and all(torch.equal(value.cpu(), served[key]) for key, value in state.items()):
+            terms = {"license": record["license"]} if "license" in record else {}
+            self.origin = {"continues_sha256": record["sha256"], **terms}
+
+    def _publish(self, engine: Engine) -> None:
+        if getattr(engine.state, "rank", 0) != 0:
+            return
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.target.with_name(f".{os.getpid()}.{self.target.name}")
+        try:
+            temporary.write_bytes(self.source.read_bytes())
+            os.replace(temporary, self.target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        # The configured data set is not what this network learned from.
+        own = {"data": "custom", "split": "MONAI Label datastore", "split_sha256": None}
+        write_record(self.target, {**(read_record(self.source) or {}), **own, **self.origin})
+        logger.info("%s is now the network of %s.", self.target, self.source)
+
+
+def _datastore(records: Sequence[Mapping[str, Any]]) -> Path | None:
+    """Root of the datastore that the records' labels lie in."""
+    for record in records:
+        if "label" in record:
+            folder = Path(record["label"]).parent
+            root = folder.parent.parent
+            inside = (folder.parent.name, folder.name) == ("labels", FINAL) and (root / INDEX).is_file()
+            return root if inside else None
+    return None
+
+
+def _images_without_label(root: Path) -> list[str]:
+    """Real paths of the images that the datastore lists without a final label."""
+    path = root / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        folder = root / index["images_dir"]
+        names = [
+            f"{name}{entry['image']['ext']}"
+            for name, entry in sorted(index["objects"].items())
+            if FINAL not in entry["labels"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: expected MONAI Label's list of studies, found {error!r}.") from None
+    images = [os.path.realpath(folder / name) for name in names if not name.startswith(".")]
+    return [image for image in images if image.lower().endswith(SUFFIXES) and os.path.isfile(image)]

@@ -1,0 +1,141 @@
+"""Reading images: NIfTI by MONAI, MetaImage volumes and photographs by SimpleITK, for which MONAI has no reader."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from monai.config import KeysCollection, PathLike
+from monai.data import ImageReader, is_supported_format
+from monai.transforms import LoadImaged
+from monai.utils import SpaceKeys, ensure_tuple
+from PIL import Image
+
+__all__ = ["LPS_TO_RAS", "PHOTOGRAPH_SUFFIXES", "LoadVolumed", "SimpleITKReader", "voxel_file"]
+
+PHOTOGRAPH_SUFFIXES = ("png", "jpg", "jpeg")
+VOLUME_SUFFIXES = ("mhd", "mha")
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class SimpleITKReader(ImageReader):
+    """Reads MetaImage (``.mhd``, ``.mha``) and 8-bit grey or RGB ``.png`` and ``.jpg`` for ``LoadImaged``.
+
+    An array is ``[x, y, z]`` or, with several channels, ``[x, y, z, channel]``; its affine maps voxel indices to RAS
+    millimetres, as NIfTI's does (SimpleITK itself speaks LPS). A photograph is a volume of one slice with pixels of
+    unit size whose rows run to the left and columns to the back: nothing turns it on its way to LPS. So everything
+    behind the reader knows volumes only.
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether all file names end in a suffix of these formats."""
+        return is_supported_format(filename, [*VOLUME_SUFFIXES, *PHOTOGRAPH_SUFFIXES])
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> sitk.Image:
+        """Read one file.
+
+        Raises:
+            FileNotFoundError: when the file, or the one that holds a header's voxels, is missing.
+            ValueError: for more than one file, a file that is damaged or cut short, or a photograph that is not
+                8-bit grey or RGB.
+        """
+        files = ensure_tuple(data)
+        if len(files) != 1:
+            raise ValueError(f"expected one file per image, found {len(files)}: {', '.join(map(str, files))}.")
+        path = Path(files[0])
+        image = _read(path, **kwargs)
+        if is_supported_format(path, PHOTOGRAPH_SUFFIXES):
+            channels = image.GetNumberOfComponentsPerPixel()
+            bits = 8 * image.GetSizeOfPixelComponent()
+            if bits != 8 or channels not in (1, 3):
+                raise ValueError(
+                    f"{path}: expected an 8-bit grey or RGB image, found {bits} bits and {channels} channels."
+                )
+            # whatever resolution a camera wrote into the file says nothing about the patient
+            image.SetSpacing((1.0,) * image.GetDimension())
+            image.SetOrigin((0.0,) * image.GetDimension())
+        return image
+
+    def get_data(self, img: sitk.Image) -> tuple[np.ndarray, dict[str, Any]]:
+        """The array and its metadata.
+
+        Raises:
+            ValueError: for an image of other than two or three dimensions.
+        """
+        dims, channels = img.GetDimension(), img.GetNumberOfComponentsPerPixel()
+        if dims not in (2, 3):
+            raise ValueError(f"expected an image of 2 or 3 dimensions, found {dims}.")
+        array = sitk.GetArrayFromImage(img)  # [z, y, x] and, if several, channels
+        if dims == 2:
+            array = array[None]
+        array = array.transpose(2, 1, 0, *range(3, array.ndim))
+        affine = _affine(img)
+        meta = {
+            "affine": affine,
+            "original_affine": affine.copy(),
+            "space": SpaceKeys.RAS,
+            "spatial_shape": np.asarray(array.shape[:3]),
+            "original_channel_dim": -1 if channels > 1 else float("nan"),
+        }
+        return array, meta
+
+
+class LoadVolumed(LoadImaged):
+    """``LoadImaged`` that knows :class:`SimpleITKReader`'s formats beside MONAI's own; the suffix decides.
+
+    Named as ``LoadImaged``'s ``reader``, it would be tried on every file whatever its suffix, NIfTI included.
+
+    Args:
+        keys: keys of the paths to load.
+        allow_missing_keys: whether a key may be absent.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys=allow_missing_keys)
+        self._loader.register(SimpleITKReader())
+
+
+def voxel_file(path: Path) -> Path | None:
+    """The file that holds the voxels of a MetaImage header; None where ``path`` itself holds them.
+
+    Raises:
+        FileNotFoundError: when it is missing.
+    """
+    if path.suffix.lower() != ".mhd":
+        return None
+    found = re.search(r"^\s*ElementDataFile\s*=\s*(\S.*?)\s*$", path.read_text(errors="replace"), re.MULTILINE)
+    if not found or found[1] in ("LOCAL", "LIST"):
+        return None
+    if not (voxels := path.parent / found[1]).is_file():
+        raise FileNotFoundError(f"{path}: the file of its voxels, '{found[1]}', is missing.")
+    return voxels
+
+
+def _read(path: Path, **kwargs: Any) -> sitk.Image:
+    """Read a file, or say in one line why not: ITK's own reasons name no data file and are often wrong."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    voxels = voxel_file(path)
+    try:
+        if is_supported_format(path, ("jpg", "jpeg")):
+            # where a JPEG is cut short, ITK makes up the rest
+            with Image.open(path) as file:
+                array = np.asarray(file)
+            return sitk.GetImageFromArray(array, isVector=array.ndim == 3)
+        return sitk.ReadImage(str(path), **kwargs)
+    except (RuntimeError, OSError):
+        together = f" (with '{voxels.name}')" if voxels else ""
+        raise ValueError(f"{path}{together} is no image of this type, damaged or cut short.") from None
+
+
+def _affine(image: sitk.Image) -> np.ndarray:
+    """``[4, 4]`` from voxel indices to RAS millimetres; a 2-D image lies in the plane z = 0."""
+    dims = image.GetDimension()
+    affine = np.eye(4)
+    affine[:dims, :dims] = np.reshape(image.GetDirection(), (dims, dims)) * np.asarray(image.GetSpacing())
+    affine[:dims, 3] = image.GetOrigin()
+    return LPS_TO_RAS @ affine

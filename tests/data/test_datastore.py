@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from scripts.data import LabelValuesd, PublishWeights, run_folder, unlabeled_studies
+from scripts.provenance import read_record, write_record
+
+
+def make_datastore(root: Path, final: list[str], others: list[str], ext: str = ".nii.gz") -> list[dict[str, str]]:
+    """A datastore as the server leaves it; the records of its final labels."""
+    objects = {}
+    for name in [*final, *others]:
+        tags = ["original", "final"] if name in final else ["original"]
+        for tag in tags:
+            (root / "labels" / tag).mkdir(parents=True, exist_ok=True)
+            (root / "labels" / tag / f"{name}.nii.gz").touch()
+        (root / f"{name}{ext}").touch()
+        labels = {tag: {"ext": ".nii.gz", "info": {}} for tag in tags}
+        objects[name] = {"image": {"ext": ext, "info": {}}, "labels": labels}
+    index = {"name": "", "description": "", "images_dir": ".", "labels_dir": "labels", "objects": objects}
+    (root / "datastore_v2.json").write_text(json.dumps(index))
+    return [{"image": str(root / f"{n}{ext}"), "label": str(root / "labels" / "final" / f"{n}.nii.gz")} for n in final]
+
+
+@pytest.mark.parametrize("ext", [".nii.gz", ".nii", ".mhd", ".mha", ".png", ".jpg"])
+def test_studies_without_a_final_label_are_the_unlabelled_ones(tmp_path: Path, ext: str) -> None:
+    records = make_datastore(tmp_path, ["a", "b", "c"], ["z", "d"], ext)
+    assert unlabeled_studies(records[:2], records[2:]) == [{"image": str(tmp_path / f"{n}{ext}")} for n in "dz"]
+
+
+def test_validation_and_training_images_are_left_out_whatever_the_index_says(tmp_path: Path) -> None:
+    records = make_datastore(tmp_path, ["a", "b"], ["d"])
+    index = json.loads((tmp_path / "datastore_v2.json").read_text())
+    for name in "ab":
+        del index["objects"][name]["labels"]["final"]
+    (tmp_path / "datastore_v2.json").write_text(json.dumps(index))
+    assert unlabeled_studies(records[:1], records[1:]) == [{"image": str(tmp_path / "d.nii.gz")}]
+
+
+def test_what_is_no_readable_study_is_left_out(tmp_path: Path) -> None:
+    records = make_datastore(tmp_path, ["a"], ["d", ".hidden", "gone"])
+    (tmp_path / "gone.nii.gz").unlink()
+    index = json.loads((tmp_path / "datastore_v2.json").read_text())
+    index["objects"]["slide"] = {"image": {"ext": ".svs"}, "labels": {}}
+    (tmp_path / "datastore_v2.json").write_text(json.dumps(index))
+    (tmp_path / "slide.svs").touch()
+    (tmp_path / "not-listed.nii.gz").touch()
+    assert unlabeled_studies(records) == [{"image": str(tmp_path / "d.nii.gz")}]
+
+
+def test_linked_images_are_recognised(tmp_path: Path) -> None:
+    store, archive = tmp_path / "studies", tmp_path / "archive"
+    archive.mkdir()
+    records = make_datastore(store, ["a"], ["d"])
+    for name in ("a", "d"):
+        (store / f"{name}.nii.gz").rename(archive / f"{name}.nii.gz")
+        (store / f"{name}.nii.gz").symlink_to(archive / f"{name}.nii.gz")
+    records[0]["image"] = os.path.realpath(records[0]["image"])  # as the server does
+    assert unlabeled_studies(records) == [{"image": str(archive / "d.nii.gz")}]
+
+
+def test_with_every_study_labelled_they_serve_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = make_datastore(tmp_path, ["a", "b", "c"], [])
+    with caplog.at_level(logging.INFO):
+        assert unlabeled_studies(records[:2], records[2:]) == [{"image": r["image"]} for r in records[:2]]
+    assert "2 labelled and 0 unlabelled studies, validating on 1" in caplog.text
+    assert "also serve as unlabelled" in caplog.text
+
+
+@pytest.mark.parametrize("records", [[], [{"image": "x.nii.gz"}], [{"image": "x.nii.gz", "label": "x_gt.nii.gz"}]])
+def test_other_data_sets_are_left_alone(records: list, tmp_path: Path) -> None:
+    assert unlabeled_studies(records) == []
+    assert run_folder(tmp_path, records) == str(tmp_path)
+    trainer = Engine(lambda engine, batch: None)
+    PublishWeights(str(tmp_path), str(tmp_path / "served.pt"), records, torch.nn.Linear(1, 1)).attach(trainer)
+    trainer.run([0])
+    assert not (tmp_path / "served.pt").exists()
+
+
+def test_labels_elsewhere_make_no_datastore(tmp_path: Path) -> None:
+    records = make_datastore(tmp_path, ["a"], ["d"])
+    original = [{**records[0], "label": str(tmp_path / "labels" / "original" / "a.nii.gz")}]
+    assert unlabeled_studies(original) == []
+    (tmp_path / "datastore_v2.json").unlink()
+    assert unlabeled_studies(records) == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"images_dir": "."}', '{"images_dir": ".", "objects": {"d": {}}}'])
+def test_an_index_that_cannot_be_read_is_named(content: str, tmp_path: Path) -> None:
+    records = make_datastore(tmp_path, ["a"], ["d"])
+    (tmp_path / "datastore_v2.json").write_text(content)
+    with pytest.raises(ValueError, match=r"datastore_v2\.json: expected MONAI Label's list of studies"):
+        unlabeled_studies(records)
+
+
+def test_each_run_has_a_folder_of_its_own_inside_the_output(tmp_path: Path) -> None:
+    records = make_datastore(tmp_path, ["a"], ["d"])
+    folder = Path(run_folder(tmp_path / "output", records))
+    assert folder.parent == tmp_path / "output"
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_only_a_finished_training_is_published(pretrained: bool, tmp_path: Path) -> None:
+    records = make_datastore(tmp_path, ["a"], ["d"])
+    run, served = tmp_path / "run", tmp_path / "models" / "model.pt"
+    network = torch.nn.Linear(1, 1)
+    for file in (served, run / "model.pt"):
+        file.parent.mkdir()
+        torch.save(torch.nn.Linear(1, 1).state_dict(), file)
+    old, new = served.read_bytes(), (run / "model.pt").read_bytes()
+    write_record(served, {"license": "terms"})
+    write_record(run / "model.pt", {"data": "acdc", "split": "acdc.json", "split_sha256": "0", "labeled_cases": 1})
+    origin = read_record(served)
+    assert origin is not None
+
+    def step(engine: Engine, batch: int) -> None:
+        network.weight.data += 1
+        assert served.read_bytes() == old
+        if batch == 1:
+            raise ValueError("broken")
+
+    for data in ([0, 1], [0, 0]):
+        trainer = Engine(step)
+        if pretrained:  # MONAI Label's own handler is the first
+            trainer.add_event_handler(Events.STARTED, lambda: network.load_state_dict(torch.load(served)))
+        PublishWeights(str(run), str(served), records, network).attach(trainer)
+        if 1 in data:
+            with pytest.raises(ValueError, match="broken"):
+                trainer.run(data)
+            assert served.read_bytes() == old
+        else:
+            trainer.run(data)
+    assert served.read_bytes() == new
+    record = read_record(served)
+    assert record is not None
+    assert (record["data"], record["split"], record["labeled_cases"]) == ("custom", "MONAI Label datastore", 1)
+    inherited = {"license": "terms", "continues_sha256": origin["sha256"]} if pretrained else {}
+    assert {key: record[key] for key in ("license", "continues_sha256") if key in record} == inherited
+    assert sorted(p.name for p in served.parent.iterdir()) == ["model.json", "model.pt"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [([0, 255, 0], [0, 1, 0]), ([0, 1, 0], [0, 1, 0]), ([0, 0, 0], [0, 0, 0]), ([1, 255, 0], None), ([0, 2, 1], None)],
+)
+def test_viewers_write_classes_where_files_store_other_values(stored: list[int], expected: list[int] | None) -> None:
+    transform = LabelValuesd("label", [0, 255])
+    label = {"label": torch.tensor(stored, dtype=torch.float32)}
+    if expected is None:
+        with pytest.raises(ValueError, match="label values must be 0, 255, found"):
+            transform(label)
+    else:
+        assert transform(label)["label"].tolist() == expected

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
+from PIL import Image
+
+from scripts.data.cache import cached_volumes
+from scripts.data.readers import LoadVolumed, SimpleITKReader
+
+SHAPE = (7, 6, 5)
+SPACING = (0.625, 1.3, 3.6)
+ORIGIN = (-12.5, 33.25, 71.0)
+VOXELS = np.random.default_rng(0).integers(-500, 1500, SHAPE).astype(np.int16)
+
+TURNS = {
+    "straight": np.eye(3),
+    "flipped": np.diag([-1.0, 1.0, -1.0]),
+    "mirrored": np.diag([-1.0, 1.0, 1.0]),
+    "permuted": np.eye(3)[:, [2, 0, 1]],
+    "oblique": np.linalg.qr(np.eye(3) + 0.3 * np.random.default_rng(1).normal(size=(3, 3)))[0],
+}
+
+
+def volume(turn: str) -> sitk.Image:
+    image = sitk.GetImageFromArray(VOXELS.transpose(2, 1, 0))
+    image.SetSpacing(SPACING)
+    image.SetOrigin(ORIGIN)
+    image.SetDirection(TURNS[turn].ravel().tolist())
+    return image
+
+
+def load(path: Path) -> MetaTensor:
+    return LoadVolumed("image")({"image": str(path)})["image"]
+
+
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize(("suffix", "compressed"), [(".mhd", False), (".mhd", True), (".mha", False), (".mha", True)])
+def test_metaimage_is_what_nibabel_reads_of_the_same_volume(
+    tmp_path: Path, turn: str, suffix: str, compressed: bool
+) -> None:
+    sitk.WriteImage(volume(turn), str(tmp_path / f"x{suffix}"), compressed)
+    sitk.WriteImage(volume(turn), str(tmp_path / "x.nii.gz"))
+    nifti = nib.load(tmp_path / "x.nii.gz")
+    found = load(tmp_path / f"x{suffix}")
+    np.testing.assert_array_equal(found, np.asarray(nifti.dataobj))
+    np.testing.assert_array_equal(found, VOXELS)
+    np.testing.assert_allclose(found.affine, nifti.affine, atol=1e-4)  # NIfTI stores 32-bit numbers
+    same = load(tmp_path / "x.nii.gz")
+    np.testing.assert_allclose(found.affine, same.affine, atol=1e-4)
+    for key in ("original_affine", "spatial_shape", "original_channel_dim", "space"):
+        if key == "space":
+            assert found.meta[key] == same.meta[key]
+        else:
+            np.testing.assert_allclose(found.meta[key], same.meta[key], atol=1e-4)
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_affine_gives_simpleitks_physical_points(tmp_path: Path, turn: str) -> None:
+    sitk.WriteImage(volume(turn), str(tmp_path / "x.mha"))
+    found, image = load(tmp_path / "x.mha"), volume(turn)
+    for index in itertools.product((0, 6), (0, 5), (0, 2, 4)):
+        left, posterior, superior = image.TransformIndexToPhysicalPoint(index)
+        point = nib.affines.apply_affine(np.asarray(found.affine), index)
+        np.testing.assert_allclose(point, [-left, -posterior, superior], atol=1e-9)
+        assert found[index] == image[index]
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_both_formats_are_alike_after_reorientation(tmp_path: Path, turn: str) -> None:
+    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image"), Orientationd("image", "LPS", labels=None)])
+    sitk.WriteImage(volume(turn), str(tmp_path / "x.mhd"))
+    sitk.WriteImage(volume(turn), str(tmp_path / "x.nii"))
+    meta, nifti = (steps({"image": str(tmp_path / name)})["image"] for name in ("x.mhd", "x.nii"))
+    np.testing.assert_array_equal(meta, nifti)
+    np.testing.assert_allclose(meta.affine, nifti.affine, atol=1e-4)
+    assert nib.aff2axcodes(np.asarray(meta.affine)) == ("L", "P", "S")
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+def test_channels_of_a_vector_image(tmp_path: Path, suffix: str) -> None:
+    array = np.random.default_rng(2).normal(size=(5, 6, 7, 3)).astype(np.float32)  # z, y, x, channel
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(tmp_path / f"x{suffix}"))
+    item = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])({"image": str(tmp_path / f"x{suffix}")})
+    np.testing.assert_array_equal(item["image"], array.transpose(3, 2, 1, 0))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_photographs_are_volumes_of_one_slice_that_nothing_turns(tmp_path: Path, suffix: str, channels: int) -> None:
+    # 24 columns, 16 rows, each corner of another brightness; smooth, as JPEG stores smooth images well
+    rows, columns = np.mgrid[0:16, 0:24]
+    array = np.stack([4 * rows + 2 * columns + 40 * channel for channel in range(channels)], -1).astype(np.uint8)
+    Image.fromarray(array.squeeze()).save(tmp_path / f"x{suffix}", quality=100, subsampling=0, dpi=(300, 300))
+    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image"), Orientationd("image", "LPS", labels=None)])
+    found = steps({"image": str(tmp_path / f"x{suffix}")})["image"]
+    assert found.shape == (channels, 24, 16, 1)  # x (columns), y (rows)
+    np.testing.assert_allclose(found[..., 0], array.transpose(2, 1, 0), atol=0 if suffix == ".png" else 4)
+    np.testing.assert_array_equal(found.affine, np.diag([-1, -1, 1, 1]))
+
+
+def png(path: Path, array: np.ndarray) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=array.ndim == 3), str(path))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 4, 4), np.uint8), "expected an 8-bit grey or RGB image, found 8 bits and 4 channels"),
+        (np.zeros((4, 4), np.uint16), "found 16 bits and 1 channels"),
+        (np.zeros((4, 4, 3), np.uint16), "found 16 bits and 3 channels"),
+    ],
+)
+def test_other_photographs_are_refused(tmp_path: Path, array: np.ndarray, message: str) -> None:
+    png(tmp_path / "x.png", array)
+    with pytest.raises(ValueError, match=rf"x\.png: .*{message}"):
+        SimpleITKReader().read(tmp_path / "x.png")
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def faulty(folder: Path, fault: str) -> Path:
+    """A file that cannot be read."""
+    name = {"missing.mhd": "x.mhd", "cut.mhd": "x.mhd", "cut.zraw": "x.mhd", "short.mhd": "x.mhd"}.get(fault, fault)
+    path = folder / name
+    if path.suffix in (".mhd", ".mha"):
+        sitk.WriteImage(volume("oblique"), str(path), fault in ("cut.zraw", "packed.mha"))
+    else:
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8)).save(path)
+    voxels = path.with_suffix(".zraw" if fault == "cut.zraw" else ".raw")
+    if fault == "missing.mhd":
+        voxels.unlink()
+    elif fault == "short.mhd":
+        path.write_text(path.read_text().replace("DimSize = 7 6 5", "DimSize = 7 6 50"))
+    elif path.suffix == ".mhd":
+        halve(voxels)
+    elif fault.startswith("text"):
+        path.write_text("notes")
+    else:
+        halve(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("missing.mhd", r"x\.mhd: the file of its voxels, 'x\.raw', is missing\."),
+        ("cut.mhd", r"x\.mhd \(with 'x\.raw'\) is no image of this type, damaged or cut short\."),
+        ("cut.zraw", r"x\.mhd \(with 'x\.zraw'\) is no image of this type, damaged or cut short\."),
+        ("short.mhd", r"x\.mhd \(with 'x\.raw'\) is no image"),
+        ("cut.mha", r"cut\.mha is no image of this type, damaged or cut short\."),
+        ("packed.mha", r"packed\.mha is no image of this type"),
+        ("text.mha", r"text\.mha is no image of this type"),
+        ("cut.png", r"cut\.png is no image of this type"),
+        ("text.png", r"text\.png is no image of this type"),
+        ("cut.jpg", r"cut\.jpg is no image of this type"),
+        ("text.jpg", r"text\.jpg is no image of this type"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, fault: str, message: str) -> None:
+    path = faulty(tmp_path, fault)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        LoadVolumed("image")({"image": str(path)})
+    cause: Any = error.value
+    assert str(cause).startswith(str(path))
+    assert "\n" not in str(cause)
+    # training reads through the cache
+    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+    with pytest.raises(ValueError, match=message) as error:
+        cached_volumes([{"image": str(path)}], steps, tmp_path / "cache", num_classes=2)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"x\.mha"):
+        SimpleITKReader().read(tmp_path / "x.mha")
+
+
+def test_one_file_per_image(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected one file per image, found 2: a\.mha, b\.mha"):
+        SimpleITKReader().read(["a.mha", "b.mha"])
+
+
+def test_changed_voxels_are_another_entry_of_the_cache(tmp_path: Path) -> None:
+    sitk.WriteImage(volume("straight"), str(tmp_path / "x.mhd"))
+    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+    records = [{"image": str(tmp_path / "x.mhd")}]
+    before = cached_volumes(records, steps, tmp_path / "cache", num_classes=2)[0].image[2, 0, 3, 3]
+    sitk.WriteImage(volume("straight") + 1, str(tmp_path / "x.mhd"))  # the header stays as it is
+    after = cached_volumes(records, steps, tmp_path / "cache", num_classes=2)[0].image[2, 0, 3, 3]
+    assert after == before + 1
