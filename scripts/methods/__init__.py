@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
+from scripts.methods.adversarial import Adversarial
 from scripts.methods.base import Objective, WeakViews
+from scripts.methods.bcp import BCP
+from scripts.methods.cross_consistency_training import CrossConsistencyTraining
+from scripts.methods.cross_pseudo_supervision import CrossPseudoSupervision
+from scripts.methods.cross_teaching import CrossTeaching
+from scripts.methods.deep_co_training import DeepCoTraining
+from scripts.methods.entropy_minimization import EntropyMinimization
 from scripts.methods.fixmatch import FixMatch
+from scripts.methods.ict_med import ICTMed
+from scripts.methods.interpolation_consistency import InterpolationConsistency
+from scripts.methods.mean_teacher import MeanTeacher
+from scripts.methods.s4cvnet import S4CVNet
+from scripts.methods.scp_net import SCPNet
 from scripts.methods.semsim import SemSim
+from scripts.methods.ss_net import SSNet
 from scripts.methods.supervised import Supervised
+from scripts.methods.uncertainty_aware_mean_teacher import UncertaintyAwareMeanTeacher
 from scripts.methods.unimatch import UniMatch
+from scripts.methods.urpc import URPC
 
-__all__ = ["FixMatch", "Objective", "SemSim", "Supervised", "UniMatch", "WeakViews"]
+__all__ = [
+    "BCP",
+    "URPC",
+    "Adversarial",
+    "CrossConsistencyTraining",
+    "CrossPseudoSupervision",
+    "CrossTeaching",
+    "DeepCoTraining",
+    "EntropyMinimization",
+    "FixMatch",
+    "ICTMed",
+    "InterpolationConsistency",
+    "MeanTeacher",
+    "Objective",
+    "S4CVNet",
+    "SCPNet",
+    "SSNet",
+    "SemSim",
+    "Supervised",
+    "UncertaintyAwareMeanTeacher",
+    "UniMatch",
+    "WeakViews",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -53,9 +54,16 @@ class Objective(nn.Module):
         strong_statistics: let strong views enter BatchNorm's running averages too, as UniMatch's code does. By
             default they are normalised by their own batch alone, so that the averages, which only inference uses,
             describe images as they will come: unaltered.
+
+    Attributes:
+        requires_unlabeled: whether the objective learns from unlabelled images.
+        iteration: number of the current iteration, from 0; the trainer sets it before each, also on resuming.
+        total_iterations: length of the training; the trainer sets it at its start.
     """
 
     requires_unlabeled = True
+    iteration = 0
+    total_iterations = 1
 
     def __init__(
         self,
@@ -94,6 +102,18 @@ class Objective(nn.Module):
 
     def after_step(self) -> None:
         """What follows an optimiser step (an EMA update, say). Nothing by default."""
+
+    def ramp_up(self, length: float = 1.0) -> float:
+        """Gaussian ramp ``exp(-5 (1 - t)^2)`` (Laine and Aila, ICLR 2017): weights that grow as the training goes on.
+
+        Args:
+            length: share of the training, in (0, 1], over which t grows from 0 to 1; it stays 1 afterwards.
+
+        Returns:
+            The ramp's value at the current iteration, in [exp(-5), 1].
+        """
+        t = min(1.0, self.iteration / (length * self.total_iterations))
+        return math.exp(-5 * (1 - t) ** 2)
 
     @contextmanager
     def strong_pass(self) -> Iterator[None]:

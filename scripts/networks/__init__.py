@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from scripts.networks.discriminator import Discriminator
 from scripts.networks.fusion import PixelProjection, SpatialAwareFusion
+from scripts.networks.swin_unet import SwinUNet
 from scripts.networks.unet import UNet
 
-__all__ = ["PixelProjection", "SpatialAwareFusion", "UNet"]
+__all__ = ["Discriminator", "PixelProjection", "SpatialAwareFusion", "SwinUNet", "UNet"]

@@ -84,12 +84,18 @@ class UNet(nn.Module):
             features.append(x)
         return features
 
-    def decode(self, features: list[Tensor]) -> Tensor:
-        """Class logits ``[B, num_classes, H, W]`` from the features of :meth:`encode`."""
+    def decode_levels(self, features: list[Tensor]) -> list[Tensor]:
+        """Decoder features, coarsest first, from those of :meth:`encode`; the head reads the last one."""
+        levels: list[Tensor] = []
         x = features[-1]
         for level, block in enumerate(self.decoder):
             x = block(x, features[-2 - level])
-        return self.head(x)
+            levels.append(x)
+        return levels
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """Class logits ``[B, num_classes, H, W]`` from the features of :meth:`encode`."""
+        return self.head(self.decode_levels(features)[-1])
 
     def forward(self, image: Tensor) -> Tensor:
         """Class logits ``[B, num_classes, H, W]`` of an image ``[B, in_channels, H, W]`` in [0, 1]."""

@@ -1,0 +1,80 @@
+"""What the objectives of the form ``L_s + w(t) L_c`` share: their weight, a joint pass, a mean teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scripts.losses import PseudoLabel, pseudo_label
+from scripts.methods.base import Objective, WeakViews
+from scripts.methods.teacher import ema_teacher
+
+__all__ = ["RampedConsistency", "TaughtConsistency", "joint_pass"]
+
+
+def joint_pass(network: nn.Module, labeled: Tensor, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, float32, of labelled and unlabelled images ``[B, C, H, W]`` in one pass, which share its batch norm.
+
+    That is how SSL4MIS trains all of these methods.
+    """
+    logits = network(torch.cat([labeled, unlabeled])).float()
+    return logits[: len(labeled)], logits[len(labeled) :]
+
+
+class RampedConsistency(Objective):
+    """``L_s + w(t) L_c`` with ``w(t) = consistency_weight exp(-5 (1 - t)^2)``, t from 0 to 1 over the whole training.
+
+    Args:
+        consistency_weight: weight of L_c at the end of the training.
+        **kwargs: of :class:`scripts.methods.Objective`. Threshold and strong view are not used.
+
+    Raises:
+        ValueError: for a negative weight.
+    """
+
+    def __init__(self, *, consistency_weight: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if consistency_weight < 0:
+            raise ValueError(f"consistency_weight: expected a weight of at least 0, found {consistency_weight}.")
+        self.consistency_weight = consistency_weight
+
+    def total(self, supervised: Tensor, consistency: Tensor) -> dict[str, Tensor]:
+        """The named losses: both terms as they are, and their weighted sum."""
+        return {
+            "loss": supervised + self.consistency_weight * self.ramp_up() * consistency,
+            "loss_supervised": supervised,
+            "loss_consistency": consistency,
+        }
+
+
+class TaughtConsistency(RampedConsistency):
+    """L_c with targets of a mean teacher, see :func:`scripts.methods.teacher.ema_teacher`.
+
+    The teacher is in train mode like its student, as in the reference code: it has dropout and normalises by its own
+    batch. Its average begins with the weights after the first step, then follows at the full decay; SSL4MIS lets the
+    decay rise as ``min(1 - 1 / (i + 1), decay)`` at step i = 0, 1, ..., which at .99 concerns the first 100 steps.
+
+    Args:
+        decay: of the teacher's average, in [0, 1).
+        **kwargs: of :class:`RampedConsistency`.
+    """
+
+    def __init__(self, *, decay: float = 0.99, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.teacher = ema_teacher(self.network, decay)
+
+    @torch.no_grad()
+    def teach(self, image: Tensor) -> Tensor:
+        """The teacher's class probabilities ``[B, C, H, W]`` of images, float32, cut from the graph."""
+        probabilities: Tensor = self.teacher(image).float().softmax(dim=1)
+        return probabilities
+
+    def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
+        """The student's (``decoder``) and the teacher's (``teacher``), whose probabilities are the targets."""
+        return {**super().pseudo_labels(views), "teacher": pseudo_label(self.teach(views.unlabeled))}
+
+    def after_step(self) -> None:
+        """Move the teacher towards its student."""
+        self.teacher.update_parameters(self.network)

@@ -1,0 +1,131 @@
+"""What the tests of the objectives share: small networks and batches, a step, and a short training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim.swa_utils import AveragedModel
+
+from scripts import methods
+from scripts.engine import SemiSupervisedTrainer, poly_schedule
+from scripts.methods import Objective
+from scripts.networks import PixelProjection, SpatialAwareFusion, SwinUNet, UNet
+
+METHODS: dict[str, type[Objective]] = {
+    "adversarial": methods.Adversarial,
+    "bcp": methods.BCP,
+    "cross_consistency_training": methods.CrossConsistencyTraining,
+    "cross_pseudo_supervision": methods.CrossPseudoSupervision,
+    "cross_teaching": methods.CrossTeaching,
+    "deep_co_training": methods.DeepCoTraining,
+    "entropy_minimization": methods.EntropyMinimization,
+    "fixmatch": methods.FixMatch,
+    "ict_med": methods.ICTMed,
+    "interpolation_consistency": methods.InterpolationConsistency,
+    "mean_teacher": methods.MeanTeacher,
+    "s4cvnet": methods.S4CVNet,
+    "scp_net": methods.SCPNet,
+    "semsim": methods.SemSim,
+    "semsim_minus": methods.SemSim,
+    "ss_net": methods.SSNet,
+    "supervised": methods.Supervised,
+    "uncertainty_aware_mean_teacher": methods.UncertaintyAwareMeanTeacher,
+    "unimatch": methods.UniMatch,
+    "urpc": methods.URPC,
+}
+THIN = (4, 6, 8, 10, 12)
+
+
+def thin_network(seed: int = 0, in_channels: int = 1, dropout: float = 0.0) -> UNet:
+    torch.manual_seed(seed)
+    network = UNet(in_channels=in_channels, channels=THIN, dropout=dropout)
+    network.head.weight.data *= 3  # predictions that differ from pixel to pixel
+    return network
+
+
+def thin_transformer(drop_path: float = 0.0) -> SwinUNet:
+    network = SwinUNet(embed_dim=6, depths=(2, 1), heads=(1, 2), window=3, drop_path=drop_path)
+    network.head.weight.data *= 30
+    return network
+
+
+def build(name: str, *, seed: int = 0, in_channels: int = 1, dropout: float = 0.0, **kwargs: Any) -> Any:
+    """An objective on thin networks at 30 % of the training; a moving average in it is another network than its own."""
+    network = thin_network(seed, in_channels, dropout)
+    if name == "semsim":
+        kwargs["fusion"] = SpatialAwareFusion(channels=THIN, dim=8, heads=2)
+    elif name == "semsim_minus":
+        kwargs["fusion"] = PixelProjection(channels=THIN, dim=8)
+    elif name == "cross_pseudo_supervision":
+        kwargs["second"] = thin_network(seed + 1, in_channels, dropout)
+    elif name in ("cross_teaching", "s4cvnet"):
+        kwargs.setdefault("transformer", thin_transformer(dropout))
+    elif name == "adversarial":
+        kwargs["width"] = 4
+    objective: Any = METHODS[name](network=network, **kwargs)
+    for average in (module for module in objective.modules() if isinstance(module, AveragedModel)):
+        swin = isinstance(average.module, SwinUNet)
+        other: nn.Module = thin_transformer() if swin else thin_network(seed + 2, in_channels)
+        average.module.load_state_dict(other.state_dict())
+    objective.iteration, objective.total_iterations = 30, 100
+    return objective
+
+
+def make_batch(
+    size: tuple[int, int] = (32, 32), labeled: int = 2, unlabeled: int = 3, channels: int = 1, seed: int = 1
+) -> dict[str, Tensor]:
+    """Smooth random images; the label follows the intensity, all four classes in every image."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(labeled + unlabeled, channels, 5, 5, generator=generator)
+    image = F.interpolate(coarse, size=size, mode="bilinear")
+    values = image[:labeled, :1]
+    edges = values.flatten(1).quantile(torch.tensor([0.4, 0.6, 0.8]), dim=1)
+    label = (values > edges[..., None, None, None]).sum(dim=0).to(torch.uint8)
+    return {"image": image[:labeled], "label": label, "unlabeled": image[labeled:]}
+
+
+def run(objective: Objective, batch: dict[str, Tensor] | None = None, seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return objective(make_batch() if batch is None else batch)
+
+
+def values(losses: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float(loss.detach()) for name, loss in losses.items()}
+
+
+def calls(module: nn.Module) -> list[tuple[Any, Tensor]]:
+    """Records (input, output) of every pass of a module."""
+    found: list[tuple[Any, Tensor]] = []
+    module.register_forward_hook(lambda _, x, y: found.append((x[0], y.detach().clone())))
+    return found
+
+
+class Batches:
+    """A loader whose batch is a function of the iteration, like the real one; two batches to the epoch."""
+
+    iteration = 0
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        while True:
+            self.iteration += 1
+            yield make_batch(labeled=2, unlabeled=2, seed=self.iteration)
+
+
+def trainer(method: Objective, epochs: int = 2, handlers: Sequence[Any] = ()) -> SemiSupervisedTrainer:
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    return SemiSupervisedTrainer(
+        device="cpu",
+        max_epochs=epochs,
+        train_data_loader=Batches(),
+        method=method,
+        optimizer=optimizer,
+        lr_scheduler=poly_schedule(optimizer, 2 * epochs),
+        train_handlers=list(handlers),
+    )

@@ -1,0 +1,171 @@
+"""What holds for every objective. What each computes is tested in the other files."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from bundle.workflows import CONFIGS, method_names
+from scripts.checkpoints import RunCheckpoint
+from scripts.networks import SwinUNet, UNet
+from scripts.views import WeakView
+from tests.methods.common import METHODS, build, make_batch, run, thin_network, trainer, values
+
+HELD_BACK = ("teacher.", "guide.", "discriminator.")  # parts that the main loss does not train
+PHASED = ("bcp", "s4cvnet")  # other losses at the start
+PARTS = ("supervised", "semsim_minus", "cross_teaching")  # what these do in a step, others do among more
+STATELESS = ("fixmatch", "unimatch")  # nothing to resume but the network
+
+every_method = pytest.mark.parametrize("name", METHODS)
+every_step = pytest.mark.parametrize("name", [name for name in METHODS if name not in PARTS])
+
+
+def trained_gradients_are_there(objective: Any) -> bool:
+    """Every parameter that takes a gradient has one, which is what DistributedDataParallel waits for."""
+    found = [p.grad for p in objective.parameters() if p.requires_grad]
+    return all(grad is not None and grad.isfinite().all() for grad in found)
+
+
+def test_none_is_forgotten() -> None:
+    assert sorted(METHODS) == method_names()
+
+
+@every_method
+def test_overlay(name: str) -> None:
+    files = [str(CONFIGS / "train.json"), str(CONFIGS / "methods" / f"{name}.json")]
+    method = ConfigParser(ConfigParser.load_config_files(files))["method"]
+    assert method["_target_"] == f"scripts.methods.{METHODS[name].__name__}"
+    assert (method["network"], method["weak"]) == ("@network", "@weak_view")
+
+
+@every_method
+def test_gradients_reach_what_is_trained_and_nothing_else(name: str) -> None:
+    objective = build(name, threshold=0.0)
+    for parameter, p in objective.named_parameters():
+        assert p.requires_grad != parameter.startswith(HELD_BACK), parameter
+    for average in (module for module in objective.modules() if isinstance(module, AveragedModel)):
+        average.requires_grad_(True)  # even so
+    for iteration in (0, 30) if name in PHASED else (30,):
+        objective.iteration = iteration
+        losses = run(objective)
+        for key in losses.keys() & {"loss", "loss_consistency"}:
+            objective.zero_grad()
+            losses[key].backward(retain_graph=True)
+            for parameter, p in objective.named_parameters():
+                if parameter.startswith(HELD_BACK):
+                    assert p.grad is None, (key, parameter)
+                else:
+                    assert p.grad is not None, (key, parameter)
+                    assert p.grad.isfinite().all(), (key, parameter)
+                    # what precedes batch norm has a bias without effect
+                    assert p.grad.any() or key != "loss" or parameter.endswith("bias"), parameter
+                    if parameter in ("network.encoder.0.0.weight", "network.head.weight"):
+                        assert p.grad.any(), (key, parameter)
+    assert not any(buffer.requires_grad for buffer in objective.buffers())
+
+
+@every_step
+@pytest.mark.parametrize(("size", "labeled", "unlabeled", "channels"), [((36, 52), 1, 4, 3), ((68, 32), 3, 1, 1)])
+def test_batches_of_other_shapes(name: str, size: tuple[int, int], labeled: int, unlabeled: int, channels: int) -> None:
+    objective = build(name, in_channels=channels, threshold=0.3)
+    losses = run(objective, make_batch(size, labeled, unlabeled, channels))
+    assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
+    losses["loss"].backward()
+    assert trained_gradients_are_there(objective)
+    objective.after_step()
+    assert all(p.isfinite().all() for p in objective.parameters())
+
+
+@every_step
+def test_labels_of_background_alone_and_certain_predictions(name: str) -> None:
+    batch = make_batch()
+    batch["label"] = torch.zeros_like(batch["label"])
+    objective = build(name)
+    for network in (m for m in objective.modules() if isinstance(m, (UNet, SwinUNet))):
+        network.head.weight.data *= 1e4  # probabilities of exactly 0 and 1
+    losses = run(objective, batch)
+    assert losses["loss"].isfinite()
+    losses["loss"].backward()
+    assert trained_gradients_are_there(objective)
+
+
+@every_step
+def test_a_seed_fixes_a_step(name: str) -> None:
+    first, again, other = (values(run(build(name, dropout=0.5, threshold=0.3), seed=seed)) for seed in (3, 3, 4))
+    assert first == again != other
+
+
+@every_step
+def test_bf16_autocast(name: str) -> None:
+    # T_c of .05 would turn bf16's rounding of the features into other labels
+    options = {"query_temperature": 0.5} if "semsim" in name else {}
+    exact = values(run(build(name, threshold=0.0, **options)))
+    objective = build(name, threshold=0.0, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = run(objective)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    assert values(losses)["loss"] == pytest.approx(exact["loss"], rel=0.1)
+    losses["loss"].backward()
+    assert trained_gradients_are_there(objective)
+    objective.after_step()
+
+
+@every_step
+def test_meta_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor is made on another device than the batch's, and nothing waits for one."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # it knows no meta device
+    options = {"lambda_query": 0.5} if "semsim" in name else {}
+    objective = build(name, weak=WeakView("rotate_flip"), **options).to("meta")
+    losses = run(objective, {k: v.to("meta") for k, v in make_batch().items()})
+    assert all(loss.is_meta for loss in losses.values())
+    losses["loss"].backward()
+
+
+def flat(state: Any) -> list[Any]:
+    if isinstance(state, dict):
+        return [leaf for value in state.values() for leaf in flat(value)]
+    return [leaf for value in state for leaf in flat(value)] if isinstance(state, (list, tuple)) else [state]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in METHODS if name not in (*PARTS, *STATELESS, "bcp")),
+        *(("bcp", {"pretraining": k / 4}) for k in (2, 3)),
+    ],
+)
+def test_resume_equals_uninterrupted(name: str, options: dict[str, float], tmp_path: Path) -> None:
+    """Weights, momenta, moving averages, memories, a second optimiser, the phase; also where the phase switches."""
+
+    def train(folder: str, resume: str | bool = False) -> tuple[dict[str, Any], Any]:
+        # a resumed run begins with other weights: all must come from the checkpoint
+        objective = build(name, seed=7 if resume else 0, dropout=0.3, **options)
+        engine = trainer(objective, handlers=[RunCheckpoint(str(tmp_path / folder), objective.network, resume)])
+        if not resume:
+            written, middle = tmp_path / folder / "checkpoint.pt", tmp_path / "middle.pt"
+            engine.add_event_handler(Events.EPOCH_COMPLETED(once=1), lambda: copyfile(written, middle))
+        engine.run()
+        assert engine.state.iteration == 4
+        return objective.state_dict(), engine.optimizer.state_dict()["state"]
+
+    whole = train("whole")
+    resumed = train("resumed", str(tmp_path / "middle.pt"))
+    assert whole[0].keys() == resumed[0].keys()
+    for a, b in zip(flat(whole), flat(resumed), strict=True):
+        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+    half = torch.load(tmp_path / "middle.pt", weights_only=True)["method"]
+    assert not torch.equal(whole[0]["network.head.weight"], half["network.head.weight"])
+    if name == "ss_net":
+        assert whole[0]["filled"].any()
+        assert not torch.equal(whole[0]["memory"], half["memory"])
+    deployed = torch.load(tmp_path / "resumed" / "model_last.pt", weights_only=True)
+    assert all(torch.equal(deployed[k], resumed[0][f"network.{k}"]) for k in thin_network().state_dict())
