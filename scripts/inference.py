@@ -1,27 +1,24 @@
-"""From files to label maps: which images to segment, the network's weights, and how results reach the disk."""
+"""From files to label maps: which images to segment, and the network's weights."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Engine
-from monai.data import NibabelWriter
 from monai.handlers import CheckpointLoader
-from monai.utils import convert_to_numpy
 from torch import nn
 
-from scripts.data import acdc_records
+from scripts.data import dataset_records
+from scripts.data.custom import IMAGE_SUFFIXES, custom_cases, name_of
+from scripts.data.datalist import read_datalist
 from scripts.errors import one_line
+from scripts.provenance import check_size
 
 __all__ = [
-    "AtomicNibabelWriter",
     "NetworkLoader",
     "evaluation_records",
     "find_images",
@@ -30,21 +27,15 @@ __all__ = [
     "source_root",
 ]
 
-logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".png", ".jpg", ".jpeg")
-LABEL_ENDINGS = ("_gt", "_segmentation")
-OTHER_ENDINGS = ("_seg", "_pred", "_prob", "_4d")  # what inference itself writes, and ACDC's whole cine sequences
-
 
 def find_images(source: str | Path) -> list[dict[str, str]]:
     """List the images to segment.
 
     Args:
-        source: an image file (NIfTI, MetaImage, PNG or JPEG); a folder, searched recursively without hidden files,
-            label files (``*_gt``, ``*_segmentation``), label maps written by inference and ACDC's ``*_4d`` files; or
-            a datalist JSON in the decathlon style, of which ``testing`` or ``test`` is taken, else ``validation``,
-            else ``training``, with paths relative to the JSON's folder.
+        source: an image file (NIfTI, MetaImage, PNG or JPEG); a folder, whose images are those of
+            :func:`scripts.data.custom.custom_cases`: no labels, nor what inference writes; or a datalist JSON in the
+            decathlon style, of which ``testing`` or ``test`` is taken, else ``validation``, else ``training``, with
+            paths relative to the JSON's folder.
 
     Returns:
         Records ``{"image": absolute path}``; a folder's in sorted order, a datalist's in its own.
@@ -56,7 +47,7 @@ def find_images(source: str | Path) -> list[dict[str, str]]:
     """
     path = Path(os.path.abspath(source))
     if path.is_dir():
-        images = _images_in(path)
+        images = [Path(record["image"]) for records in custom_cases(path).values() for record in records]
         if not images:
             raise FileNotFoundError(f"No image ({', '.join(IMAGE_SUFFIXES)}) in folder '{path}' or below.")
     elif not path.exists():
@@ -65,50 +56,55 @@ def find_images(source: str | Path) -> list[dict[str, str]]:
         )
     elif path.suffix.lower() == ".json":
         images = _images_of_datalist(path)
-    elif _suffix(path):
+    elif name_of(path):
         images = [path]
     else:
         raise ValueError(f"'{path}' is no image ({', '.join(IMAGE_SUFFIXES)}), folder or datalist JSON.")
-    stems: dict[Path, Path] = {}
+    names: dict[str | None, Path] = {}
     for image in images:
-        other = stems.setdefault(_stem(image), image)
+        other = names.setdefault(name_of(image), image)
         if other != image:
             raise ValueError(f"'{other}' and '{image}' differ only in their suffix: their results would collide.")
     return [{"image": str(image)} for image in images]
 
 
 def find_labelled(source: str | Path) -> list[dict[str, str]]:
-    """List the images that have a label file ``*_gt`` or ``*_segmentation`` beside them.
+    """List the images that have a label.
 
     Args:
-        source: see :func:`find_images`.
+        source: a folder, see :func:`scripts.data.custom.custom_cases`, or a datalist, all parts of which count.
 
     Returns:
-        Records ``{"image": path, "label": path}``; images without a label are left out.
+        Records ``{"image": path, "label": path, "case": name}``; images without a label are left out.
 
     Raises:
-        FileNotFoundError: if no image has a label, or as :func:`find_images`.
-        ValueError: as :func:`find_images`.
+        FileNotFoundError: if there is no such folder or file, or no image has a label.
+        ValueError: as the folder or the datalist demands.
     """
-    records = []
-    for record in find_images(source):
-        stem = str(_stem(Path(record["image"])))
-        candidates = (f"{stem}{ending}{suffix}" for ending in LABEL_ENDINGS for suffix in IMAGE_SUFFIXES)
-        label = next((name for name in candidates if os.path.isfile(name)), None)
-        if label:
-            records.append({**record, "label": label})
+    path = Path(os.path.abspath(source))
+    if path.suffix.lower() == ".json":
+        lists = read_datalist(path).values()
+    elif path.is_dir():
+        lists = custom_cases(path).values()
+    else:
+        raise FileNotFoundError(f"dataset_dir '{path}' is neither a folder of images nor a datalist JSON.")
+    records = [record for of_list in lists for record in of_list if "label" in record]
     if not records:
-        raise FileNotFoundError(f"No image in '{source}' has a label (*_gt, *_segmentation) beside it.")
+        raise FileNotFoundError(f"No image in '{path}' has a label, such as NAME_gt or NAME_segmentation beside NAME.")
     return records
 
 
-def evaluation_records(dataset_dir: str | Path, splits: str | Path, part: str) -> list[dict[str, str]]:
+def evaluation_records(
+    layout: str, dataset_dir: str | Path, part: str, splits: str | Path | None = None
+) -> list[dict[str, str]]:
     """List the labelled cases to score.
 
     Args:
-        dataset_dir: folder of the data set.
-        splits: JSON file of the split's patient lists; not read where ``part`` is ``all``.
-        part: a part of the split (``val``, ``test``, ``train``), or ``all``: every labelled image in the folder.
+        layout: of the data set, see :func:`scripts.data.dataset_records`; of no account where ``part`` is ``all``.
+        dataset_dir: folder of the data set, or its datalist.
+        part: a part of the split (``val``, ``test``, ``train``), or ``all``: every labelled image, see
+            :func:`find_labelled`.
+        splits: JSON file of the split; not read where ``part`` is ``all``.
 
     Returns:
         Records with ``image`` and ``label``.
@@ -117,7 +113,7 @@ def evaluation_records(dataset_dir: str | Path, splits: str | Path, part: str) -
         FileNotFoundError: if a folder or file is missing.
         ValueError: if the split has no such part or the part is empty.
     """
-    records = find_labelled(dataset_dir) if part == "all" else acdc_records(dataset_dir, splits, part)
+    records = find_labelled(dataset_dir) if part == "all" else dataset_records(layout, dataset_dir, part, splits)
     if not records:
         raise ValueError(f"Part '{part}' of {splits} is empty: nothing to evaluate.")
     return records
@@ -173,6 +169,8 @@ def load_network_weights(network: nn.Module, path: str | Path) -> None:
         # The last layer gives the classes, the first takes the channels; whatever else differs is named as it is.
         found, wanted = (list(tensors[wrong[-1]].shape) for tensors in (weights, expected))
         what = f"'{wrong[-1]}' has shape {found}, expected {wanted}"
+        if wrong == [next(iter(expected))] and len(found) == len(wanted) == 4:
+            what = f"it takes {found[1]} channels, the network {wanted[1]} (in_channels)"
         if wrong[-1] == list(expected)[-1]:
             what = f"it has {found[0]} classes, the network {wanted[0]} (num_classes)"
         raise ValueError(f"Checkpoint '{path}' does not fit the network: {what}.")
@@ -185,10 +183,13 @@ class NetworkLoader(CheckpointLoader):
     Args:
         load_path: file with the network's state_dict.
         network: takes the weights.
+        image_size: side of the slices in pixels; weights whose record names another are refused, see
+            :func:`scripts.provenance.check_size`. None: not looked at.
     """
 
-    def __init__(self, load_path: str, network: nn.Module) -> None:
+    def __init__(self, load_path: str, network: nn.Module, image_size: int | None = None) -> None:
         super().__init__(load_path=load_path, load_dict={"network": network})
+        self.image_size = image_size
 
     def __call__(self, engine: Engine) -> None:
         """Load the weights.
@@ -196,63 +197,10 @@ class NetworkLoader(CheckpointLoader):
         Args:
             engine: the engine that starts.
         """
+        if self.image_size is not None:
+            check_size(self.load_path, self.image_size)
         load_network_weights(self.load_dict["network"], self.load_path)
         self.logger.info("Loaded the network from %s", self.load_path)
-
-
-class AtomicNibabelWriter(NibabelWriter):
-    """NIfTI writer for ``SaveImaged``: a file is there whole or not at all, on exactly the image's grid.
-
-    MONAI drops trailing axes of length one; here a volume of a single slice stays a volume.
-    """
-
-    def set_data_array(
-        self, data_array: Any, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
-    ) -> None:
-        """Take the array, channels last; see :meth:`monai.data.NibabelWriter.set_data_array`."""
-        super().set_data_array(data_array, channel_dim=channel_dim, squeeze_end_dims=False, **kwargs)
-        if squeeze_end_dims and self.data_obj.shape[-1] == 1:
-            self.data_obj = self.data_obj[..., 0]
-
-    def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
-        """Take the affine, free of what inverting the preprocessing rounded; see :meth:`NibabelWriter.set_metadata`."""
-        super().set_metadata(meta_dict, resample=resample, **options)
-        original = convert_to_numpy((meta_dict or {}).get("original_affine", self.affine))
-        if np.allclose(convert_to_numpy(self.affine), original):
-            self.affine = original
-
-    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
-        """Write to a hidden name in the same folder, then rename; see :meth:`monai.data.NibabelWriter.write`."""
-        target = Path(filename)
-        temporary = target.with_name(f".{os.getpid()}.{target.name}")  # keeps the suffix, which sets the format
-        try:
-            super().write(temporary, verbose=False, **obj_kwargs)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        if verbose:
-            logger.info("Wrote %s", target)
-
-
-def _suffix(path: Path) -> str:
-    """The image suffix of a file name, empty if it has none."""
-    return next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), "")
-
-
-def _stem(path: Path) -> Path:
-    """The path without its image suffix."""
-    return path.with_name(path.name[: len(path.name) - len(_suffix(path))])
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """Images in a folder and below, sorted by path."""
-    images = []
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        other = _stem(path).name.lower().endswith(LABEL_ENDINGS + OTHER_ENDINGS)
-        if _suffix(path) and not hidden and not other and path.is_file():
-            images.append(path)
-    return images
 
 
 def _images_of_datalist(path: Path) -> list[Path]:

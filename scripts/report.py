@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from nibabel.affines import voxel_sizes
 
+from scripts.data.readers import PHOTOGRAPH_SUFFIXES
 from scripts.metrics import COUNTS, MEASURES, segmentation_scores
+from scripts.provenance import code_version, file_digest
 
 __all__ = ["SegmentationReport"]
 
@@ -29,6 +32,7 @@ class SegmentationReport:
 
     - ``per_volume.csv``: one row per volume and class, and per volume the mean over the foreground classes.
     - ``summary.csv``: mean and standard deviation (of the population) over the volumes, per class and of the means.
+    - ``evaluation.json``, where ``checkpoint`` is given: the part that was scored and the digest of the weights.
 
     Distances are in voxels and, for volumes, in mm by the label file's spacing; they mean mm only where that spacing
     is true. Photographs (2-D) have none. ``one_empty`` counts where only prediction or label has a class,
@@ -40,12 +44,28 @@ class SegmentationReport:
         output_dir: folder of the report, created if need be.
         num_classes: number of classes, background included.
         class_names: name of each foreground class by its number as text; others are called by their number.
+        checkpoint: file of the weights that are evaluated.
+        part: the part of the data set that is scored.
+        pred_key: key of the predicted label map, where it is another than ``pred``.
+        label_key: key of the true one, likewise.
     """
 
-    def __init__(self, output_dir: str | Path, num_classes: int, class_names: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        num_classes: int,
+        class_names: Mapping[str, str] | None = None,
+        checkpoint: str | Path | None = None,
+        part: str | None = None,
+        pred_key: str = "pred",
+        label_key: str = "label",
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.num_classes = num_classes
         self.class_names = {**(class_names or {}), "mean": "mean"}
+        self.checkpoint = checkpoint
+        self.part = part
+        self.keys = (pred_key, label_key)
         self.files: list[str] = []
         self.scores: list[dict[str, dict[str, float | None]]] = []
 
@@ -72,10 +92,19 @@ class SegmentationReport:
         output: Any = engine.state.output
         for item in output:
             file = str(item["image"].meta["filename_or_obj"])
-            pred, label = (item[key][0].detach().cpu().numpy() for key in ("pred", "label"))
+            maps = [item[key] for key in self.keys]
+            pred, label = (classes[0].detach().cpu().numpy() for classes in maps)
+            spacing = None if file.lower().endswith(PHOTOGRAPH_SUFFIXES) else _spacing(maps[1])
+            # A single slice is scored in its plane: as a volume, all of it would be surface.
+            flat = [axis for axis, length in enumerate(pred.shape) if length == 1 and pred.shape == label.shape]
             try:
-                _check_axes(item["pred"], item["label"])
-                scores = segmentation_scores(pred, label, self.num_classes, _spacing(item["label"]))
+                _check_axes(*maps)
+                scores = segmentation_scores(
+                    pred.squeeze(tuple(flat)),
+                    label.squeeze(tuple(flat)),
+                    self.num_classes,
+                    None if spacing is None else np.delete(spacing, flat).tolist(),
+                )
             except ValueError as error:
                 raise ValueError(f"{file}: {error}") from None
             self.files.append(file)
@@ -94,6 +123,9 @@ class SegmentationReport:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         _write_csv(self.output_dir / "per_volume.csv", volumes)
         _write_csv(self.output_dir / "summary.csv", summary)
+        if self.checkpoint is not None:
+            about = {"part": self.part, "weights_sha256": file_digest(self.checkpoint), "code": code_version()}
+            _write(self.output_dir / "evaluation.json", json.dumps(about, indent=4) + "\n")
         print(f"{_table(summary)}\n{self.output_dir / 'summary.csv'}, per volume in per_volume.csv")
 
     def _name(self, key: str) -> str:
@@ -136,8 +168,12 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _rounded(value) for key, value in row.items()} for row in rows)
+    _write(path, text.getvalue())
+
+
+def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

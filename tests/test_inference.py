@@ -11,8 +11,8 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.nn import functional as F  # noqa: N812
 
+from scripts.data.custom import custom_cases
 from scripts.inference import (
-    AtomicNibabelWriter,
     evaluation_records,
     find_images,
     find_labelled,
@@ -34,6 +34,10 @@ def touch(folder, *names):
 
 def names(records, folder):
     return [os.path.relpath(record["image"], folder) for record in records]
+
+
+def pairs(records, folder):
+    return [(os.path.relpath(record["image"], folder), os.path.relpath(record["label"], folder)) for record in records]
 
 
 def rotation():
@@ -180,17 +184,46 @@ def test_images_that_would_share_a_result_are_refused(tmp_path):
 def test_labels_are_paired_by_name(tmp_path):
     touch(tmp_path, "p1/a.nii.gz", "p1/a_gt.nii.gz", "p2/b.jpg", "p2/b_segmentation.png", "p3/c.nii.gz")
     expected = [("p1/a.nii.gz", "p1/a_gt.nii.gz"), ("p2/b.jpg", "p2/b_segmentation.png")]
-    records = [{"image": str(tmp_path / image), "label": str(tmp_path / label)} for image, label in expected]
-    assert find_labelled(tmp_path) == records
-    assert evaluation_records(tmp_path, "no such list", "all") == records
+    assert pairs(find_labelled(tmp_path), tmp_path) == expected
+    assert pairs(evaluation_records("no such layout", tmp_path, "all"), tmp_path) == expected
     with pytest.raises(FileNotFoundError, match="has a label"):
         find_labelled(tmp_path / "p3")
+    with pytest.raises(FileNotFoundError, match="neither a folder of images nor a datalist"):
+        find_labelled(tmp_path / "p4")
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("p1/visit1.nii.gz", "p1/visit1_seg.nii.gz"),
+        ("images/x.png", "masks/x.png"),
+        ("imagesTr/x_0000.nii.gz", "labelsTr/x.nii.gz"),
+        ("x.mha", "x_LABEL.mha"),
+    ],
+)
+def test_what_training_takes_for_a_label_evaluation_scores_and_inference_leaves(tmp_path, image, label):
+    touch(tmp_path, image, label)
+    assert pairs([r for of_case in custom_cases(tmp_path).values() for r in of_case], tmp_path) == [(image, label)]
+    assert pairs(find_labelled(tmp_path), tmp_path) == [(image, label)]
+    assert names(find_images(tmp_path), tmp_path) == [image]
+
+
+def test_all_labelled_images_of_a_datalist_are_scored(tmp_path):
+    touch(tmp_path, *(f"{name}.nii" for name in "abcdef"))
+    lists = {
+        "training": [{"image": "a.nii", "label": "b.nii"}, "c.nii"],
+        "test": [{"image": "d.nii", "label": "e.nii"}],
+    }
+    (tmp_path / "list.json").write_text(json.dumps({**lists, "validation": ["f.nii"]}))
+    records = evaluation_records("custom", tmp_path / "list.json", "all")
+    assert pairs(records, tmp_path) == [("a.nii", "b.nii"), ("d.nii", "e.nii")]
 
 
 def test_empty_part_is_refused(tmp_path):
+    touch(tmp_path, "patient001/patient001_frame01.nii.gz")
     (tmp_path / "splits.json").write_text('{"train": [], "val": [], "test": []}')
     with pytest.raises(ValueError, match=r"'test' of .*splits\.json is empty"):
-        evaluation_records(tmp_path, tmp_path / "splits.json", "test")
+        evaluation_records("acdc", tmp_path, "test", tmp_path / "splits.json")
 
 
 def test_source_root_holds_all_images(tmp_path):
@@ -218,7 +251,7 @@ def test_weights_are_loaded(model):
     ("content", "message"),
     [
         (lambda: UNet(num_classes=2).state_dict(), r"it has 2 classes, the network 4 \(num_classes\)"),
-        (lambda: UNet(in_channels=3).state_dict(), r"has shape \[16, 3, 3, 3\], expected \[16, 1, 3, 3\]"),
+        (lambda: UNet(in_channels=3).state_dict(), r"it takes 3 channels, the network 1 \(in_channels\)"),
         (lambda: {"method": UNet().state_dict(), "state": {"epoch": 3}}, "holds method, state, expected a network's"),
         (lambda: {"weight": torch.zeros(1)}, "is of another network"),
         (lambda: [1, 2], "holds list"),
@@ -242,29 +275,6 @@ def test_missing_or_damaged_checkpoint(tmp_path, model):
     (tmp_path / "cut.pt").write_bytes(model.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"cut\.pt' cannot be read"):
         load_network_weights(UNet(), tmp_path / "cut.pt")
-
-
-# --- writing
-
-
-def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    def write(array):
-        writer = AtomicNibabelWriter(output_dtype=np.uint8)
-        writer.set_data_array(array)
-        writer.set_metadata({"affine": np.eye(4), "original_affine": np.eye(4)}, resample=False)
-        writer.write(tmp_path / "x_seg.nii.gz")
-
-    write(np.ones((1, 3, 4, 1), dtype=np.uint8))
-
-    def fail(image, filename):
-        Path(filename).write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(nib, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write(np.zeros((1, 3, 4, 1), dtype=np.uint8))
-    assert [path.name for path in tmp_path.iterdir()] == ["x_seg.nii.gz"]
-    assert load(tmp_path / "x_seg.nii.gz").tolist() == np.ones((3, 4, 1)).tolist()
 
 
 # --- the workflow
@@ -367,8 +377,9 @@ def test_preprocessing_is_that_of_training():
             keys = [step["keys"]] if isinstance(step["keys"], str) else step["keys"]
             if "image" not in keys:
                 continue
-            mode = step.get("mode")
-            step = {**step, "keys": "image", "mode": mode if isinstance(mode, str) or mode is None else mode[0]}
+            # where several keys are given, the image's setting is the first of each pair
+            first = {name: step[name][0] for name in ("mode", "anti_aliasing") if isinstance(step.get(name), list)}
+            step = {**step, **first, "keys": "image"}
             steps.append({name: value for name, value in step.items() if name != "allow_missing_keys"})
         return steps
 

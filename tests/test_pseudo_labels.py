@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bundle.__main__ import main as command_line
 from bundle.pseudo_labels import count_pseudo_labels, hidden_records, scores
-from scripts.data import SliceDataset, acdc_records
+from scripts.data import SliceDataset, dataset_records
 from scripts.losses import PseudoLabel
 from scripts.methods import FixMatch, Objective, SemSim, Supervised, UniMatch, WeakViews
 from scripts.methods import fixmatch as fixmatch_module
@@ -49,7 +49,7 @@ def slices_of(phantom: Path, cache: Path, chosen: slice) -> SliceDataset:
     """Slices at 32 px of some of the training records, all with their labels."""
     parser = ConfigParser(ConfigParser.load_config_files(str(ROOT / "configs" / "train.json")))
     parser.update({"image_size": 32})
-    records = acdc_records(phantom, phantom / "splits.json", "train")[chosen]
+    records = dataset_records("acdc", phantom, "train", phantom / "splits.json")[chosen]
     return SliceDataset(records, parser.get_parsed_content("train#preprocessing"), cache, num_classes=4)
 
 
@@ -333,7 +333,7 @@ def test_an_objective_without_pseudo_labels_of_its_own(trained: dict[str, str], 
 
 def test_volumes_without_a_label_are_left_out(phantom: Path, tmp_path: Path, measure: Any, capsys: Any) -> None:
     shutil.copytree(phantom, tmp_path / "cohort")
-    records = acdc_records(tmp_path / "cohort", phantom / "splits.json", "train", labeled=2)
+    records = dataset_records("acdc", tmp_path / "cohort", "train", phantom / "splits.json", labeled=2)
     assert len(hidden_records(records)) == 8
     unlabeled = [record["image"].replace(".nii.gz", "_gt.nii.gz") for record in records if "label" not in record]
     for label in unlabeled[1:4]:

@@ -1,0 +1,199 @@
+"""Checkpoints of a run: written after every epoch, resumed from, and guarded against another run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from ignite.engine import Events
+from ignite.handlers import DiskSaver
+from monai.engines import Evaluator
+from torch import nn
+
+from scripts.data import SemiSupervisedLoader
+from scripts.engine import SemiSupervisedTrainer, flag
+from scripts.errors import one_line
+from scripts.provenance import is_synthetic, write_record
+
+__all__ = ["RunCheckpoint", "guard_output"]
+
+
+class RunCheckpoint:
+    """Writes a run's checkpoints and resumes from them. Attach it after the validation handler.
+
+    - ``checkpoint.pt``, after every epoch: all that is needed to resume.
+    - ``model.pt``: the network's weights alone, best by validation (the last ones if there is no validation).
+    - ``model_last.pt``: the network's weights after the last epoch.
+    - ``model.json`` and ``model_last.json``: where these weights come from, see :mod:`scripts.provenance`.
+
+    Each file is written to a temporary name and renamed, by the first process only.
+
+    Args:
+        output_dir: folder of the run, created if need be.
+        network: the deployed network.
+        resume: ``False``: start anew. ``True``: go on from ``checkpoint.pt`` where there is one. A path: go on from
+            that file.
+        evaluator: the validation engine, whose best metric decides on ``model.pt``.
+        data: what the records of the weights say of the data, see :func:`scripts.provenance.describe_data`.
+
+    Raises:
+        ValueError: on start, if the file cannot be read, belongs to another protocol, objective or network, or has
+            more epochs than are asked for.
+    """
+
+    name = "checkpoint.pt"
+
+    def __init__(
+        self,
+        output_dir: str,
+        network: nn.Module,
+        resume: bool | str = False,
+        evaluator: Evaluator | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.resume = flag(resume)
+        self.evaluator = evaluator
+        self.data = dict(data or {})
+
+    def attach(self, engine: SemiSupervisedTrainer) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: SemiSupervisedTrainer) -> None:
+        self.save = DiskSaver(str(self.output_dir), create_dir=True, require_empty=False)
+        path = self.output_dir / self.name if isinstance(self.resume, bool) else Path(self.resume)
+        if not self.resume:
+            return
+        if self.resume is True and not path.is_file():
+            engine.logger.info(f"No {path} yet: starting anew.")
+            return
+        self._load(engine, path)
+        engine.logger.info(f"Resumed from {path} after epoch {engine.state.epoch}.")
+
+    def _load(self, engine: SemiSupervisedTrainer, path: Path) -> None:
+        try:
+            content = torch.load(path, map_location=engine.state.device, weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path}: cannot be read as a checkpoint: {one_line(error)}") from None
+        parts = self._parts(engine)
+        expected = {*parts, "state"}
+        if not isinstance(content, dict) or set(content) != expected:
+            found = sorted(content)[:6] if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"{path}: expected a checkpoint with {sorted(expected)}, found {found}.")
+        state = content["state"]
+        for name, value in _protocol(engine).items():
+            if state.get(name) != value:
+                raise ValueError(f"{path}: expected a run with {name} {value}, found {state.get(name)}.")
+        if state["epoch"] > engine.state.max_epochs:
+            raise ValueError(f"{path}: holds {state['epoch']} epochs, more than max_epochs {engine.state.max_epochs}.")
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(content[name])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"{path}: does not fit the configured method and network: {one_line(error)}") from None
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        if self.evaluator is not None:
+            self.evaluator.state.best_metric = state["best_metric"]
+            self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+
+    def _epoch(self, engine: SemiSupervisedTrainer) -> None:
+        state = {
+            **_protocol(engine),
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "best_metric": float(self.evaluator.state.best_metric) if self.evaluator else -1.0,
+            "best_metric_epoch": self._best_epoch(),
+        }
+        if self._best_epoch() == engine.state.epoch:
+            self._save_network(engine, "model.pt", {"validation_dice": state["best_metric"]})
+        content = {name: part.state_dict() for name, part in self._parts(engine).items()}
+        self.save({**content, "state": state}, self.name)
+
+    def _finish(self, engine: SemiSupervisedTrainer) -> None:
+        self._save_network(engine, "model_last.pt", {})
+        if self._best_epoch() < 0:
+            self._save_network(engine, "model.pt", {})
+
+    def _save_network(self, engine: SemiSupervisedTrainer, name: str, result: dict[str, Any]) -> None:
+        self.save(self.network.state_dict(), name)
+        if engine.state.rank == 0:
+            write_record(self.output_dir / name, {**self.data, **_training(engine), **result})
+
+    def _best_epoch(self) -> int:
+        return int(self.evaluator.state.best_metric_epoch) if self.evaluator else -1
+
+    @staticmethod
+    def _parts(engine: SemiSupervisedTrainer) -> dict[str, Any]:
+        parts = {"method": engine.objective, "optimizer": engine.optimizer, "grad_scaler": engine.grad_scaler}
+        return parts if engine.lr_scheduler is None else {**parts, "lr_scheduler": engine.lr_scheduler}
+
+
+def _protocol(engine: SemiSupervisedTrainer) -> dict[str, Any]:
+    """What a resumed run must share with the run before it."""
+    protocol = {
+        "objective": type(engine.objective).__name__,
+        "epoch_length": engine.state.epoch_length,
+        "seed": engine.seed,
+    }
+    loader = engine.data_loader
+    if isinstance(loader, SemiSupervisedLoader):
+        protocol |= {
+            "labelled slices": len(loader.dataset.labeled),
+            "unlabelled slices": len(loader.dataset.unlabeled),
+            "batch size": loader.batch_size,
+            "processes": loader.world_size,
+        }
+    return protocol
+
+
+def _training(engine: SemiSupervisedTrainer) -> dict[str, Any]:
+    """How the network became what it is at this moment, for the record of its weights."""
+    objective, loader = engine.objective, engine.data_loader
+    record: dict[str, Any] = {"method": type(objective).__name__}
+    if isinstance(fusion := getattr(objective, "fusion", None), nn.Module):
+        record["fusion"] = type(fusion).__name__
+    record |= {
+        "seed": engine.seed,
+        "iteration": engine.state.iteration,
+        "iterations": cast(int, engine.state.max_epochs) * cast(int, engine.state.epoch_length),
+        "precision": str(engine.dtype or torch.float32).removeprefix("torch."),
+    }
+    if isinstance(loader, SemiSupervisedLoader):
+        records = loader.dataset.data
+        labeled = [item.get("case", item["image"]) for item in records if "label" in item]
+        unlabeled = [item.get("case", item["image"]) for item in records if "label" not in item]
+        record |= {
+            "labeled_cases": len(set(labeled)),
+            "labeled_slices": len(loader.dataset.labeled),
+            "unlabeled_cases": len(set(unlabeled)),
+            "unlabeled_slices": len(loader.dataset.unlabeled),
+            "batch_size": loader.batch_size,
+            "processes": loader.world_size,
+            "image_size": loader.dataset.volumes[0].shape[-1],
+            "synthetic": is_synthetic(records[0]["image"]),
+        }
+    return record
+
+
+def guard_output(output_dir: str, resume: bool | str) -> None:
+    """Refuse to overwrite an earlier run, or to resume from nothing, before anything is written.
+
+    Raises:
+        FileNotFoundError: if ``resume`` names a file that is not there.
+        FileExistsError: if ``output_dir`` holds a run's checkpoint and ``resume`` is False or names another file.
+    """
+    path = Path(output_dir) / RunCheckpoint.name
+    resume = flag(resume)
+    if isinstance(resume, str) and not Path(resume).is_file():
+        raise FileNotFoundError(f"resume: expected a checkpoint of a run, found no file at '{resume}'.")
+    elsewhere = isinstance(resume, str) and Path(resume).resolve() != path.resolve()
+    if path.exists() and (not resume or elsewhere):
+        raise FileExistsError(
+            f"{path}: an earlier run stands here. Continue it with --resume true, or choose another --output_dir."
+        )

@@ -1,0 +1,22 @@
+"""The bundle's workflows as the tests run them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+from bundle.workflows import CONFIGS, ROOT
+
+
+def workflow(kind: str, *files: str, **overrides: Any) -> ConfigWorkflow:
+    """An initialised workflow on the CPU, of files below ``configs``."""
+    flow = ConfigWorkflow(
+        config_file=[str(CONFIGS / name) for name in files],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        **{"bundle_root": str(ROOT), "device": "$torch.device('cpu')", "silent": True, **overrides},
+    )
+    flow.initialize()
+    return flow
