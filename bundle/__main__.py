@@ -12,8 +12,12 @@ __all__ = ["COMMANDS", "main"]
 # Named, not imported: starting one command does not load what the others need.
 COMMANDS = {
     "bench": "bundle.bench:main",
+    "compare": "bundle.compare:main",
     "demo": "bundle.demo:main",
+    "pack": "bundle.pack:main",
+    "prepare": "bundle.prepare:main",
     "pseudo_labels": "bundle.pseudo_labels:main",
+    "verify": "bundle.verify:main",
 }
 
 

@@ -20,11 +20,11 @@ from bundle.measurements import (
     hd95,
     inference,
     input_pipeline,
-    isolated,
     matrix_rate,
     peak_memory,
     training_step,
 )
+from bundle.workflows import isolated, method_names
 from scripts.data.phantom import make_phantom_cohort
 from scripts.engine import autocast_dtype
 
@@ -39,7 +39,7 @@ def main(
     image_size: int = 224,
     batch_size: int = 8,
     repeats: int = 3,
-    objectives: tuple[str, ...] | str = OBJECTIVES,
+    methods: tuple[str, ...] | str = OBJECTIVES,
     device: str | None = None,
 ) -> None:
     """Measure and print.
@@ -48,15 +48,16 @@ def main(
         image_size: side of the slices, pixels.
         batch_size: labelled slices of a step, and as many unlabelled ones.
         repeats: timed repetitions, after a first one that is not timed; medians are printed.
-        objectives: which of ``supervised``, ``fixmatch``, ``unimatch``, ``semsim_minus`` and ``semsim``.
+        methods: names of overlays in ``configs/methods``, or ``all`` of them.
         device: ``cpu`` or ``cuda``; default: CUDA where there is one.
 
     Raises:
-        ValueError: if an objective or the device is not known.
+        ValueError: if a method or the device is not known.
     """
-    names = (objectives,) if isinstance(objectives, str) else tuple(objectives)
-    if unknown := set(names) - set(OBJECTIVES):
-        raise ValueError(f"objectives: expected some of {', '.join(OBJECTIVES)}, found {', '.join(sorted(unknown))}.")
+    known = method_names()
+    names = tuple(known) if methods == "all" else (methods,) if isinstance(methods, str) else tuple(methods)
+    if unknown := set(names) - set(known):
+        raise ValueError(f"methods: expected some of {', '.join(known)}, found {', '.join(sorted(unknown))}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in MATRIX_SIDE:
         raise ValueError(f"device: expected one of {', '.join(MATRIX_SIDE)}, found {device}.")
@@ -104,7 +105,7 @@ def _print_steps(
     # What stage 3's affinity would take, were it made: the fused attention never does.
     affinity = batch_size * (image_size // 4) ** 4 * 4 / 2**20
     print(f"(one affinity matrix HW x HW for each image of a batch would be {affinity:.0f} MiB in fp32)")
-    print(f"{'':35} {'s':>8} {'ratio':>6} {'MiB':>6} {'GFLOP':>7} {'ratio':>6} {'GFLOP/s':>8} {'of rate':>8}")
+    print(f"{'':52} {'s':>8} {'ratio':>6} {'MiB':>6} {'GFLOP':>7} {'ratio':>6} {'GFLOP/s':>8} {'of rate':>8}")
     ways = [(torch.float32, False), *((dtype, True) for dtype in rates)]
     references: list[dict[str, float]] = []
     for name in sorted(names, key=lambda name: name != REFERENCE):
@@ -178,7 +179,7 @@ def _row(
     speed = gflop / result["seconds"]
     ratios = [f"{result[key] / reference[key]:.2f}" if reference else "" for key in ("seconds", "flops")]
     return (
-        f"{name:13} {_short(dtype)} {'channels_last' if channels_last else 'channels_first':16}"
+        f"{name:30} {_short(dtype)} {'channels_last' if channels_last else 'channels_first':16}"
         f" {result['seconds']:8.3f} {ratios[0]:>6} {result['memory']:6.0f}"
         f" {gflop:7.1f} {ratios[1]:>6} {speed:8.1f} {speed / rate:8.0%}"
     )

@@ -17,9 +17,10 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 
+from bundle.workflows import CONFIGS, ROOT, execute
+
 __all__ = ["main"]
 
-ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("supervised", "semsim")
 
 
@@ -67,23 +68,9 @@ def main(output: str = str(ROOT / "demo"), seeds: int | Sequence[int] = (0, 1, 2
     print(f"Picture: {picture}. Label maps: {folder}/*-labels. {time.perf_counter() - start:.0f} s in all.")
 
 
-def execute(kind: str, files: Sequence[str], **overrides: Any) -> None:
-    """Run one workflow as ``python -m monai.bundle run`` does, in this process."""
-    workflow = ConfigWorkflow(
-        config_file=[str(ROOT / "configs" / name) for name in files],
-        meta_file=str(ROOT / "configs" / "metadata.json"),
-        logging_file=str(ROOT / "configs" / "logging.conf"),
-        workflow_type=kind,
-        **overrides,
-    )
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
-
-
 def workflow_value(name: str, overrides: dict[str, Any]) -> Any:
     """A top-level value of the demo's training configuration."""
-    files = [str(ROOT / "configs" / "train.json"), str(ROOT / "configs" / "demo.json")]
+    files = [str(CONFIGS / "train.json"), str(CONFIGS / "demo.json")]
     workflow = ConfigWorkflow(config_file=files, meta_file=None, logging_file=False, workflow_type="train", **overrides)
     return workflow.parser.get_parsed_content(name)
 

@@ -11,8 +11,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from bundle.workflows import CONFIGS
 from scripts.metrics import surface_distances
 
 __all__ = [
@@ -36,13 +35,10 @@ __all__ = [
     "hd95",
     "inference",
     "input_pipeline",
-    "isolated",
     "matrix_rate",
     "peak_memory",
     "training_step",
 ]
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 """Side of the matrices whose product gives the matrix rate: large enough for arithmetic to be all that counts."""
@@ -56,14 +52,6 @@ _FLASH_ON_CPU = {  # PyTorch counts the fused attention of CUDA, not the CPU's
         lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
     ),
 }
-
-
-def isolated(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Result of a function run in a process of its own, whose peak memory is therefore its own."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(work, *args, **kwargs).result()
 
 
 def _config(device: str, *files: str, **overrides: Any) -> ConfigParser:
@@ -153,6 +141,7 @@ def training_step(
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     parser = _config(device, "train.json", f"methods/{name}.json")
     method = parser.get_parsed_content("method_on_device").to(memory_format=memory_format).train()
+    method.iteration, method.total_iterations = 2, 3  # late in a training, where terms that start later take part
     optimizer = parser.get_parsed_content("optimizer")
     batch = _batch(image_size, batch_size, device, memory_format)
 
@@ -162,6 +151,7 @@ def training_step(
             loss = method(batch)["loss"]
         loss.backward()
         optimizer.step()
+        method.after_step()
 
     result = {"seconds": _seconds(step, repeats, device), "memory": peak_memory(device)}
     return {**result, "flops": _flops(step) if count else 0.0}
@@ -218,6 +208,7 @@ def input_pipeline(
         device,
         "train.json",
         train__dataset__data=records,
+        validate__dataset__data=records[:1],
         cache_dir=str(Path(folder, "cache")),
         image_size=image_size,
         batch_size=batch_size,

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from scripts.checkpoints import RunCheckpoint
 from scripts.data import SemiSupervisedLoader, SliceDataset
-from scripts.engine import RunCheckpoint, autocast_dtype, flag
+from scripts.engine import autocast_dtype, flag
 from scripts.errors import root_cause
 from scripts.methods import Objective
 

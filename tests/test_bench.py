@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from bundle import bench, measurements
 from bundle.__main__ import main
+from bundle.workflows import isolated
 
 SMALL = {"image_size": 32, "batch_size": 2, "repeats": 1, "device": "cpu"}
 
@@ -45,9 +46,9 @@ def test_flops_of_products_convolutions_and_fused_attention() -> None:
 
 
 def test_peak_memory_belongs_to_one_measurement() -> None:
-    idle = measurements.isolated(measurements.peak_memory, "cpu")
-    assert measurements.isolated(allocate, 300) > idle + 290
-    assert measurements.isolated(measurements.peak_memory, "cpu") < idle + 100
+    idle = isolated(measurements.peak_memory, "cpu")
+    assert isolated(allocate, 300) > idle + 290
+    assert isolated(measurements.peak_memory, "cpu") < idle + 100
     assert measurements.peak_memory("cpu") == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -83,13 +84,13 @@ def test_hd95_of_the_full_volume_is_the_pooled_percentile() -> None:
 
 def test_command_prints_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     options = [f"--{key}={value}" for key, value in SMALL.items()]
-    main(["bench", *options, "--objectives=supervised,fixmatch"])
+    main(["bench", *options, "--methods=supervised,fixmatch"])
     printed = capsys.readouterr().out
     for part in ("matrix rate", "supervised", "fixmatch", "SFM", "inference", "input", "strong view", "HD95", "MONAI"):
         assert part in printed
 
 
-@pytest.mark.parametrize(("option", "value"), [("objectives", "meanteacher"), ("device", "abacus")])
+@pytest.mark.parametrize(("option", "value"), [("methods", "meanteacher"), ("device", "abacus")])
 def test_unknown_choice_is_named(option: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{option}: expected .*{value}"):
         bench.main(**{option: value})

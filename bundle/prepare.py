@@ -1,0 +1,221 @@
+"""Check a data set and freeze it as a datalist: ``python -m bundle prepare``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from bundle.montage import draw_montage
+from bundle.survey import Finding, Settings, survey, twins
+from bundle.workflows import CONFIGS, ROOT
+from scripts.data.datalist import PARTS
+from scripts.data.records import split_cases
+from scripts.errors import FaultsError
+
+__all__ = ["main"]
+
+KEYS = {part: key for key, part in reversed(PARTS.items())}  # the first name of each part
+
+
+def main(
+    dataset: str,
+    source: str,
+    output: str = "datalist.json",
+    splits: str | None = None,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    label_values: Sequence[float] | None = None,
+) -> None:
+    """Find the cases of a data set, check every file, and write them as a datalist with their split and checksums.
+
+    All faults are listed; with any, nothing is written. Beside the datalist a picture of some images with their
+    labels' outlines is drawn. Train on the result with ``--dataset_dir datalist.json``.
+
+    Args:
+        dataset: acdc, promise12, isic or custom: an overlay in configs/datasets.
+        source: folder of the data set, or a datalist, whose checksums are compared where it has some.
+        output: the datalist to write; the picture gets the same name with .png.
+        splits: JSON file of case names by part; default: that of the overlay, else a seeded split.
+        in_channels: channels of an image; default: the overlay's.
+        num_classes: classes with the background; default: the overlay's.
+        label_values: what label files store for each class, [0,255] for many masks; default: the overlay's.
+    """
+    try:
+        settings = _settings(dataset, in_channels, num_classes, label_values)
+        target = Path(os.path.abspath(output))
+        if target.suffix != ".json":
+            raise ValueError(f"output: expected the name of a .json file, found '{output}'.")
+        if target == Path(os.path.abspath(source)):
+            raise ValueError(f"output: '{output}' is the source itself.")
+        split = split_cases(settings["layout"], source, splits or settings["splits"])
+    except FaultsError as error:
+        _list("fault", error.faults)
+        many = _count("fault", error.faults)
+        sys.exit(f"\nerror: {many} in '{source}', whose images were not looked at; no datalist was written.")
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    expected = Settings(settings["in_channels"], settings["num_classes"], settings["label_values"])
+    faults, notes = _missing(split.missing, split.parts, split.where)
+    findings = {
+        part: survey([record for of_case in cases.values() for record in of_case], expected)
+        for part, cases in split.parts.items()
+    }
+    everything = [finding for of_part in findings.values() for finding in of_part]
+    torn, doubled = twins(findings)
+    faults += [fault for finding in everything for fault in finding.faults] + torn
+    faults += _changed(source, everything) if str(source).endswith(".json") else []
+    notes += [note for finding in everything for note in finding.notes] + doubled
+    unlabelled_faults, unlabelled_notes = _unlabelled(findings)
+    faults, notes = faults + unlabelled_faults, notes + unlabelled_notes
+    print("\n".join(_table(findings)))
+    _list("note", notes)
+    _list("fault", faults)
+    if faults:
+        sys.exit(f"\nerror: {_count('fault', faults)} in '{source}'; no datalist was written.")
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _write(target, _datalist(findings, target.parent, dataset, settings, split.where))
+    picture = target.with_suffix(".png")
+    labelled = [finding.record for finding in everything if finding.classes]
+    if labelled:
+        draw_montage(labelled, picture, expected.num_classes, settings["class_colors"], expected.label_values)
+    print(f"\n{target}" + (f", {picture}" if labelled else "") + f": train with --dataset_dir {target}")
+
+
+def _settings(dataset: str, in_channels: Any, num_classes: Any, label_values: Any) -> dict[str, Any]:
+    """The data set's overlay with the command line's values."""
+    path = CONFIGS / "datasets" / f"{dataset}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
+        raise ValueError(f"dataset: expected one of {known}, found '{dataset}'.")
+    parser = ConfigParser(ConfigParser.load_config_file(path))
+    parser["bundle_root"] = str(ROOT)
+    given = {"in_channels": in_channels, "num_classes": num_classes, "label_values": label_values}
+    for key, value in given.items():
+        if value is not None:
+            parser[key] = value
+    keys = ("layout", "splits", "in_channels", "num_classes", "label_values", "class_names", "class_colors")
+    return {key: parser.get_parsed_content(key) for key in keys}
+
+
+def _missing(missing: Mapping[str, Sequence[str]], parts: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
+    """Cases that the split names and the folder lacks: a fault, but for a part that is not there at all."""
+    faults, notes = [], []
+    for part, names in missing.items():
+        if names and not parts[part] and part != "train":
+            notes.append(f"none of the {len(names)} '{part}' cases of {where} is there.")
+        else:
+            faults += [f"case '{name}' of part '{part}' in {where} is not there." for name in names]
+    return faults, notes
+
+
+def _unlabelled(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
+    """Labels that training (faults), or selection and scoring (notes), would miss."""
+    faults, notes = [], []
+    bare = {
+        part: [finding.record["image"] for finding in of_part if "label" not in finding.record]
+        for part, of_part in findings.items()
+    }
+    if len(bare.get("train", [])) == len(findings.get("train", [])):
+        faults.append("no training image has a label.")
+    faults += [f"{image}: an image of part 'val' needs a label." for image in bare.get("val", [])]
+    if not findings.get("val"):
+        notes.append("no image validates: the last weights count, none are selected.")
+    notes += [
+        f"{len(images)} of the {len(findings[part])} images of part '{part}' have no label and cannot be scored."
+        for part, images in bare.items()
+        if images and part not in ("train", "val")
+    ]
+    return faults, notes
+
+
+def _list(title: str, lines: Sequence[str]) -> None:
+    if lines:
+        print(f"\n{_count(title, lines)}:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def _count(title: str, lines: Sequence[str]) -> str:
+    return f"{len(lines)} {title}{'s' if len(lines) > 1 else ''}"
+
+
+def _changed(source: str, findings: Sequence[Finding]) -> list[str]:
+    """Files that are no longer what the datalist's checksums say."""
+    folder = Path(os.path.abspath(source)).parent
+    content = json.loads(Path(source).read_text(encoding="utf-8"))
+    entries = [entry for key in PARTS for entry in content.get(key, []) if isinstance(entry, dict)]
+    known = {os.path.normpath(folder / entry["image"]): entry.get("sha256", {}) for entry in entries}
+    return [
+        f"{finding.record[key]}: changed since the datalist was made: SHA-256 {digest[:12]}..., expected {old[:12]}..."
+        for finding in findings
+        for key, digest in finding.sha256.items()
+        if (old := known.get(finding.record["image"], {}).get(key, digest)) != digest
+    ]
+
+
+def _table(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
+    """What is there, part by part."""
+    lines = [["part", "cases", "images", "labelled", "slices", "images with class", "rows x columns", "spacing in mm"]]
+    for part, of_part in findings.items():
+        seen = [finding for finding in of_part if finding.shape is not None]
+        classes = Counter(c for finding in of_part for c in finding.classes)
+        lines.append(
+            [
+                part,
+                str(len({finding.record["case"] for finding in of_part})),
+                str(len(of_part)),
+                str(sum("label" in finding.record for finding in of_part)),
+                str(sum(finding.shape[2] for finding in seen if finding.shape)),
+                " ".join(f"{number}:{count}" for number, count in sorted(classes.items())),
+                " x ".join(_range([f.shape[axis] for f in seen if f.shape]) for axis in (1, 0)) if seen else "",
+                " x ".join(_range([round(f.spacing[axis], 2) for f in seen if f.spacing]) for axis in (1, 0, 2))
+                if seen
+                else "",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g}-{high:g}"
+
+
+def _datalist(
+    findings: Mapping[str, Sequence[Finding]], folder: Path, dataset: str, settings: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """The datalist's content, paths relative to its folder."""
+    names = {str(number): f"class {number}" for number in range(1, settings["num_classes"])}
+    lists = {
+        KEYS.get(part, part): [
+            {
+                **{key: os.path.relpath(finding.record[key], folder) for key in finding.sha256},
+                "case": finding.record["case"],
+                "sha256": finding.sha256,
+            }
+            for finding in of_part
+        ]
+        for part, of_part in findings.items()
+    }
+    return {
+        "name": dataset,
+        "description": f"split: {Path(where).name}",
+        "labels": {"0": "background", **names, **settings["class_names"]},
+        "counts": {
+            key: {"images": len(entries), "cases": len({e["case"] for e in entries})} for key, entries in lists.items()
+        },
+        **lists,
+    }
+
+
+def _write(target: Path, content: Mapping[str, Any]) -> None:
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, target)

@@ -1,0 +1,169 @@
+"""Every file of a data set looked at once: what is wrong with it, and what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
+from numpy.typing import NDArray
+
+from scripts.data import LabelValuesd, LoadVolumed, ThroughPlaneLastd
+from scripts.data.cache import stored_files
+from scripts.data.checks import check_classes, check_finite, check_grids
+from scripts.errors import fault_line, one_line
+
+__all__ = ["Finding", "Settings", "load", "survey", "twins"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a data set's images must be.
+
+    Attributes:
+        in_channels: channels of an image.
+        num_classes: classes, background included.
+        label_values: what the label files store for each class; None: the class itself.
+    """
+
+    in_channels: int
+    num_classes: int
+    label_values: Sequence[float] | None = None
+
+
+@dataclass
+class Finding:
+    """What is known of one record after it was read.
+
+    Attributes:
+        record: the record.
+        faults: one line for each thing that training would stumble over, naming its file.
+        notes: one line for each thing that is odd and does no harm.
+        sha256: digest of each of its files, by key; of a MetaImage header's, header and voxels.
+        shape: ``(rows, columns, slices)``, None where the image cannot be read.
+        spacing: of a voxel, in mm, in the same order; of photographs 1.
+        classes: foreground classes that the label shows.
+    """
+
+    record: Mapping[str, str]
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sha256: dict[str, str] = field(default_factory=dict)
+    shape: tuple[int, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+    classes: tuple[int, ...] = ()
+
+
+def survey(records: Sequence[Mapping[str, str]], settings: Settings) -> list[Finding]:
+    """Read every image and label.
+
+    Args:
+        records: with ``image``, ``case`` and, where labelled, ``label``.
+        settings: what they must be.
+
+    Returns:
+        one finding per record, in order.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda record: _look(record, settings), records))
+
+
+def load(path: str, values: Sequence[float] | None = None) -> MetaTensor:
+    """An image or label ``[C, rows, columns, slices]`` as the network sees its axes, on its own grid."""
+    steps: list[Any] = [LoadVolumed("file"), EnsureChannelFirstd("file")]
+    if values is not None:
+        steps.append(LabelValuesd("file", values))
+    steps += [Orientationd("file", axcodes="LPS", labels=None), ThroughPlaneLastd("file")]
+    volume: MetaTensor = Compose(steps)({"file": path})["file"]
+    return volume
+
+
+def twins(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
+    """Images of the same content under two names.
+
+    Args:
+        findings: by part.
+
+    Returns:
+        faults: those in two parts, which would be trained on and scored; and notes: those in two cases of one part.
+    """
+    faults, notes = [], []
+    seen: dict[str, tuple[str, Finding]] = {}
+    for part, of_part in findings.items():
+        for finding in of_part:
+            if (digest := finding.sha256.get("image")) is None:
+                continue
+            other_part, other = seen.setdefault(digest, (part, finding))
+            same = f"{finding.record['image']}: the same image as {other.record['image']}"
+            if other_part != part:
+                faults.append(f"{same}, in '{part}' and in '{other_part}'.")
+            elif other.record["case"] != finding.record["case"]:
+                notes.append(f"{same}, in two cases of '{part}'.")
+    return faults, notes
+
+
+def _look(record: Mapping[str, str], settings: Settings) -> Finding:
+    finding = Finding(record)
+    volumes: dict[str, MetaTensor] = {}
+    for key in ("image", "label"):
+        if key not in record:
+            continue
+        path = record[key]
+        try:
+            finding.sha256[key] = _digest(path)
+            volumes[key] = load(path, settings.label_values if key == "label" else None)
+        except Exception as error:
+            finding.faults.append(fault_line(error, path))
+    if "image" in volumes:
+        _look_at_image(finding, volumes["image"], settings)
+    if "label" in volumes:
+        _look_at_label(finding, volumes["label"], settings)
+    if len(volumes) == 2 and volumes["label"].shape[0] == 1:
+        _try(finding, check_grids, volumes["image"], volumes["label"], record)
+    return finding
+
+
+def _look_at_image(finding: Finding, image: MetaTensor, settings: Settings) -> None:
+    path = finding.record["image"]
+    finding.shape = tuple(image.shape[1:])
+    finding.spacing = tuple(float(size) for size in image.pixdim)
+    if image.shape[0] != settings.in_channels:
+        finding.faults.append(f"{path}: found {image.shape[0]} channels, expected {settings.in_channels}.")
+    _try(finding, check_finite, image, path)
+    if bool((image == image.flatten()[0]).all()):
+        finding.faults.append(f"{path}: the image is empty, all its values are {float(image.flatten()[0]):g}.")
+
+
+def _look_at_label(finding: Finding, label: MetaTensor, settings: Settings) -> None:
+    path = finding.record["label"]
+    if label.shape[0] != 1:
+        finding.faults.append(f"{path}: found {label.shape[0]} channels, expected a label of one.")
+        return
+    values: NDArray[np.floating] = np.unique(label.numpy())
+    _try(finding, check_classes, values, path, settings.num_classes)
+    finding.classes = tuple(int(v) for v in values if v > 0 and v == int(v))
+    if not finding.classes:
+        finding.notes.append(f"{path}: no foreground.")
+
+
+def _try(finding: Finding, check: Any, *args: Any) -> None:
+    try:
+        check(*args)
+    except ValueError as error:
+        finding.faults.append(one_line(error))
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    for file in stored_files(Path(path)):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,58 @@
+"""The bundle's workflows, run from Python as ``python -m monai.bundle run`` runs them, and processes to run them in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+__all__ = ["CONFIGS", "ROOT", "execute", "isolated", "method_names"]
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+
+
+def execute(kind: str, files: Sequence[str | Path], **overrides: Any) -> None:
+    """Run one workflow as ``python -m monai.bundle run`` does, in this process.
+
+    Args:
+        kind: ``train``, or ``infer`` for evaluation and inference.
+        files: config files, merged in order; relative paths are below ``configs``.
+        **overrides: values by config id.
+    """
+    workflow = ConfigWorkflow(
+        config_file=[str(CONFIGS / name) for name in files],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=str(CONFIGS / "logging.conf"),
+        workflow_type=kind,
+        **overrides,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def isolated(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Result of a function run in a process of its own: its peak memory is its own, and so is its end.
+
+    Args:
+        work: a function of a module; the first call's module is imported once, for this and all later calls.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: if the process is killed.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload([work.__module__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(work, *args, **kwargs).result()
+
+
+def method_names() -> list[str]:
+    """Names of the objectives: of the overlays in ``configs/methods``, sorted."""
+    return sorted(path.stem for path in (CONFIGS / "methods").glob("*.json"))
