@@ -14,11 +14,18 @@ PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 endif
 
+# MONAI Label wants older packages than the bundle does: it has an environment of its own.
+LABEL_VENV ?= .venv-label
+ifeq ($(origin LABEL_PYTHON), undefined)
+LABEL_PYTHON := $(LABEL_VENV)/bin/python
+LABEL_INSTALLED := $(LABEL_VENV)/.installed
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench label-demo test-label clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## train on synthetic hearts with few labels, evaluate, segment
 	$(PYTHON) -m bundle demo
@@ -37,8 +44,14 @@ lint: $(INSTALLED)  ## check style, types and JSON
 bench: $(INSTALLED)  ## time training steps, inference, input pipeline and metrics on this machine
 	$(PYTHON) -m bundle bench
 
-clean:  ## remove the environment, the tools' caches and what the demo made; leave output/, eval/ and models/ alone
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
+label-demo: $(LABEL_INSTALLED)  ## a MONAI Label server on synthetic studies: segment, annotate, train, segment
+	$(LABEL_PYTHON) -m bundle.label_demo
+
+test-label: $(LABEL_INSTALLED)  ## test the bundle in a real MONAI Label server
+	$(LABEL_PYTHON) -m pytest tests/label
+
+clean:  ## remove the environments, the tools' caches and what the demos made; leave output/, eval/ and models/ alone
+	rm -rf $(VENV) $(LABEL_VENV) demo label-demo .pytest_cache .mypy_cache .ruff_cache
 	find bundle scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: requirements.txt
@@ -46,4 +59,14 @@ $(VENV)/.installed: requirements.txt
 	    f"the pinned packages need Python 3.11 or newer, python3 is {sys.version.split()[0]}")'
 	python3 -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+# Beside a CPU-only PyTorch, pip's torchvision is importable with bundle/torchvision_ops.py alone: it says why.
+$(LABEL_VENV)/.installed: requirements-label.txt bundle/torchvision_ops.py
+	@python3 -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else \
+	    f"the pinned packages need Python 3.11 or 3.12, python3 is {sys.version.split()[0]}")'
+	python3 -m venv $(LABEL_VENV)
+	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-label.txt
+	@site=$$($(LABEL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	    cp bundle/torchvision_ops.py "$$site" && echo 'import torchvision_ops' > "$$site/torchvision_ops.pth"
 	@touch $@

@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bundle.pack import main as pack
 from scripts.data import make_phantom_cohort
+from scripts.networks import UNet
+from scripts.provenance import write_record
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +34,27 @@ def real_acdc() -> Path:
     if not (folder := Path(root) / "acdc").is_dir():
         pytest.skip(f"no acdc folder in SEMSIM_DATA={root}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make weights as a training leaves them: ``trained("isic", in_channels=3, num_classes=2)``, a new file each."""
+
+    def make(data: str = "acdc", in_channels: int = 1, num_classes: int = 4, **record: Any) -> Path:
+        torch.manual_seed(0)
+        path = tmp_path_factory.mktemp("run") / "model.pt"
+        torch.save(UNet(in_channels, num_classes).state_dict(), path)
+        known = {"data": data, "split": "splits.json", "method": "SemSim", "fusion": "SpatialAwareFusion", "seed": 0}
+        known |= {"iteration": 20, "iterations": 40, "labeled_cases": 2, "labeled_slices": 12, "image_size": 48}
+        write_record(path, {**known, "synthetic": True, "validation_dice": 0.5, **record})
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory, trained: Callable[..., Path]) -> Path:
+    """Archive of a packed ACDC bundle, beside its folder. Do not write in it."""
+    output = tmp_path_factory.mktemp("packed")
+    pack("acdc", str(trained()), str(output))
+    return next(output.glob("*.zip"))
