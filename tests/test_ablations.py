@@ -52,7 +52,6 @@ OVERRIDES: list[tuple[str, Any, str]] = [
     ("method#uncertainty_rate", 0, "uncertainty_rate"),
     ("method#per_image_dice", True, "dice.dice.batch"),
     ("method#joint_forward", True, "joint_forward"),
-    ("method#strong_statistics", True, "strong_statistics"),
     ("method#gate", "agree", "gate"),
     ("method#channel_dropout", "feature_stream", "channel_dropout"),
     ("weak_view#shared", True, "weak.shared"),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from scripts.losses import DiceCrossEntropy, MaskedDice, PseudoLabel, pseudo_label
 from scripts.networks import UNet
@@ -51,9 +49,6 @@ class Objective(nn.Module):
         threshold: confidence tau that a pseudo-label needs.
         per_image_dice: Dice sums per image instead of per batch. Per-batch sums are over the images of one process:
             with this switch the gradients of N processes equal those of one with the same global batch.
-        strong_statistics: let strong views enter BatchNorm's running averages too, as UniMatch's code does. By
-            default they are normalised by their own batch alone, so that the averages, which only inference uses,
-            describe images as they will come: unaltered.
 
     Attributes:
         requires_unlabeled: whether the objective learns from unlabelled images.
@@ -72,7 +67,6 @@ class Objective(nn.Module):
         strong: StrongView | None = None,
         threshold: float = 0.95,
         per_image_dice: bool = False,
-        strong_statistics: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= threshold <= 1:
@@ -81,7 +75,6 @@ class Objective(nn.Module):
         self.weak = weak or WeakView()
         self.strong = strong or StrongView()
         self.threshold = threshold
-        self.strong_statistics = strong_statistics
         self.supervised_loss = DiceCrossEntropy(per_image_dice)
         self.dice = MaskedDice(per_image_dice)
 
@@ -114,19 +107,6 @@ class Objective(nn.Module):
         """
         t = min(1.0, self.iteration / (length * self.total_iterations))
         return math.exp(-5 * (1 - t) ** 2)
-
-    @contextmanager
-    def strong_pass(self) -> Iterator[None]:
-        """Forward passes of strong views run inside: BatchNorm's running averages stay as they are."""
-        norms = [] if self.strong_statistics else [m for m in self.modules() if isinstance(m, _BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 0.0
-        try:
-            yield
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
 
     def labeled_view(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Weak views of the labelled images ``[B, C, H, W]`` and their labels ``[B, H, W]``."""

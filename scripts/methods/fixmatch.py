@@ -24,8 +24,7 @@ class FixMatch(Objective):
         with torch.no_grad():
             target = self.pseudo_labels(views)["decoder"]
         supervised = self.supervised_loss(self.network(views.image), views.label)
-        with self.strong_pass():
-            prediction = self.network(strong.image)
+        prediction = self.network(strong.image)
         passed = strong.paste(target.confidence) >= self.threshold
         consistency = self.dice(prediction, strong.paste(target.label), passed)
         return {

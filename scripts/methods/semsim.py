@@ -148,8 +148,7 @@ class SemSim(Objective):
 
         supervised = self.supervised_loss(logits, label)
         losses = {"loss_supervised": supervised}
-        with self.strong_pass():
-            losses |= self._consistency(weak, weak_encoded, targets, prototypes)
+        losses |= self._consistency(weak, weak_encoded, targets, prototypes)
         total = supervised
         for name, weight in (
             ("loss_decoder", self.lambda_decoder),

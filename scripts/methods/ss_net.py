@@ -111,11 +111,10 @@ class SSNet(RampedConsistency):
     def adversarial_loss(self, images: Tensor, target: Tensor) -> Tensor:
         """L_adv of images ``[B, C, H, W]`` with the probabilities ``[B, classes, H, W]`` that are predicted there."""
         direction = _unit(torch.rand_like(images) - 0.5).requires_grad_()
-        with self.strong_pass():
-            distance = self._distance(images + self.probe * direction, target)
-            # Only its direction counts: taken per pixel it does not vanish in float16.
-            (gradient,) = torch.autograd.grad(distance * target[0, 0].numel(), direction)
-            return self._distance(images + self.magnitude * _unit(gradient), target)
+        distance = self._distance(images + self.probe * direction, target)
+        # Only its direction counts: taken per pixel it does not vanish in float16.
+        (gradient,) = torch.autograd.grad(distance * target[0, 0].numel(), direction)
+        return self._distance(images + self.magnitude * _unit(gradient), target)
 
     def _distance(self, images: Tensor, target: Tensor) -> Tensor:
         loss: Tensor = self.dice.dice(self.network(images).float().softmax(dim=1), target)

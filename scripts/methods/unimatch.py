@@ -35,12 +35,10 @@ class UniMatch(Objective):
         features = self.network.encode(weak)
         with torch.no_grad():
             target = pseudo_label(self.network.decode(features).float().softmax(dim=1))
-        with self.strong_pass():
-            perturbed = self.network.decode([F.dropout2d(f, self.feature_dropout) for f in features])
+        perturbed = self.network.decode([F.dropout2d(f, self.feature_dropout) for f in features])
 
         supervised = self.supervised_loss(self.network(image), label)
-        with self.strong_pass():
-            predictions = [self.network(view.image) for view in views]
+        predictions = [self.network(view.image) for view in views]
         strong = [
             self.dice(prediction, view.paste(target.label), view.paste(target.confidence) >= self.threshold)
             for prediction, view in zip(predictions, views, strict=True)

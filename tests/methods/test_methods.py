@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from scripts.methods import FixMatch, Objective, SemSim, Supervised, UniMatch
@@ -100,24 +100,6 @@ def test_a_shared_weak_view_is_the_same_for_labelled_and_unlabelled_images(mode:
             views = objective.weak_views(batch)
             same.append(torch.equal(views.image, views.unlabeled))
         assert all(same) == shared
-
-
-@pytest.mark.parametrize("name", ["fixmatch", "unimatch", "semsim"])
-def test_strong_views_stay_out_of_the_running_averages(name: str) -> None:
-    def averages(strength: float, keep: bool) -> tuple[list[Tensor], list[float | None]]:
-        strong = StrongView(jitter=strength, blur=strength, cutmix=strength)
-        objective = build(name, weak=WeakView("none"), strong=strong, strong_statistics=keep)
-        run(objective)
-        norms = [m for m in objective.modules() if isinstance(m, nn.BatchNorm2d)]
-        return [t for m in norms for t in (m.running_mean, m.running_var)], [m.momentum for m in norms]
-
-    def equal(a: list[Tensor], b: list[Tensor]) -> bool:
-        return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-    altered, momenta = averages(1.0, keep=False)
-    assert set(momenta) == {0.1}
-    assert equal(altered, averages(0.0, keep=False)[0])
-    assert not equal(averages(1.0, keep=True)[0], averages(0.0, keep=True)[0])
 
 
 def test_only_supervised_does_without_unlabelled_images() -> None:
