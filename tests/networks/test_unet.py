@@ -111,3 +111,13 @@ def test_meta_device() -> None:
     logits = net(torch.rand(2, 1, 64, 48, device="meta"))
     assert logits.is_meta
     assert logits.shape == (2, 4, 64, 48)
+
+
+def test_a_network_built_by_itself_computes_to_the_bit_what_a_workflow_computes() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(2, 1, 32, 32)
+    plain = UNet(channels=THIN).eval()
+    placed = UNet(channels=THIN).eval().to("cpu", memory_format=torch.channels_last)
+    placed.load_state_dict(plain.state_dict())
+    assert torch.equal(plain(image), placed(image))
+    assert plain(image).is_contiguous(memory_format=torch.channels_last)
