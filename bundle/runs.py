@@ -65,7 +65,8 @@ def plan(
     """Every run with its whole configuration.
 
     Raises:
-        ValueError: if there is no such method, ablation or config id, or no run at all.
+        ValueError: if there is no such method, ablation or config id, if an override would undo an ablation, if two
+            runs would share a folder, or if there is no run at all.
         FileNotFoundError: if there is no such config file.
     """
     methods = method_names() if methods == "all" else _words(methods)
@@ -73,14 +74,19 @@ def plan(
     changes = {name: _ablation(name) for name in _words(overlays)}
     base = _base_files(config_file)
     known = {*ConfigParser.load_config_files([*base, str(CONFIGS / "evaluate.json")])}
-    for name in overrides:
+    ablated = {key for _, values in changes.values() for key in values}
+    for file in (file for of_ablation, _ in changes.values() for file in of_ablation):
+        ablated |= {key.removeprefix("+") for key in ConfigParser.load_config_file(file)}
+    for name in (*overrides, *sorted(ablated)):
         if name in OWN:
             raise ValueError(f"{name}: the comparison sets it itself (--seeds, --output, --part).")
         if re.split("#|::", name)[0] not in known:
             raise ValueError(
                 f"{name}: no option of compare, and no id of the configuration: {', '.join(sorted(known))}."
             )
-    runs = []
+    if both := sorted(ablated & {name.replace("::", "#") for name in overrides}):
+        raise ValueError(f"{', '.join(both)}: set for all runs, but an ablation changes it.")
+    runs: list[Run] = []
     for method, (name, (file, values)), seed in product(methods, changes.items(), _words(seeds)):
         if not re.fullmatch(r"\d+", seed):
             raise ValueError(f"seeds: expected whole numbers from 0, found {seed}.")
@@ -92,6 +98,9 @@ def plan(
             "evaluate.json": _merged([*chain, str(CONFIGS / "evaluate.json")], own),
         }
         runs.append(Run(method_name, overlay, int(seed), configs))
+    names = [run.name for run in runs]
+    if shared := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"methods, overlays: two of them have the same name, both runs would be {shared[0]}.")
     if not runs:
         raise ValueError("methods, seeds, overlays: expected at least one of each.")
     return runs
@@ -136,7 +145,10 @@ def _base_files(config_file: str | Sequence[str]) -> list[str]:
 def _merged(files: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that a workflow makes of config files and overrides, as JSON holds it."""
     parser = ConfigParser(ConfigParser.load_config_files(files))
-    parser.update(dict(values))
+    try:
+        parser.update(dict(values))
+    except KeyError as error:
+        raise ValueError(f"{', '.join(values)}: an id leads nowhere in the configuration, at {error}.") from None
     return json.loads(json.dumps(parser.get(), default=str))
 
 

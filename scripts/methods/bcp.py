@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from scripts.losses import PseudoLabel, pseudo_label
 from scripts.methods.base import Objective, WeakViews
-from scripts.methods.teacher import ema_teacher
+from scripts.methods.teacher import MeanTeacher
 
 __all__ = ["BCP", "largest_components"]
 
@@ -36,7 +36,8 @@ class BCP(Objective):
 
     Deviations from the reference code: pre-training hands over its last weights, not the best by validation, and the
     learning rate falls over both phases instead of being constant; both come from the one schedule that all methods
-    share. The teacher's batch-norm averages, which nothing reads, are copied instead of averaged. Where halves are
+    share. The teacher predicts the unlabelled batch in one pass, not each half under its own batch statistics. Its
+    batch-norm averages, which nothing reads, are copied instead of averaged. Where halves are
     uneven, images stand in both.
 
     Args:
@@ -59,7 +60,7 @@ class BCP(Objective):
             raise ValueError(f"unlabeled_weight: expected a weight of at least 0, found {unlabeled_weight}.")
         self.pretraining = pretraining
         self.unlabeled_weight = unlabeled_weight
-        self.teacher = ema_teacher(self.network, decay)
+        self.teacher = MeanTeacher(self.network, decay)
 
     @property
     def switch(self) -> int:

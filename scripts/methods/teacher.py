@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from copy import deepcopy
+from typing import Any
 
-__all__ = ["ema_teacher"]
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+__all__ = ["MeanTeacher"]
 
 
-def ema_teacher(student: nn.Module, decay: float = 0.99) -> AveragedModel:
+class MeanTeacher(nn.Module):
     """A mean teacher (Tarvainen and Valpola, NeurIPS 2017) of a network.
 
-    Call its ``update_parameters(student)`` after each optimiser step: the first one copies the student, the others
-    give ``theta' <- decay theta' + (1 - decay) theta``. Buffers, BatchNorm's averages among them, are the student's.
-    It takes no gradient, so the optimiser leaves it alone; as a part of the objective it stands in the checkpoint.
+    Call :meth:`update_parameters` after each optimiser step: the first one copies the student, the others give
+    ``theta' <- decay theta' + (1 - decay) theta``. Buffers, BatchNorm's averages among them, are the student's. It
+    takes no gradient, so the optimiser leaves it alone; as a part of the objective it stands in the checkpoint.
+
+    PyTorch's ``AveragedModel`` does the same, but keeps the number of its updates on the device and asks for it twice
+    a step, each time waiting until the GPU has caught up.
 
     Args:
         student: the network that is averaged; it is copied as it is now.
@@ -22,8 +29,35 @@ def ema_teacher(student: nn.Module, decay: float = 0.99) -> AveragedModel:
     Raises:
         ValueError: for a decay outside [0, 1).
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay: expected a number in [0, 1), found {decay}.")
-    teacher = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    teacher.requires_grad_(False)
-    return teacher
+
+    def __init__(self, student: nn.Module, decay: float = 0.99) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay: expected a number in [0, 1), found {decay}.")
+        self.module = deepcopy(student).requires_grad_(False)
+        self.average = get_ema_multi_avg_fn(decay)
+        self.updates = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        """What the averaged network makes of an image."""
+        prediction: Tensor = self.module(image)
+        return prediction
+
+    @torch.no_grad()
+    def update_parameters(self, student: nn.Module) -> None:
+        """Follow the student's weights, and copy its buffers."""
+        if self.updates == 0:
+            self.module.load_state_dict(student.state_dict())
+        else:
+            self.average(list(self.module.parameters()), list(student.parameters()), self.updates)
+            for buffer, other in zip(self.module.buffers(), student.buffers(), strict=True):
+                buffer.copy_(other)
+        self.updates += 1
+
+    def get_extra_state(self) -> dict[str, int]:
+        """What a checkpoint holds beside the weights."""
+        return {"updates": self.updates}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Resume from a checkpoint."""
+        self.updates = int(state["updates"])

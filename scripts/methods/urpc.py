@@ -36,7 +36,7 @@ class URPC(RampedConsistency):
         ValueError: if the network has other than five levels.
     """
 
-    def __init__(self, *, dropout: float = 0.3, **kwargs: Any) -> None:
+    def __init__(self, *, dropout: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.dropout = dropout
         if len(self.network.channels) != 5:

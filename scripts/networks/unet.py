@@ -69,7 +69,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(channels[0], num_classes, 3, padding=1)
         # The faster layout for convolutions, on CPUs and on GPUs. It stands here, so that whoever builds the network
         # from a config (MONAI Label does) computes the same to the last bit.
-        self.to(memory_format=torch.channels_last)
+        nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Encoder features of stages 1 to 5, finest first.

@@ -128,6 +128,7 @@ def test_meta_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = run(objective, {k: v.to("meta") for k, v in make_batch().items()})
     assert all(loss.is_meta for loss in losses.values())
     losses["loss"].backward()
+    objective.after_step()
 
 
 def flat(state: Any) -> list[Any]:
