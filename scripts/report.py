@@ -17,7 +17,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from nibabel.affines import voxel_sizes
 
-from scripts.data.readers import PHOTOGRAPH_SUFFIXES
+from scripts.data.readers import is_photograph
 from scripts.metrics import COUNTS, MEASURES, segmentation_scores
 from scripts.provenance import code_version, file_digest
 
@@ -34,7 +34,7 @@ class SegmentationReport:
     - ``summary.csv``: mean and standard deviation (of the population) over the volumes, per class and of the means.
     - ``evaluation.json``, where ``checkpoint`` is given: the part that was scored and the digest of the weights.
 
-    Distances are in voxels and, for volumes, in mm by the label file's spacing; they mean mm only where that spacing
+    Distances are in voxels and, for volumes, in mm by the image's spacing; they mean mm only where that spacing
     is true. Photographs (2-D) have none. ``one_empty`` counts where only prediction or label has a class,
     ``both_empty`` where neither has.
 
@@ -94,7 +94,7 @@ class SegmentationReport:
             file = str(item["image"].meta["filename_or_obj"])
             maps = [item[key] for key in self.keys]
             pred, label = (classes[0].detach().cpu().numpy() for classes in maps)
-            spacing = None if file.lower().endswith(PHOTOGRAPH_SUFFIXES) else _spacing(maps[1])
+            spacing = None if is_photograph(file) else _spacing(maps[0])
             # A single slice is scored in its plane: as a volume, all of it would be surface.
             flat = [axis for axis, length in enumerate(pred.shape) if length == 1 and pred.shape == label.shape]
             try:
@@ -149,11 +149,11 @@ def _check_axes(pred: Any, label: Any) -> None:
             raise ValueError(f"the label's axes are {found}, expected {expected} as the image's.")
 
 
-def _spacing(label: Any) -> list[float] | None:
-    """Size of a voxel in mm, None for 2-D images."""
-    if not isinstance(label, MetaTensor) or label.ndim < 4:
+def _spacing(pred: Any) -> list[float] | None:
+    """Size of a voxel of the image, on whose grid the prediction lies, in mm; None for 2-D images."""
+    if not isinstance(pred, MetaTensor) or pred.ndim < 4:
         return None
-    return [float(size) for size in voxel_sizes(np.asarray(label.affine))]
+    return [float(size) for size in voxel_sizes(np.asarray(pred.affine))]
 
 
 def _case_names(files: Sequence[str]) -> list[str]:

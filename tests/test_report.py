@@ -79,6 +79,17 @@ def test_volumes_and_summary(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == ["per_volume.csv", "summary.csv"]
 
 
+def test_mm_are_by_the_spacing_of_the_image(tmp_path):
+    """Where the label's header is a little off, the image's counts."""
+    pair = random_maps(0)
+    item = volume("/d/x.nii", *pair, spacing=(1.5, 1.5, 8.0))
+    item["label"].affine = np.diag([1.7, 1.5, 7.5, 1.0])
+    evaluate([[item]], tmp_path)
+    expected = segmentation_scores(*pair, 3, (1.5, 1.5, 8.0))
+    for row, scores in zip(read(tmp_path / "per_volume.csv"), expected.values(), strict=True):
+        assert float(row["assd_mm"]) == pytest.approx(scores["assd_mm"], abs=1e-6)
+
+
 def test_photographs_have_no_mm(tmp_path):
     pred, label = random_maps(0, (12, 9))
     item = {

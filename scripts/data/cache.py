@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from monai.transforms import Compose, RandomizableTrait
 
-from scripts.data.checks import check_classes, check_finite, check_grids
+from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids
 from scripts.data.fingerprint import fingerprint
 from scripts.data.readers import voxel_file
 from scripts.errors import FaultsError, fault_line
@@ -27,7 +27,7 @@ __all__ = ["Volume", "cached_volumes", "stored_files"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise when what is stored, or the transforms of scripts.data, change their meaning
+FORMAT = 2  # raise when what is stored, what is refused, or the transforms of scripts.data change their meaning
 
 
 @dataclass(frozen=True)
@@ -75,20 +75,21 @@ def cached_volumes(
             last) or ``[C, H, W]`` tensors. The transforms of the label need ``allow_missing_keys=True`` where
             records lack one. Their attributes must not change with use.
         cache_dir: folder of the entries, created if missing.
-        num_classes: label values must be 0..num_classes - 1.
+        num_classes: label values must be 0..num_classes - 1; at most 256.
         num_workers: threads that preprocess. Default: one per core.
 
     Returns:
         one volume per record, in order.
 
     Raises:
-        ValueError: when ``preprocessing`` is random, or when files are unreadable or do not fit each other: one line
-            for each of the first faulty records.
+        ValueError: when ``preprocessing`` is random or does not fit ``num_classes``, or when files are unreadable or do
+            not fit each other: one line for each of the first faulty records.
     """
     transforms = preprocessing.flatten().transforms
     for transform in transforms:
         if isinstance(transform, RandomizableTrait):
             raise ValueError(f"cached preprocessing must be deterministic, but it has {type(transform).__name__}.")
+    check_class_settings(num_classes, transforms)
     settings = repr([FORMAT, num_classes, monai.__version__, [fingerprint(t) for t in transforms]]).encode()
     root = Path(cache_dir)
     root.mkdir(parents=True, exist_ok=True)

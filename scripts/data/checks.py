@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from nibabel.affines import apply_affine, voxel_sizes
 
-__all__ = ["check_classes", "check_finite", "check_grids"]
+from scripts.data.readers import is_photograph
+from scripts.data.transforms import LabelValuesd
+from scripts.errors import FaultsError
+
+__all__ = ["add_or_raise", "check_class_settings", "check_classes", "check_finite", "check_grids"]
+
+MOST_CLASSES = 256  # label maps are kept and written in 8 bits
+
+
+def add_or_raise(found: Sequence[str], faults: list[str] | None) -> None:
+    """Hand the faults that were found to whoever collects them; FaultsError where nobody does."""
+    if faults is not None:
+        faults += found
+    elif found:
+        raise FaultsError(found)
+
+
+def check_class_settings(num_classes: int, transforms: Iterable[Any]) -> None:
+    """The configured classes must fit into a label map, and ``label_values`` must give each of them its value.
+
+    Args:
+        num_classes: classes, background included.
+        transforms: of the preprocessing; the :class:`LabelValuesd` among them know ``label_values``.
+
+    Raises:
+        ValueError: where they do not.
+    """
+    if not isinstance(num_classes, int) or not 2 <= num_classes <= MOST_CLASSES:
+        raise ValueError(
+            f"num_classes: expected a whole number in 2..{MOST_CLASSES}, background included, found {num_classes!r}."
+        )
+    for transform in transforms:
+        if isinstance(transform, LabelValuesd) and len(transform.values) != num_classes:
+            raise ValueError(
+                f"label_values: expected one value for each of the {num_classes} classes (num_classes), "
+                f"found {transform.values}."
+            )
 
 
 def check_finite(image: torch.Tensor, path: str) -> None:
@@ -31,13 +69,17 @@ def check_classes(label: torch.Tensor | np.ndarray, path: str, num_classes: int)
 def check_grids(image: torch.Tensor, label: torch.Tensor, record: Mapping[str, Any]) -> None:
     """Image and label must be stored on the same grid, before resizing makes any two shapes equal; one label each.
 
+    Grids are the same where each corner voxel of the label lies within half a voxel of the image's: headers are
+    rounded, and other programs' more than others'. Photographs have no place in the patient, so that for their labels
+    the directions of the axes must do.
+
     Args:
         image: loaded image; only a MetaTensor knows the grid of its file.
         label: loaded label.
         record: the paths that both come from.
 
     Raises:
-        ValueError: when the label has several channels, or the files' shapes or axis directions differ.
+        ValueError: when the label has several channels, or the files' shapes, axis directions or places differ.
     """
     if label.shape[0] != 1:
         raise ValueError(f"{record['label']}: a label has one channel, found {label.shape[0]} (colours or a palette).")
@@ -48,6 +90,17 @@ def check_grids(image: torch.Tensor, label: torch.Tensor, record: Mapping[str, A
         raise ValueError(f"{record['label']}: label shape {shapes[1]} is not the image's shape {shapes[0]}.")
     if len(shapes[0]) == 3:
         # the files' own axes: reorienting would flip one of the two and not the other
-        axes = ["".join(nib.aff2axcodes(np.asarray(t.meta["original_affine"]))) for t in (image, label)]
+        affines = [np.asarray(t.meta["original_affine"], dtype=np.float64) for t in (image, label)]
+        axes = ["".join(nib.aff2axcodes(affine)) for affine in affines]
         if axes[0] != axes[1]:
             raise ValueError(f"{record['label']}: label orientation {axes[1]} is not the image's {axes[0]}.")
+        if is_photograph(record["image"]):
+            return
+        corners = np.array(list(product(*((0, length - 1) for length in shapes[0]))), dtype=np.float64)
+        apart = np.abs(apply_affine(np.linalg.inv(affines[0]) @ affines[1], corners) - corners).max()
+        if apart > 0.5:
+            spacings = [" x ".join(f"{size:.4g}" for size in voxel_sizes(affine)) for affine in affines]
+            raise ValueError(
+                f"{record['label']}: label and image are not on the same grid: their corners lie {apart:.3g} voxels "
+                f"apart (label spacing {spacings[1]} mm, the image's {spacings[0]} mm)."
+            )

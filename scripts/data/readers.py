@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from monai.transforms import LoadImaged
 from monai.utils import SpaceKeys, ensure_tuple
 from PIL import Image
 
-__all__ = ["LPS_TO_RAS", "PHOTOGRAPH_SUFFIXES", "LoadVolumed", "SimpleITKReader", "voxel_file"]
+__all__ = ["LPS_TO_RAS", "PHOTOGRAPH_SUFFIXES", "LoadVolumed", "SimpleITKReader", "is_photograph", "voxel_file"]
 
 PHOTOGRAPH_SUFFIXES = ("png", "jpg", "jpeg")
 VOLUME_SUFFIXES = ("mhd", "mha")
@@ -48,7 +48,7 @@ class SimpleITKReader(ImageReader):
             raise ValueError(f"expected one file per image, found {len(files)}: {', '.join(map(str, files))}.")
         path = Path(files[0])
         image = _read(path, **kwargs)
-        if is_supported_format(path, PHOTOGRAPH_SUFFIXES):
+        if is_photograph(path):
             channels = image.GetNumberOfComponentsPerPixel()
             bits = 8 * image.GetSizeOfPixelComponent()
             if bits != 8 or channels not in (1, 3):
@@ -87,7 +87,8 @@ class SimpleITKReader(ImageReader):
 class LoadVolumed(LoadImaged):
     """``LoadImaged`` that knows :class:`SimpleITKReader`'s formats beside MONAI's own; the suffix decides.
 
-    Named as ``LoadImaged``'s ``reader``, it would be tried on every file whatever its suffix, NIfTI included.
+    Named as ``LoadImaged``'s ``reader``, it would be tried on every file whatever its suffix, NIfTI included. A NIfTI
+    of two dimensions becomes a volume of one slice, as photographs are.
 
     Args:
         keys: keys of the paths to load.
@@ -97,6 +98,26 @@ class LoadVolumed(LoadImaged):
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
         self._loader.register(SimpleITKReader())
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        """Load every file of the dictionary, to ``[x, y, z]`` or ``[x, y, z, channel]``.
+
+        Raises:
+            ValueError: for a NIfTI of one dimension.
+        """
+        d: dict[Hashable, Any] = super().__call__(data, reader)
+        for key in self.key_iterator(d):
+            if d[key].ndim < 2:
+                raise ValueError(f"{data[key]}: expected an image of 2 or 3 dimensions, found {d[key].ndim}.")
+            if d[key].ndim == 2:
+                d[key] = d[key][..., None]
+                d[key].meta["spatial_shape"] = np.asarray(d[key].shape)
+        return d
+
+
+def is_photograph(path: PathLike) -> bool:
+    """Whether a file is a photograph, whose pixels have no size in mm, by its suffix."""
+    return bool(is_supported_format(path, PHOTOGRAPH_SUFFIXES))
 
 
 def voxel_file(path: Path) -> Path | None:

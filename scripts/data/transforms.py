@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +24,12 @@ def through_plane_axis(shape: tuple[int, ...], spacing: tuple[float, ...]) -> in
         spacing: voxel size along each axis, in mm.
 
     Returns:
-        the axis with the largest spacing where that is at least 1.25 times the second largest; else, as isotropic
-        or unknown spacing says nothing, the axis with the fewest voxels; else, where several have as few, the last.
+        the only axis of a single voxel; else the axis with the largest spacing where that is at least 1.25 times the
+        second largest; else, as isotropic or unknown spacing says nothing, the axis with the fewest voxels; else, where
+        several have as few, the last.
     """
+    if shape.count(1) == 1:
+        return shape.index(1)
     _, second, largest = np.sort(spacing)
     if largest >= 1.25 * second:
         return int(np.argmax(spacing))
@@ -45,10 +49,16 @@ class LabelValuesd(MapTransform):
         keys: keys of label maps of any shape.
         values: the stored values in the order of the classes.
         allow_missing_keys: whether a key may be absent.
+
+    Raises:
+        ValueError: when ``values`` is no list of different numbers.
     """
 
     def __init__(self, keys: KeysCollection, values: Sequence[float], allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
+        numeric = isinstance(values, Sequence) and all(isinstance(value, numbers.Real) for value in values)
+        if not numeric or len(set(values)) < len(values):
+            raise ValueError(f"label_values: expected a list of different numbers, one per class, found {values!r}.")
         self.values = list(values)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

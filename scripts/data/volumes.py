@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from monai.data import Dataset
-from monai.transforms import Transform
+from monai.transforms import Compose, Transform
 
-from scripts.data.checks import check_classes, check_finite, check_grids
+from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids
 from scripts.errors import fault_line
 
 __all__ = ["VolumeDataset"]
@@ -23,12 +23,13 @@ class VolumeDataset(Dataset):
         data: records with the path of an ``image`` and maybe a ``label``.
         transform: deterministic preprocessing to ``image`` ``[C, ...]``.
         channels: number of channels that the network takes.
-        num_classes: with labels: their values must be 0..num_classes - 1.
+        num_classes: with labels: their values must be 0..num_classes - 1; at most 256.
         in_memory: preprocess all volumes now, once, instead of each time one is asked for. Faults are then found
             before anything else begins.
 
     Raises:
-        ValueError: for a file that cannot be read or does not fit; at once if ``in_memory``, else when it is its turn.
+        ValueError: when ``transform`` does not fit ``num_classes``, or for a file that cannot be read or does not fit;
+            at once if ``in_memory``, else when it is its turn.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class VolumeDataset(Dataset):
         super().__init__(data, transform)
         self.channels = channels
         self.num_classes = num_classes
+        if num_classes is not None:
+            check_class_settings(num_classes, Compose(transform).flatten().transforms)
         self._items: list[Any] = []
         if in_memory:
             with ThreadPoolExecutor(os.cpu_count()) as pool:

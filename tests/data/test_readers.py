@@ -190,6 +190,23 @@ def test_one_file_per_image(tmp_path: Path) -> None:
         SimpleITKReader().read(["a.mha", "b.mha"])
 
 
+def test_a_flat_nifti_is_a_volume_of_one_slice(tmp_path: Path) -> None:
+    affine = np.diag([-1.5, 1.2, 1.0, 1.0])
+    for shape in ((7, 6), (7, 6, 1)):
+        nib.save(nib.Nifti1Image(VOXELS[..., 0].reshape(shape), affine), tmp_path / f"{len(shape)}.nii.gz")
+    chain = Compose(
+        [LoadVolumed("image"), EnsureChannelFirstd("image"), Orientationd("image", axcodes="LPS", labels=None)]
+    )
+    flat, volume = (chain({"image": str(tmp_path / f"{dims}.nii.gz")})["image"] for dims in (2, 3))
+    assert flat.shape == volume.shape == (1, 7, 6, 1)
+    np.testing.assert_array_equal(flat, volume)
+    np.testing.assert_array_equal(flat.affine, volume.affine)
+    assert tuple(flat.meta["spatial_shape"]) == (7, 6, 1)
+    nib.save(nib.Nifti1Image(VOXELS[:, 0, 0], affine), tmp_path / "1.nii.gz")
+    with pytest.raises(ValueError, match=r"1\.nii\.gz: expected an image of 2 or 3 dimensions, found 1"):
+        load(tmp_path / "1.nii.gz")
+
+
 def test_changed_voxels_are_another_entry_of_the_cache(tmp_path: Path) -> None:
     sitk.WriteImage(volume("straight"), str(tmp_path / "x.mhd"))
     steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])

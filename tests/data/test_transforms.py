@@ -88,6 +88,7 @@ def test_slices_along_another_anatomical_axis() -> None:
         ((64, 10, 64), (1, 1, 1.25), 2),
         ((10, 64, 64), (1, 1, 1), 0),
         ((10, 10, 64), (1, 1, 1), 2),  # undecided
+        ((64, 48, 1), (1.5, 0.5, 1), 2),  # one slice
     ],
 )
 def test_through_plane_axis(shape: tuple[int, ...], spacing: tuple[float, ...], axis: int) -> None:
