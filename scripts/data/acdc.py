@@ -8,32 +8,48 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from scripts.data.checks import add_or_raise
+
 __all__ = ["acdc_cases"]
 
 _FRAME = re.compile(r"(patient\d+)_frame\d+\.nii\.gz$")
+_FOLDERS = ("", "training", "testing", "database/training", "database/testing")
 
 
-def acdc_cases(root: Path) -> dict[str, list[dict[str, str]]]:
+def acdc_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[dict[str, str]]]:
     """Find the annotated frames of every patient.
 
-    Patient folders lie in ``root`` or in its ``training`` and ``testing`` subfolders. Which cine frames are annotated
-    differs between patients, so the frames are found, never assumed; ``_4d`` files and ``Info.cfg`` are ignored.
+    Patient folders lie in ``root``, in its ``training`` and ``testing`` or in those of its ``database``. Which cine
+    frames are annotated differs between patients, so the frames are found, never assumed; ``_4d`` files and
+    ``Info.cfg`` are ignored.
 
     Args:
         root: folder of the data set.
+        faults: where given, what is wrong is added here and the first folder of a patient counts.
 
     Returns:
         records by patient, frames in ascending order; ``"label"`` where there is a ``_gt`` file.
+
+    Raises:
+        FaultsError: when a patient has several folders; all such pairs.
     """
     cases: dict[str, list[dict[str, str]]] = {}
-    for folder in (root, root / "training", root / "testing"):
-        for image in sorted(folder.glob("patient*/patient*_frame*.nii.gz")):
-            found = _FRAME.match(image.name)
-            if not found or found[1] != image.parent.name:
-                continue
-            record = {"image": str(image), "case": found[1]}
+    folders: dict[str, Path] = {}
+    found: list[str] = []
+    for patient in (path for folder in _FOLDERS for path in sorted((root / folder).glob("patient*"))):
+        frames = [
+            image
+            for image in sorted(patient.glob("patient*_frame*.nii.gz"))
+            if (name := _FRAME.match(image.name)) and name[1] == patient.name
+        ]
+        if frames and (other := folders.setdefault(patient.name, patient)) != patient:
+            found.append(f"'{other}' and '{patient}' have the same name: a patient is there once.")
+            continue
+        for image in frames:
+            record = {"image": str(image), "case": patient.name}
             label = image.with_name(image.name.replace(".nii.gz", "_gt.nii.gz"))
             if label.is_file():
                 record["label"] = str(label)
-            cases.setdefault(found[1], []).append(record)
+            cases.setdefault(patient.name, []).append(record)
+    add_or_raise(found, faults)
     return cases

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.errors import FaultsError
+from scripts.data.checks import add_or_raise
 
 __all__ = ["IMAGE_SUFFIXES", "custom_cases", "name_of"]
 
@@ -18,7 +18,7 @@ _INPUT, _TRUTH = "_input", "_groundtruth"  # how the names of ISIC's folders end
 _CHANNEL = re.compile(r"_0000$")  # nnU-Net's name of an image's only channel
 
 
-def custom_cases(root: Path) -> dict[str, list[dict[str, str]]]:
+def custom_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[dict[str, str]]]:
     """Find images and their labels; every image is a case of its own.
 
     Labels lie beside the images as ``NAME_gt``, ``_segmentation``, ``_seg``, ``_label`` or ``_mask``, or in a folder
@@ -29,12 +29,13 @@ def custom_cases(root: Path) -> dict[str, list[dict[str, str]]]:
 
     Args:
         root: folder of the data set, searched with its subfolders, hidden ones left out.
+        faults: where given, what is wrong is added here and the first of several files counts.
 
     Returns:
         records by case, which is the image's path below ``root`` without its suffix.
 
     Raises:
-        ValueError: when two images, or two labels of an image, differ only in their suffix; all such pairs.
+        FaultsError: when two images, or two labels of an image, differ only in their suffix; all such pairs.
     """
     images: dict[str, Path] = {}
     labels: dict[str, list[Path]] = {}
@@ -59,10 +60,7 @@ def custom_cases(root: Path) -> dict[str, list[dict[str, str]]]:
         if found:
             record["label"] = str(found[0])
         cases[name] = [record]
-    if twins:
-        raise FaultsError(
-            [f"'{a}' and '{b}' differ only in their suffix: which of the two is meant?" for a, b in twins]
-        )
+    add_or_raise([f"'{a}' and '{b}' differ only in their suffix: which of the two is meant?" for a, b in twins], faults)
     return cases
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import FaultsError
+from scripts.data.checks import add_or_raise
 
 __all__ = ["PARTS", "read_datalist"]
 
@@ -15,7 +15,7 @@ PARTS = {"training": "train", "validation": "val", "test": "test", "testing": "t
 """A datalist's keys and the parts of a split that they are."""
 
 
-def read_datalist(path: str | Path) -> dict[str, list[dict[str, str]]]:
+def read_datalist(path: str | Path, faults: list[str] | None = None) -> dict[str, list[dict[str, str]]]:
     """Read a datalist.
 
     Each entry of its lists is ``{"image": path, "label": path, "case": name}``, or the image's path alone. ``label``
@@ -24,6 +24,7 @@ def read_datalist(path: str | Path) -> dict[str, list[dict[str, str]]]:
 
     Args:
         path: JSON file with at least one of the keys of :data:`PARTS`.
+        faults: where given, what is wrong with the entries is added here, and what of them is sound is returned.
 
     Returns:
         records with absolute paths by part: ``train``, ``val`` and ``test``, those that the file has.
@@ -47,31 +48,31 @@ def read_datalist(path: str | Path) -> dict[str, list[dict[str, str]]]:
     parts: dict[str, list[dict[str, str]]] = {}
     part_of_case: dict[str, str] = {}
     seen: dict[str, str] = {}
-    faults: list[str] = []
+    found: list[str] = []
     for key in keys:
         records = parts.setdefault(PARTS[key], [])
         for entry in content[key]:
-            if (record := _record(path, key, entry, faults)) is None:
+            if (record := _record(path, key, entry, found)) is None:
                 continue
             other = seen.get(record["image"])
             seen[record["image"]] = key
             part = part_of_case.setdefault(record["case"], PARTS[key])
             if other:
                 where = f"in {key} twice" if other == key else f"in {other} and in {key}"
-                faults.append(f"{path}: '{record['image']}' stands {where}.")
-            elif part != PARTS[key]:
-                faults.append(
+                found.append(f"{path}: '{record['image']}' stands {where}.")
+                continue
+            if part != PARTS[key]:
+                found.append(
                     f"{path}: case '{record['case']}' has images in '{part}' and in '{PARTS[key]}'; a case belongs to "
                     "one part."
                 )
             records.append(record)
-    if faults:
-        raise FaultsError(faults)
+    add_or_raise(found, faults)
     return parts
 
 
 def _record(path: Path, key: str, entry: Any, faults: list[str]) -> dict[str, str] | None:
-    """One entry with absolute paths, its faults added to the list; None where it has no image."""
+    """The sound part of an entry with absolute paths, its faults added to the list; None where it has no image."""
     given = {"image": entry} if isinstance(entry, str) else entry
     if not isinstance(given, dict) or not isinstance(given.get("image"), str):
         faults.append(f"{path}: expected entries with an image's path in '{key}', found {entry!r}.")
@@ -84,7 +85,9 @@ def _record(path: Path, key: str, entry: Any, faults: list[str]) -> dict[str, st
         if not isinstance(value, str):
             faults.append(f"{path}: expected the path of one {name} in '{key}', found {value!r}.")
             continue
-        record[name] = os.path.normpath(path.parent / value)
-        if not os.path.isfile(record[name]):
-            faults.append(f"{path} names '{record[name]}', which does not exist.")
-    return {**record, "case": str(given.get("case", record["image"]))}
+        file = os.path.normpath(path.parent / value)
+        if os.path.isfile(file):
+            record[name] = file
+        else:
+            faults.append(f"{path} names '{file}', which does not exist.")
+    return {**record, "case": str(given.get("case", record["image"]))} if "image" in record else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.errors import FaultsError
+from scripts.data.checks import add_or_raise
 
 __all__ = ["isic_cases"]
 
@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 OTHER_ENDINGS = ("_segmentation", "_superpixels")  # what older editions keep beside the images
 
 
-def isic_cases(root: Path) -> dict[str, list[dict[str, str]]]:
+def isic_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[dict[str, str]]]:
     """Find the images and their masks.
 
     Images lie in the official ``*_Input`` folders with the masks in ``*_GroundTruth``, or in ``images`` with the
@@ -25,33 +25,37 @@ def isic_cases(root: Path) -> dict[str, list[dict[str, str]]]:
 
     Args:
         root: folder of the data set.
+        faults: where given, what is wrong is added here and the first of several files counts.
 
     Returns:
         one record by image, in the order of their names; ``"label"`` where there is a mask.
 
     Raises:
-        ValueError: when images have the same name but for folder and suffix; all such pairs.
+        FaultsError: when images have the same name but for folder and suffix, or an image has several masks; all such
+            pairs.
     """
     inputs = sorted(folder for folder in root.glob("*_Input") if folder.is_dir())
     inputs = [folder for folder in inputs if "training" in folder.name.lower()] or inputs
-    masks = {
-        mask.name: mask for folder in (*root.glob("*_GroundTruth"), root / "masks") for mask in sorted(folder.glob("*"))
-    }
+    masks: dict[str, list[Path]] = {}
+    for folder in (*sorted(root.glob("*_GroundTruth")), root / "masks"):
+        for mask in sorted(folder.glob("*")):
+            if mask.suffix.lower() == ".png":
+                masks.setdefault(mask.stem, []).append(mask)
     cases: dict[str, list[dict[str, str]]] = {}
-    faults: list[str] = []
+    found: list[str] = []
     for folder in (*inputs, root / "images"):
         for image in sorted(folder.glob("*")):
             if image.suffix.lower() not in IMAGE_SUFFIXES or image.stem.endswith(OTHER_ENDINGS):
                 continue
             if image.stem in cases:
                 other = cases[image.stem][0]["image"]
-                faults.append(f"'{other}' and '{image}' have the same name: an image is there once.")
+                found.append(f"'{other}' and '{image}' have the same name: an image is there once.")
                 continue
             record = {"image": str(image), "case": image.stem}
-            mask = masks.get(f"{image.stem}_segmentation.png")
-            if mask is not None:
-                record["label"] = str(mask)
+            labels = masks.get(f"{image.stem}_segmentation", [])
+            if labels:
+                record["label"] = str(labels[0])
+            found += [f"'{labels[0]}' and '{other}' are both the mask of '{image}'." for other in labels[1:]]
             cases[image.stem] = [record]
-    if faults:
-        raise FaultsError(faults)
+    add_or_raise(found, faults)
     return dict(sorted(cases.items()))

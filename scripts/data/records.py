@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.data.acdc import acdc_cases
+from scripts.data.checks import add_or_raise
 from scripts.data.custom import custom_cases
 from scripts.data.datalist import read_datalist
 from scripts.data.isic import isic_cases
 from scripts.data.promise12 import promise12_cases
-from scripts.errors import FaultsError
 
 __all__ = ["LAYOUTS", "Layout", "Split", "dataset_records", "hide_labels", "read_split", "seeded_split", "split_cases"]
 
@@ -29,12 +29,13 @@ class Layout(NamedTuple):
     """How a data set lies on disk.
 
     Attributes:
-        find: from the data set's folder to the records of each case, with every label that there is.
+        find: from the data set's folder to the records of each case, with every label that there is; what is wrong
+            is raised, or added to the list that a second argument gives.
         source: where the data set comes from and what its folder looks like, for messages.
         validation: share of the cases that the seeded split sets aside where no split is given.
     """
 
-    find: Callable[[Path], dict[str, list[Record]]]
+    find: Callable[[Path, list[str] | None], dict[str, list[Record]]]
     source: str
     validation: float = 0.2
 
@@ -45,11 +46,13 @@ class Split(NamedTuple):
     Attributes:
         parts: the records of each case that is there, by part and case, in the order of the protocol.
         missing: the cases that the split names and the folder lacks, by part.
+        spare: the records of the cases that are there and that the split does not name.
         where: what decided on the parts, for messages.
     """
 
     parts: dict[str, dict[str, list[Record]]]
     missing: dict[str, list[str]]
+    spare: dict[str, list[Record]]
     where: str
 
 
@@ -123,13 +126,17 @@ def dataset_records(
     return hide_labels(chosen, labeled, split.where) if part == "train" else _all_labelled(chosen)
 
 
-def split_cases(layout: str, dataset_dir: str | Path, splits: str | Path | None = None) -> Split:
+def split_cases(
+    layout: str, dataset_dir: str | Path, splits: str | Path | None = None, faults: list[str] | None = None
+) -> Split:
     """The cases of a data set, part by part, with all labels that there are.
 
     Args:
         layout: see :func:`dataset_records`.
         dataset_dir: see :func:`dataset_records`.
         splits: see :func:`dataset_records`. A datalist without a validation part gets a seeded one.
+        faults: where given, what is wrong with names, datalist or splits file is added here, and what is sound is
+            returned.
 
     Raises:
         FileNotFoundError: when the folder or the splits file is missing, or there is no case.
@@ -140,22 +147,24 @@ def split_cases(layout: str, dataset_dir: str | Path, splits: str | Path | None 
     root = Path(dataset_dir)
     find, source, validation = LAYOUTS[layout]
     if root.suffix.lower() == ".json":
-        listed = {part: _by_case(records) for part, records in read_datalist(root).items()}
+        listed = {part: _by_case(records) for part, records in read_datalist(root, faults).items()}
         train = listed.setdefault("train", {})
         if "val" not in listed:
             listed["val"] = {name: train.pop(name) for name in _seeded_parts(train, validation)["val"]}
-        return Split(listed, {}, str(root))
+        return Split(listed, {}, {}, str(root))
     if not root.is_dir():
         raise FileNotFoundError(
             f"dataset_dir '{root}' does not exist. {source}; without any, `make demo` makes a synthetic cohort."
         )
-    cases = find(root)
+    cases = find(root, faults)
     if not cases:
         raise FileNotFoundError(f"no case in dataset_dir '{root}'. {source}.")
-    names = _seeded_parts(cases, validation) if splits is None else read_split(splits)
+    names = _seeded_parts(cases, validation) if splits is None else read_split(splits, faults)
+    named = {name for of_part in names.values() for name in of_part}
     return Split(
         {part: {name: cases[name] for name in of_part if name in cases} for part, of_part in names.items()},
         {part: [name for name in of_part if name not in cases] for part, of_part in names.items()},
+        {name: records for name, records in cases.items() if name not in named},
         str(splits or "the seeded split"),
     )
 
@@ -191,12 +200,17 @@ def hide_labels(cases: Mapping[str, Sequence[Record]], labeled: float | None, wh
     return shown + hidden
 
 
-def read_split(path: str | Path) -> dict[str, list[str]]:
+def read_split(path: str | Path, faults: list[str] | None = None) -> dict[str, list[str]]:
     """Read a split of case names.
+
+    Args:
+        path: JSON file.
+        faults: where given, cases that are named twice are added here, and the first part that names one counts.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is no JSON of lists, or names a case twice, in one part or in two.
+        ValueError: when it is no JSON of lists.
+        FaultsError: when it names a case twice, in one part or in two; all such cases.
     """
     path = Path(path)
     if not path.is_file():
@@ -207,17 +221,19 @@ def read_split(path: str | Path) -> dict[str, list[str]]:
         raise ValueError(f"{path}: expected JSON with lists of cases, found {error}.") from None
     if not isinstance(parts, dict) or not all(isinstance(names, list) for names in parts.values()):
         raise ValueError(f"{path}: expected a JSON object with lists of case names, such as train, val and test.")
-    seen: dict[str, str] = {}
-    faults = []
+    first: dict[str, str] = {}
+    sound: dict[str, list[str]] = {part: [] for part in parts}
+    found = []
     for part, names in parts.items():
         for name in names:
-            if name in seen:
-                where = f"part '{part}' twice" if seen[name] == part else f"parts '{seen[name]}' and '{part}'"
-                faults.append(f"{path} names '{name}' in {where}: a case belongs to one part, once.")
-            seen[name] = part
-    if faults:
-        raise FaultsError(faults)
-    return parts
+            if name in first:
+                where = f"part '{part}' twice" if first[name] == part else f"parts '{first[name]}' and '{part}'"
+                found.append(f"{path} names '{name}' in {where}: a case belongs to one part, once.")
+                continue
+            first[name] = part
+            sound[part].append(name)
+    add_or_raise(found, faults)
+    return sound
 
 
 def seeded_split(names: Iterable[str], validation: float, seed: int = 0) -> dict[str, list[str]]:

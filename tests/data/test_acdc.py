@@ -8,6 +8,8 @@ import nibabel as nib
 import pytest
 
 from scripts.data import dataset_records
+from scripts.data.acdc import acdc_cases
+from scripts.errors import FaultsError
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "scripts" / "data" / "splits" / "acdc.json"
 
@@ -68,6 +70,31 @@ def test_other_parts_are_labelled_or_empty(cohort: tuple[Path, Path]) -> None:
 def test_layout_without_subfolders(phantom: Path) -> None:
     assert len(dataset_records("acdc", phantom, "train", phantom / "splits.json", labeled=2)) == 12
     assert all("label" in r for r in dataset_records("acdc", phantom, "train", phantom / "splits.json"))
+
+
+def test_layout_of_the_archive(tmp_path: Path) -> None:
+    for folder, name in (("training", "patient001"), ("testing", "patient101")):
+        _touch_patient(tmp_path / "database" / folder / name, {"01": True})
+    assert _names([r for records in acdc_cases(tmp_path).values() for r in records], "label") == [
+        "patient001_frame01_gt.nii.gz",
+        "patient101_frame01_gt.nii.gz",
+    ]
+
+
+def test_a_patient_that_is_there_twice_is_named(cohort: tuple[Path, Path]) -> None:
+    root = cohort[0]
+    _touch_patient(root / "testing" / "patient002", {"01": True, "12": True})
+    _touch_patient(root / "patient090", {"09": True})  # other frames of the patient
+    _touch_patient(root / "patient003", {})
+    with pytest.raises(FaultsError) as info:
+        acdc_cases(root)
+    assert info.value.faults == [
+        f"'{root}/patient090' and '{root}/training/patient090' have the same name: a patient is there once.",
+        f"'{root}/training/patient002' and '{root}/testing/patient002' have the same name: a patient is there once.",
+    ]
+    faults: list[str] = []
+    assert len(acdc_cases(root, faults)["patient002"]) == 2
+    assert faults == info.value.faults
 
 
 @pytest.mark.parametrize("labeled", [0, -1, 4])

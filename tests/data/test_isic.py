@@ -65,6 +65,15 @@ def test_equal_names_are_refused(tmp_path: Path) -> None:
     assert len(info.value.faults) == 2
 
 
+def test_two_masks_of_an_image_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "x_Input/a.jpg", "x_Input/b.jpg", "x_GroundTruth/a_segmentation.PNG", "masks/b_segmentation.png")
+    assert found(tmp_path)["a"] == ("x_Input/a.jpg", "x_GroundTruth/a_segmentation.PNG")
+    touch(tmp_path, "masks/a_segmentation.png", "x_GroundTruth/b_segmentation.png", "masks/stranger_segmentation.png")
+    with pytest.raises(FaultsError, match=r"masks/a_segmentation\.png' are both the mask of '.*a\.jpg'") as info:
+        isic_cases(tmp_path)
+    assert len(info.value.faults) == 2
+
+
 def test_published_split() -> None:
     """The rule of docs/protocol.md: its counts, and nothing but the names decides."""
     names = [f"ISIC_{i:07d}" for i in range(2594)]

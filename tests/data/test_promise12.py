@@ -57,6 +57,17 @@ def test_a_case_that_is_there_twice_is_named(tmp_path: Path) -> None:
         promise12_cases(tmp_path)
 
 
+def test_headers_of_either_kind_belong_together(tmp_path: Path) -> None:
+    touch(tmp_path, "Case00.mhd", "Case00_segmentation.mha", "Case01.mha", "Case01_segmentation.mhd")
+    assert found(tmp_path) == [
+        ("Case00", "Case00.mhd", "Case00_segmentation.mha"),
+        ("Case01", "Case01.mha", "Case01_segmentation.mhd"),
+    ]
+    touch(tmp_path, "Case01_segmentation.mha")
+    with pytest.raises(ValueError, match=r"segmentation\.mhd' and .*segmentation\.mha' are both the label of .*Case01"):
+        promise12_cases(tmp_path)
+
+
 def test_split_is_the_protocol() -> None:
     parts = json.loads(SPLIT.read_text())
     assert [len(parts[part]) for part in ("train", "val", "test")] == [35, 5, 10]
