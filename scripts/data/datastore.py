@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from scripts.provenance import read_record, write_record
+from scripts.terms import inherited_terms, join_terms, write_terms
 
 __all__ = ["PublishWeights", "run_folder", "unlabeled_studies"]
 
@@ -87,12 +90,13 @@ class PublishWeights:
     """Handler that makes a finished training on a MONAI Label datastore the network that the server uses.
 
     The served file is replaced in one step, after the last epoch and by the first process only: a training that
-    fails or is stopped leaves it as it was. On any other data the handler does nothing. Attach it after the handler
-    that writes the run's weights.
+    fails or is stopped leaves it as it was. The records of the run's weights say that they come from a datastore, with
+    the terms of the weights that the training began with. On any other data the handler does nothing. Attach it after
+    the handler that writes the run's weights.
 
     Args:
         run_dir: folder of the run with its ``model.pt``.
-        target: the weights that are served.
+        target: the weights that are served, a ``model.pt``.
         data: training records.
         network: the network that is trained.
     """
@@ -102,38 +106,53 @@ class PublishWeights:
         self.target = Path(target)
         self.active = _datastore(data) is not None
         self.network = network
-        self.origin: dict[str, Any] = {}
+        # The configured data set is not what this network learns from.
+        self.origin: dict[str, Any] = {"data": "custom", "split": "MONAI Label datastore", "split_sha256": None}
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
         if self.active:
             engine.add_event_handler(Events.STARTED, self._remember_origin)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._correct_records)
+            engine.add_event_handler(Events.COMPLETED, self._correct_records)
             engine.add_event_handler(Events.COMPLETED, self._publish)
 
     def _remember_origin(self) -> None:
-        """Weights that a training begins with pass their terms on to what it makes of them."""
-        record = read_record(self.target)
-        if record is None:
-            return
-        served = torch.load(self.target, map_location="cpu", weights_only=True)
+        """Weights that a training begins with pass their terms on to what it makes of them.
+
+        MONAI Label loads any file of ``models/``, under whatever name: which one it was, the network itself tells.
+        """
         state = self.network.state_dict()
-        if state.keys() == served.keys() and all(torch.equal(value.cpu(), served[key]) for key, value in state.items()):
-            terms = {"license": record["license"]} if "license" in record else {}
-            self.origin = {"continues_sha256": record["sha256"], **terms}
+        for path in sorted(self.target.parent.glob("*.pt")):
+            record = read_record(path)
+            if record is None:
+                continue
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            if state.keys() == loaded.keys() and all(torch.equal(v.cpu(), loaded[key]) for key, v in state.items()):
+                terms = inherited_terms(record)
+                self.origin |= {"continues_sha256": record["sha256"], **({"license": terms} if terms else {})}
+                return
+
+    def _correct_records(self, engine: Engine) -> None:
+        """Also a stopped training leaves weights that somebody may put to use."""
+        if getattr(engine.state, "rank", 0) != 0:
+            return
+        for path in self.source.parent.glob("*.pt"):
+            if record := read_record(path):
+                write_record(path, {**record, **self.origin})
+        terms = join_terms("not stated; ask the studies' owner before any use", self.origin.get("license"))
+        write_terms(self.source.parent, "studies of a MONAI Label datastore", terms)
 
     def _publish(self, engine: Engine) -> None:
         if getattr(engine.state, "rank", 0) != 0:
             return
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.target.with_name(f".{os.getpid()}.{self.target.name}")
-        try:
-            temporary.write_bytes(self.source.read_bytes())
-            os.replace(temporary, self.target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        # The configured data set is not what this network learned from.
-        own = {"data": "custom", "split": "MONAI Label datastore", "split_sha256": None}
-        write_record(self.target, {**(read_record(self.source) or {}), **own, **self.origin})
+        served = (self.target, self.target.with_suffix(".json"), self.target.with_name("LICENSE.txt"))
+        # All is copied before anything is replaced: weights and record follow each other within a moment.
+        with TemporaryDirectory(dir=self.target.parent, prefix=".") as staging:
+            copies = [shutil.copy(self.source.with_name(path.name), staging) for path in served]
+            for copy, path in zip(copies, served, strict=True):
+                os.replace(copy, path)
         logger.info("%s is now the network of %s.", self.target, self.source)
 
 

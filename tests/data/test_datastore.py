@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 
 from scripts.data import LabelValuesd, PublishWeights, run_folder, unlabeled_studies
 from scripts.provenance import read_record, write_record
+from scripts.terms import SYNTHETIC, join_terms
 
 
 def make_datastore(root: Path, final: list[str], others: list[str], ext: str = ".nii.gz") -> list[dict[str, str]]:
@@ -107,44 +108,84 @@ def test_each_run_has_a_folder_of_its_own_inside_the_output(tmp_path: Path) -> N
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("pretrained", [True, False])
-def test_only_a_finished_training_is_published(pretrained: bool, tmp_path: Path) -> None:
-    records = make_datastore(tmp_path, ["a"], ["d"])
-    run, served = tmp_path / "run", tmp_path / "models" / "model.pt"
+def save_weights(path: Path, **record: object) -> None:
+    """Weights that differ from all others, with their record."""
+    path.parent.mkdir(exist_ok=True)
+    torch.save(torch.nn.Linear(1, 1).state_dict(), path)
+    write_record(path, record)
+
+
+def train(run: Path, served: Path, records: list, start: Path | None, broken: bool = False) -> None:
+    """A training of two epochs that begins with a file, writes weights after the first and may break in the second."""
     network = torch.nn.Linear(1, 1)
-    for file in (served, run / "model.pt"):
-        file.parent.mkdir()
-        torch.save(torch.nn.Linear(1, 1).state_dict(), file)
-    old, new = served.read_bytes(), (run / "model.pt").read_bytes()
-    write_record(served, {"license": "terms"})
-    write_record(run / "model.pt", {"data": "acdc", "split": "acdc.json", "split_sha256": "0", "labeled_cases": 1})
-    origin = read_record(served)
-    assert origin is not None
+    old = served.read_bytes()
 
     def step(engine: Engine, batch: int) -> None:
         network.weight.data += 1
         assert served.read_bytes() == old
-        if batch == 1:
+        if broken and engine.state.epoch == 2:
             raise ValueError("broken")
 
-    for data in ([0, 1], [0, 0]):
-        trainer = Engine(step)
-        if pretrained:  # MONAI Label's own handler is the first
-            trainer.add_event_handler(Events.STARTED, lambda: network.load_state_dict(torch.load(served)))
-        PublishWeights(str(run), str(served), records, network).attach(trainer)
-        if 1 in data:
-            with pytest.raises(ValueError, match="broken"):
-                trainer.run(data)
-            assert served.read_bytes() == old
-        else:
-            trainer.run(data)
-    assert served.read_bytes() == new
-    record = read_record(served)
-    assert record is not None
-    assert (record["data"], record["split"], record["labeled_cases"]) == ("custom", "MONAI Label datastore", 1)
-    inherited = {"license": "terms", "continues_sha256": origin["sha256"]} if pretrained else {}
-    assert {key: record[key] for key in ("license", "continues_sha256") if key in record} == inherited
-    assert sorted(p.name for p in served.parent.iterdir()) == ["model.json", "model.pt"]
+    trainer = Engine(step)
+    if start:  # MONAI Label's own handler is the first
+        trainer.add_event_handler(Events.STARTED, lambda: network.load_state_dict(torch.load(start)))
+    known = {"data": "acdc", "split": "acdc.json", "split_sha256": "0", "labeled_cases": 1}
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), lambda: save_weights(run / "model.pt", **known))
+    PublishWeights(str(run), str(served), records, network).attach(trainer)
+    trainer.run([0], max_epochs=2)
+
+
+def test_only_a_finished_training_is_published(tmp_path: Path) -> None:
+    records = make_datastore(tmp_path, ["a"], ["d"])
+    run, served = tmp_path / "run", tmp_path / "models" / "model.pt"
+    save_weights(served, license="terms")
+    old = served.read_bytes()
+    with pytest.raises(ValueError, match="broken"):
+        train(run, served, records, served, broken=True)
+    assert served.read_bytes() == old
+    stopped = read_record(run / "model.pt")
+    assert stopped is not None
+    assert (stopped["data"], stopped["license"]) == ("custom", "terms"), "somebody may put these weights to use"
+    train(run, served, records, served)
+    assert served.read_bytes() == (run / "model.pt").read_bytes() != old
+    assert sorted(p.name for p in served.parent.iterdir()) == ["LICENSE.txt", "model.json", "model.pt"]
+
+
+@pytest.mark.parametrize(
+    ("start", "inherited"),
+    [
+        ("model.pt", "terms"),
+        ("earlier.pt", "other terms"),
+        ("synthetic.pt", None),
+        ("continued.pt", "terms of the first"),
+        ("unknown.pt", None),
+        (None, None),
+    ],
+)
+def test_weights_carry_the_terms_of_those_that_they_began_with(
+    start: str | None, inherited: str | None, tmp_path: Path
+) -> None:
+    records = make_datastore(tmp_path, ["a"], ["d"])
+    run, models = tmp_path / "run", tmp_path / "models"
+    save_weights(models / "model.pt", license="terms")
+    save_weights(models / "earlier.pt", license="other terms")
+    save_weights(models / "synthetic.pt", license=SYNTHETIC, synthetic=True)
+    save_weights(models / "continued.pt", license=join_terms(SYNTHETIC, "terms of the first"), synthetic=True)
+    save_weights(models / "unknown.pt")
+    (models / "unknown.json").unlink()
+    origin = start and read_record(models / start)
+    train(run, models / "model.pt", records, start and models / start)
+    for folder in (run, models):
+        record = read_record(folder / "model.pt")
+        assert record is not None
+        assert (record["data"], record["split"], record["labeled_cases"]) == ("custom", "MONAI Label datastore", 1)
+        assert record["split_sha256"] is None
+        assert record.get("license") == inherited
+        assert record.get("continues_sha256") == (origin["sha256"] if origin else None)
+        text = (folder / "LICENSE.txt").read_text()
+        assert "trained on: studies of a MONAI Label datastore\nLicence of these data: not stated" in text
+        assert "synthetic" not in text
+        assert (f"Licence of the weights that it began with: {inherited}\n" in text) is (inherited is not None)
 
 
 @pytest.mark.parametrize(
