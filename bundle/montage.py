@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from bundle.survey import load
+from bundle.survey import load, to_classes
 
 __all__ = ["draw_montage"]
 
@@ -40,7 +40,7 @@ def draw_montage(
     for axis in axes:
         axis.axis("off")
     for axis, record in zip(figure.axes, chosen, strict=False):
-        image, label = load(record["image"]).numpy(), load(record["label"], label_values).numpy()[0]
+        image, label = load(record["image"]).numpy(), to_classes(load(record["label"]), label_values).numpy()[0]
         k = int((label > 0).sum(axis=(0, 1)).argmax())
         # an array's first axis is x; a picture's first axis is y
         shown = image[..., k].transpose(2, 1, 0).astype(np.float64)

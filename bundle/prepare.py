@@ -13,11 +13,12 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from bundle.montage import draw_montage
-from bundle.survey import Finding, Settings, survey, twins
+from bundle.survey import Finding, Settings, passed_over, some, survey, twins
 from bundle.workflows import CONFIGS, ROOT
+from scripts.data import LabelValuesd
+from scripts.data.checks import check_class_settings
 from scripts.data.datalist import PARTS
-from scripts.data.records import split_cases
-from scripts.errors import FaultsError
+from scripts.data.records import Split, split_cases
 
 __all__ = ["main"]
 
@@ -47,6 +48,7 @@ def main(
         num_classes: classes with the background; default: the overlay's.
         label_values: what label files store for each class, [0,255] for many masks; default: the overlay's.
     """
+    faults: list[str] = []
     try:
         settings = _settings(dataset, in_channels, num_classes, label_values)
         target = Path(os.path.abspath(output))
@@ -54,15 +56,12 @@ def main(
             raise ValueError(f"output: expected the name of a .json file, found '{output}'.")
         if target == Path(os.path.abspath(source)):
             raise ValueError(f"output: '{output}' is the source itself.")
-        split = split_cases(settings["layout"], source, splits or settings["splits"])
-    except FaultsError as error:
-        _list("fault", error.faults)
-        many = _count("fault", error.faults)
-        sys.exit(f"\nerror: {many} in '{source}', whose images were not looked at; no datalist was written.")
+        split = split_cases(settings["layout"], source, splits or settings["splits"], faults)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     expected = Settings(settings["in_channels"], settings["num_classes"], settings["label_values"])
-    faults, notes = _missing(split.missing, split.parts, split.where)
+    missing, notes = _missing(split.missing, split.parts, split.where)
+    faults += missing
     findings = {
         part: survey([record for of_case in cases.values() for record in of_case], expected)
         for part, cases in split.parts.items()
@@ -74,6 +73,9 @@ def main(
     notes += [note for finding in everything for note in finding.notes] + doubled
     unlabelled_faults, unlabelled_notes = _unlabelled(findings)
     faults, notes = faults + unlabelled_faults, notes + unlabelled_notes
+    if not str(source).endswith(".json"):
+        seeded = settings["layout"] == "custom" and not (splits or settings["splits"])
+        notes += _left_out(source, split, seeded)
     print("\n".join(_table(findings)))
     _list("note", notes)
     _list("fault", faults)
@@ -102,7 +104,10 @@ def _settings(dataset: str, in_channels: Any, num_classes: Any, label_values: An
         if value is not None:
             parser[key] = value
     keys = ("layout", "splits", "in_channels", "num_classes", "label_values", "class_names", "class_colors")
-    return {key: parser.get_parsed_content(key) for key in keys}
+    settings = {key: parser.get_parsed_content(key) for key in keys}
+    values = settings["label_values"]
+    check_class_settings(settings["num_classes"], [] if values is None else [LabelValuesd("label", values)])
+    return settings
 
 
 def _missing(missing: Mapping[str, Sequence[str]], parts: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
@@ -114,6 +119,21 @@ def _missing(missing: Mapping[str, Sequence[str]], parts: Mapping[str, Any], whe
         else:
             faults += [f"case '{name}' of part '{part}' in {where} is not there." for name in names]
     return faults, notes
+
+
+def _left_out(source: str, split: Split, by_image: bool) -> list[str]:
+    """What a folder holds beside the cases of the split, and what its names cannot tell."""
+    cases = [*split.parts.values(), split.spare]
+    records = [record for of_part in cases for of_case in of_part.values() for record in of_case]
+    notes = passed_over(Path(source), records)
+    if split.spare:
+        notes.append(f"{split.where} does not name all cases that are there: {some(sorted(split.spare))}.")
+    if by_image:
+        notes.append(
+            "the split is by image: where a patient has several, only a datalist with their `case` keeps them in one "
+            "part."
+        )
+    return notes
 
 
 def _unlabelled(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
@@ -149,8 +169,12 @@ def _changed(source: str, findings: Sequence[Finding]) -> list[str]:
     """Files that are no longer what the datalist's checksums say."""
     folder = Path(os.path.abspath(source)).parent
     content = json.loads(Path(source).read_text(encoding="utf-8"))
-    entries = [entry for key in PARTS for entry in content.get(key, []) if isinstance(entry, dict)]
-    known = {os.path.normpath(folder / entry["image"]): entry.get("sha256", {}) for entry in entries}
+    entries = [entry for key in PARTS for entry in content.get(key) or [] if isinstance(entry, dict)]
+    known = {
+        os.path.normpath(folder / entry["image"]): entry["sha256"]
+        for entry in entries
+        if isinstance(entry.get("image"), str) and isinstance(entry.get("sha256"), dict)
+    }
     return [
         f"{finding.record[key]}: changed since the datalist was made: SHA-256 {digest[:12]}..., expected {old[:12]}..."
         for finding in findings
@@ -164,6 +188,7 @@ def _table(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
     lines = [["part", "cases", "images", "labelled", "slices", "images with class", "rows x columns", "spacing in mm"]]
     for part, of_part in findings.items():
         seen = [finding for finding in of_part if finding.shape is not None]
+        measured = [finding.spacing for finding in of_part if finding.spacing is not None]
         classes = Counter(c for finding in of_part for c in finding.classes)
         lines.append(
             [
@@ -174,8 +199,8 @@ def _table(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
                 str(sum(finding.shape[2] for finding in seen if finding.shape)),
                 " ".join(f"{number}:{count}" for number, count in sorted(classes.items())),
                 " x ".join(_range([f.shape[axis] for f in seen if f.shape]) for axis in (1, 0)) if seen else "",
-                " x ".join(_range([round(f.spacing[axis], 2) for f in seen if f.spacing]) for axis in (1, 0, 2))
-                if seen
+                " x ".join(_range([round(spacing[axis], 2) for spacing in measured]) for axis in (1, 0, 2))
+                if measured
                 else "",
             ]
         )

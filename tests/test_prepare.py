@@ -8,11 +8,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
 from bundle.prepare import main
 from bundle.workflows import execute
-from scripts.data import dataset_records
+from scripts.data import dataset_records, make_phantom_cohort
 
 
 def blob(shape: tuple[int, ...], seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +51,16 @@ def save_photograph(root: Path, i: int) -> None:
     (root / "masks").mkdir(exist_ok=True)
     Image.fromarray(tint).save(root / "images" / f"p{i}.png")
     Image.fromarray(255 * label.astype(np.uint8)).save(root / "masks" / f"p{i}.png")
+
+
+@pytest.fixture(scope="module")
+def flat(niftis: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first slice of those volumes, as files of two dimensions."""
+    root = tmp_path_factory.mktemp("flat")
+    for path in niftis.rglob("*.nii.gz"):
+        volume = nib.load(path)
+        save_nifti(root / path.relative_to(niftis), np.asarray(volume.dataobj)[..., 0], volume.get_data_dtype().type)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -169,25 +180,27 @@ def test_files_that_changed_since_are_found(
 SHORT = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2, "image_size": 64, "batch_size": 2}
 
 
-@pytest.mark.parametrize("kind", ["nifti", "rgb"])
+@pytest.mark.parametrize("kind", ["niftis", "flat", "photographs"])
 def test_a_set_of_ones_own_trains_evaluates_and_segments_from_its_datalist(
-    kind: str, niftis: Path, photographs: Path, tmp_path: Path
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    settings = {"num_classes": 3} if kind == "nifti" else {"in_channels": 3, "label_values": [0, 255]}
+    folder: Path = request.getfixturevalue(kind)
+    rgb = kind == "photographs"
+    settings = {"in_channels": 3, "label_values": [0, 255]} if rgb else {"num_classes": 3}
     target = tmp_path / "set.json"
-    main("custom", str(niftis if kind == "nifti" else photographs), str(target), **settings)
-    flags = {} if kind == "nifti" else {"photographs": True}
+    main("custom", str(folder), str(target), **settings)
+    flags = {"photographs": True} if rgb else {}
     given = {**settings, **flags, "dataset_dir": str(target), "cache_dir": str(tmp_path / "cache")}
     run = tmp_path / "run"
     files = ["train.json", "datasets/custom.json", "methods/fixmatch.json"]
-    labeled = {} if kind == "nifti" else {"labeled": 2}
+    labeled = {"labeled": 2} if rgb else {}
     execute("train", files, **given, **SHORT, **labeled, output_dir=str(run))
     evaluation = {"checkpoint": str(run / "model.pt"), "output_dir": str(tmp_path / "eval")}
     execute("infer", [*files, "evaluate.json"], **given, **SHORT, **labeled, **evaluation)
     rows = (tmp_path / "eval" / "summary.csv").read_text().splitlines()
-    assert len(rows) == 1 + (3 if kind == "nifti" else 2)
-    suffix = ".nii.gz" if kind == "nifti" else ".png"
-    source = niftis / "images" / "s5.nii.gz" if kind == "nifti" else photographs / "images" / "p5.png"
+    assert len(rows) == 1 + (2 if rgb else 3)
+    suffix = ".png" if rgb else ".nii.gz"
+    source = folder / "images" / ("p5.png" if rgb else "s5.nii.gz")
     execute(
         "infer",
         ["inference.json", "datasets/custom.json"],
@@ -200,8 +213,8 @@ def test_a_set_of_ones_own_trains_evaluates_and_segments_from_its_datalist(
         output_ext=suffix,
     )
     (written,) = (tmp_path / "out").rglob(f"*{suffix}")
-    if kind == "nifti":
-        assert nib.load(written).shape == nib.load(source).shape
+    if not rgb:
+        assert nib.load(written).shape == (40, 48, 1 if kind == "flat" else 3)
         assert np.allclose(nib.load(written).affine, nib.load(source).affine)
     else:
         assert Image.open(written).size == Image.open(source).size
@@ -213,11 +226,150 @@ def test_faults_of_the_list_itself_are_all_shown(
 ) -> None:
     names = [str(niftis / "images" / f"{name}.nii.gz") for name in ("s0", "s0", *(f"gone{i}" for i in range(7)))]
     (tmp_path / "list.json").write_text(json.dumps({"training": names}))
-    with pytest.raises(SystemExit, match=r"8 faults in .*no datalist was written"):
+    with pytest.raises(SystemExit, match=r"9 faults in .*no datalist was written"):
         main("custom", str(tmp_path / "list.json"), str(tmp_path / "out.json"), num_classes=3)
     printed = capsys.readouterr().out
     assert printed.count("which does not exist") == 7
     assert printed.count("stands in training twice") == 1
+    assert printed.count("no training image has a label") == 1
+
+
+def test_faults_of_names_splits_and_images_are_listed_together(
+    niftis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(niftis, root)
+    nib.save(nib.load(root / "images" / "s0.nii.gz"), root / "images" / "s0.nii")
+    save_nifti(root / "labels" / "s1.nii.gz", np.full((40, 48, 3), np.inf), np.float32)
+    label = blob((40, 30, 3), 2)[1]
+    save_nifti(root / "labels" / "s2.nii.gz", label + 7 * (label == 2), np.uint8)
+    image, label = (nib.load(root / kind / "s3.nii.gz") for kind in ("images", "labels"))
+    nib.save(nib.Nifti1Image(label.dataobj, image.affine @ np.diag([2, 2, 0.5, 1])), root / "labels" / "s3.nii.gz")
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps({"train": [f"images/s{i}" for i in (0, 1, 2, 9)], "val": ["images/s3", "images/s0"]}))
+    with pytest.raises(SystemExit, match="7 faults in"):
+        main("custom", str(root), str(tmp_path / "a.json"), splits=str(splits), num_classes=3)
+    faults = capsys.readouterr().out.split("7 faults:")[1]
+    for what in (
+        f"s0.nii' and '{root}/images/s0.nii.gz' differ only in their suffix",
+        "names 'images/s0' in parts 'train' and 'val'",
+        "case 'images/s9' of part 'train'",
+        "s1.nii.gz: label values must be 0..2, found inf",
+        "s2.nii.gz: label shape (40, 30, 3) is not the image's shape (40, 48, 3)",
+        "s2.nii.gz: label values must be 0..2, found 9",
+        "s3.nii.gz: label and image are not on the same grid",
+    ):
+        assert faults.count(what) == 1, (what, faults)
+
+
+def test_a_list_that_changed_and_is_faulty_is_no_crash(
+    niftis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main("custom", str(niftis), str(tmp_path / "a.json"), num_classes=3)
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["training"][0]["sha256"]["image"] = "0" * 64
+    content["training"] += [{"image": ["two.nii.gz", "modalities.nii.gz"]}, 7]
+    content["test"] = None
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="3 faults in"):
+        main("custom", str(tmp_path / "b.json"), str(tmp_path / "c.json"), num_classes=3)
+    printed = capsys.readouterr().out
+    assert printed.count("changed since the datalist was made") == 1
+    assert printed.count("expected entries with an image's path in 'training'") == 2
+
+
+def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(photographs, root)
+    for name in ("notes.txt", "x.bmp", ".hidden.txt", "p0_superpixels.png"):
+        (root / "images" / name).touch()
+    (root / "masks" / "p1.png").rename(root / "masks" / "typo.png")
+    shutil.copy(root / "images" / "p2.png", root / "images" / "p3.png")
+    entries = [{"image": f"set/images/p{i}.png", "label": f"set/masks/p{i}.png", "case": "one"} for i in (2, 3)]
+    (tmp_path / "visits.json").write_text(json.dumps({"training": entries, "validation": []}))
+    given = {"in_channels": 3, "label_values": [0, 255]}
+
+    main("custom", str(root), str(tmp_path / "a.json"), splits=None, **given)
+    printed = capsys.readouterr().out
+    assert f"{root}/images: files passed over: notes.txt, x.bmp." in printed
+    assert f"{root}/masks: labels of no image in the set: typo.png." in printed
+    assert "the split is by image: where a patient has several, only a datalist" in printed
+    row = next(line for line in printed.splitlines() if line.startswith("train"))
+    assert row.split()[-3:] == ["48", "x", "40"], "photographs have no spacing"
+
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps({"train": ["images/p0"], "val": ["images/p4"]}))
+    main("custom", str(root), str(tmp_path / "a.json"), splits=str(splits), **given)
+    printed = capsys.readouterr().out
+    assert "does not name all cases that are there: images/p1, images/p2, images/p3, images/p5." in printed
+    assert "the split is by image" not in printed
+    assert "p5.png" not in printed
+
+    main("custom", str(tmp_path / "visits.json"), str(tmp_path / "a.json"), **given)
+    printed = capsys.readouterr().out
+    assert "p3.png: the same image as" in printed
+    assert "in one case of 'train'" in printed
+    assert "passed over" not in printed
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_classes": 300}, r"error: num_classes: expected a whole number in 2\.\.256"),
+        ({"label_values": 255}, "error: label_values: expected a list of different numbers, one per class, found 255"),
+        ({"label_values": [0, 127, 255]}, "error: label_values: expected one value for each of the 2 classes"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused(photographs: Path, tmp_path: Path, given: dict, message: str) -> None:
+    with pytest.raises(SystemExit, match=f"^{message}"):
+        main("custom", str(photographs), str(tmp_path / "a.json"), in_channels=3, **given)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("kind", "images"), [("acdc", 10), ("promise12", 5), ("isic", 5)])
+def test_phantoms_of_every_kind_are_sound(
+    kind: str, images: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small: dict = {"size": (60, 90)} if kind == "isic" else {"size": (56, 72), "spacing": (3.0, 3.6), "slices": (3, 4)}
+    root = Path(make_phantom_cohort(tmp_path / "cohort", patients=(3, 1, 1), kind=kind, **small))
+    splits = None if kind == "isic" else str(root / "splits.json")
+    target = tmp_path / "list.json"
+    main(kind, str(root), str(target), splits=splits)
+    content, printed = json.loads(target.read_text()), capsys.readouterr().out
+    entries = [entry for part in ("training", "validation", "test") for entry in content.get(part, [])]
+    assert len(entries) == len({entry["image"] for entry in entries}) == images
+    assert all((tmp_path / entry[key]).is_file() for entry in entries for key in ("image", "label"))
+    for part in ("train", "val"):
+        found = dataset_records(kind, root, part, splits)
+        assert [r["case"] for r in dataset_records(kind, target, part)] == [r["case"] for r in found]
+    assert "fault" not in printed
+    assert Image.open(target.with_suffix(".png")).size[0] > 500
+
+
+def test_faulty_volumes_and_photographs_are_listed_together(
+    niftis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of other formats and depths beside each other: each is one fault that names its file."""
+    root = tmp_path / "set"
+    shutil.copytree(niftis, root)
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 30, 4))
+    Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / "rgba.png")
+    Image.fromarray((257 * pixels[..., 0]).astype(np.uint16)).save(root / "images" / "deep.png")
+    volume = sitk.GetImageFromArray(pixels[..., :3].astype(np.int16))
+    for name in ("torn", "whole"):
+        sitk.WriteImage(volume, str(root / "images" / f"{name}.mhd"))
+    (root / "images" / "torn.raw").unlink()
+    with pytest.raises(SystemExit, match="3 faults in"):
+        main("custom", str(root), str(tmp_path / "a.json"), num_classes=3)
+    faults = capsys.readouterr().out.split("3 faults:")[1].splitlines()
+    for what in (
+        "torn.mhd: the file of its voxels, 'torn.raw', is missing",
+        "rgba.png: expected an 8-bit grey or RGB image, found 8 bits and 4 channels",
+        "deep.png: expected an 8-bit grey or RGB image, found 16 bits and 1 channels",
+    ):
+        assert sum(what in line for line in faults) == 1, (what, faults)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_labels_that_training_would_miss_are_faults(

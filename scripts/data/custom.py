@@ -8,11 +8,11 @@ from pathlib import Path
 
 from scripts.data.checks import add_or_raise
 
-__all__ = ["IMAGE_SUFFIXES", "custom_cases", "name_of"]
+__all__ = ["IGNORED", "IMAGE_SUFFIXES", "custom_cases", "is_label", "name_of"]
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".png", ".jpg", ".jpeg")
 _LABEL = ("_gt", "_segmentation", "_seg", "_label", "_mask")
-_OTHER = ("_pred", "_prob", "_4d", "_superpixels")  # maps of probabilities, ACDC's whole cines, ISIC's superpixels
+IGNORED = ("_pred", "_prob", "_4d", "_superpixels")  # maps of probabilities, ACDC's whole cines, ISIC's superpixels
 _FOLDERS = {"images": ("labels", "masks"), "imagestr": ("labelstr",)}
 _INPUT, _TRUTH = "_input", "_groundtruth"  # how the names of ISIC's folders end
 _CHANNEL = re.compile(r"_0000$")  # nnU-Net's name of an image's only channel
@@ -43,11 +43,11 @@ def custom_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root)
         name = name_of(inside)
-        if name is None or name.lower().endswith(_OTHER) or any(part.startswith(".") for part in inside.parts):
+        if name is None or name.lower().endswith(IGNORED) or any(part.startswith(".") for part in inside.parts):
             continue
         if not path.is_file():
             continue
-        if _is_label(name.lower()):
+        if is_label(name.lower()):
             labels.setdefault(name.lower(), []).append(path)
         elif images.setdefault(name, path) != path:
             twins.append((images[name], path))
@@ -71,7 +71,8 @@ def name_of(path: Path) -> str | None:
     return None if suffix is None else name[: len(name) - len(suffix)]
 
 
-def _is_label(name: str) -> bool:
+def is_label(name: str) -> bool:
+    """Whether a file is a label, from its path below the data set's folder: in small letters, without its suffix."""
     parent = name.rsplit("/", 2)[-2] if "/" in name else ""
     known = parent.endswith(_TRUTH) or any(parent in labels for labels in _FOLDERS.values())
     return known or name.endswith(_LABEL)

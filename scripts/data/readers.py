@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from monai.config import KeysCollection, PathLike
-from monai.data import ImageReader, is_supported_format
+from monai.data import ImageReader, MetaTensor, is_supported_format
 from monai.transforms import LoadImaged
 from monai.utils import SpaceKeys, ensure_tuple
 from PIL import Image
@@ -110,8 +110,8 @@ class LoadVolumed(LoadImaged):
             if d[key].ndim < 2:
                 raise ValueError(f"{data[key]}: expected an image of 2 or 3 dimensions, found {d[key].ndim}.")
             if d[key].ndim == 2:
-                d[key] = d[key][..., None]
-                d[key].meta["spatial_shape"] = np.asarray(d[key].shape)
+                slices = d[key].as_tensor()[..., None]
+                d[key] = MetaTensor(slices, meta={**d[key].meta, "spatial_shape": np.asarray(slices.shape)})
         return d
 
 

@@ -201,6 +201,7 @@ def test_a_flat_nifti_is_a_volume_of_one_slice(tmp_path: Path) -> None:
     assert flat.shape == volume.shape == (1, 7, 6, 1)
     np.testing.assert_array_equal(flat, volume)
     np.testing.assert_array_equal(flat.affine, volume.affine)
+    assert flat.pixdim.tolist() == pytest.approx([1.5, 1.2, 1])
     assert tuple(flat.meta["spatial_shape"]) == (7, 6, 1)
     nib.save(nib.Nifti1Image(VOXELS[:, 0, 0], affine), tmp_path / "1.nii.gz")
     with pytest.raises(ValueError, match=r"1\.nii\.gz: expected an image of 2 or 3 dimensions, found 1"):
