@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
+from scripts.terms import SYNTHETIC, split_terms
+
 __all__ = [
     "Evaluation",
-    "at_root",
     "front_matter",
     "model_card",
     "read_evaluation",
     "results_table",
-    "weights_license",
     "weights_table",
 ]
 
@@ -25,6 +24,9 @@ TEMPLATE = Path(__file__).with_name("card.md")
 WARNING = "**Trained on synthetic images only: it shows that the bundle works and segments no real image.**\n\n"
 PARTS = {"val": "validation cases", "test": "test cases", "train": "training cases", "all": "all labelled images"}
 MEASURES = {"dsc": "DSC", "hd95_voxels": "HD95, {unit}", "assd_voxels": "ASSD, {unit}"}
+# Hugging Face's names of licences, by how a licence begins.
+LICENSES = {"CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0", "CC BY-NC 4.0": "cc-by-nc-4.0", SYNTHETIC: "apache-2.0"}
+OWN_TERMS = "terms-of-the-data"
 MILLIMETRES = {"hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm"}
 
 
@@ -90,38 +92,23 @@ def results_table(item: Evaluation, unit: str = "voxels") -> str:
     return "\n".join(lines)
 
 
-def weights_license(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """The terms of the weights, for a file beside them."""
-    if record.get("synthetic"):
-        return (
-            "model.pt was trained on synthetic images that this bundle's code makes, no patient behind them. It is\n"
-            "licensed as the code, under Apache-2.0. It shows that the bundle works; it segments no real image.\n"
-        )
-    return (
-        f"model.pt was trained on: {metadata['data_source']}\n"
-        f"Licence of these data: {metadata['data_license']}\n\n"
-        "The Apache-2.0 licence of the code does not extend to the weights: use and pass them on under the terms of\n"
-        "the data. See docs/data_license.txt. Research use only: not a medical device.\n"
-    )
+def front_matter(terms: str) -> str:
+    """The block that Hugging Face reads at the top of a README: licence, library and tags.
 
-
-def front_matter(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """The block that Hugging Face reads at the top of a README: licence, library and tags."""
-    text = str(metadata["data_license"]).lower()
-    known = {"cc by-nc-sa 4.0": "cc-by-nc-sa-4.0", "cc by-nc 4.0": "cc-by-nc-4.0"}
-    license_id = next((name for start, name in known.items() if text.startswith(start)), "other")
-    if record.get("synthetic"):
-        license_id = "apache-2.0"
-    lines = ["library_name: monai", "pipeline_tag: image-segmentation", f"license: {license_id}"]
-    if license_id == "other":
-        lines += ["license_name: terms-of-the-data", "license_link: models/LICENSE.txt"]
+    Args:
+        terms: what binds the weights, see :func:`scripts.terms.join_terms`.
+    """
+    names = [
+        next((name for start, name in LICENSES.items() if text.startswith(start)), OWN_TERMS)
+        for text in split_terms(terms)
+    ]
+    license_id = "-and-".join(dict.fromkeys(names))
+    lines = ["library_name: monai", "pipeline_tag: image-segmentation"]
+    if license_id in LICENSES.values():
+        lines += [f"license: {license_id}"]
+    else:
+        lines += ["license: other", f"license_name: {license_id}", "license_link: models/LICENSE.txt"]
     return "\n".join(["---", *lines, "tags:", "- monai", "- medical", "- semi-supervised", "---", ""])
-
-
-def at_root(card: str) -> str:
-    """A page of ``docs/`` with its links as they read from the bundle's own folder."""
-    linked = re.sub(r"\]\((?!https?:|#|\.\./)", "](docs/", card)
-    return linked.replace("](../", "](")
 
 
 def model_card(
@@ -174,6 +161,7 @@ def weights_table(record: Mapping[str, Any]) -> str:
         "Precision": record.get("precision"),
         "Batch": f"{record['batch_size']} labelled and as many unlabelled" if "batch_size" in record else None,
         "Seed": record["seed"],
+        "Began with": f"weights `{record['continues_sha256']}`" if "continues_sha256" in record else None,
         "Code": record["code"],
         "SHA-256": f"`{record['sha256']}`",
     }

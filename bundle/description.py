@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.card import Evaluation
+from scripts.terms import SYNTHETIC, UNSTATED, join_terms, split_terms
 
 __all__ = ["describe"]
 
@@ -33,7 +34,7 @@ def describe(
         changes: entry of the changelog for that version.
 
     Raises:
-        ValueError: if the version is not in the changelog.
+        ValueError: if the version is not in the changelog, or has an entry there besides ``changes``.
     """
     base = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))
     pins = _pins()
@@ -43,12 +44,17 @@ def describe(
     if record.get("synthetic"):
         kind = metadata["data_source"].partition(",")[0]
         metadata["data_source"] = f"synthetic images made by this bundle's code, in the layout of: {kind}"
-        metadata["data_license"] = "none needed: synthetic images, under the code's Apache-2.0"
+        metadata["data_license"] = SYNTHETIC
         metadata["description"] += (
             " These weights were trained on synthetic images only: they show that the bundle works."
         )
+    metadata["data_license"] = _terms(metadata["data_license"], record.get("license"))
     metadata["version"] = version or base["version"]
     if changes:
+        if metadata["version"] in base["changelog"]:
+            raise ValueError(
+                f"version {metadata['version']} is in the changelog already: give its --changes a new --version."
+            )
         metadata["changelog"] = {metadata["version"]: changes, **base["changelog"]}
     if metadata["version"] not in metadata["changelog"]:
         raise ValueError(
@@ -74,6 +80,14 @@ def describe(
         image["format"] = "rgb" if channels == 3 else "magnitude"
     metadata["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(classes), "channel_def": classes}
     return metadata
+
+
+def _terms(known: str, recorded: str | None) -> str:
+    """What binds the weights: all that their record says, and what is known of the data that the record leaves open."""
+    if not recorded or known.startswith(UNSTATED):
+        return recorded or known
+    data, *weights = split_terms(recorded)
+    return join_terms(known, *([] if data.startswith(UNSTATED) else [data]), *weights)
 
 
 def _pins() -> dict[str, str]:

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from bundle.card import Evaluation, at_root, front_matter, model_card, read_evaluation, weights_license
+from bundle.card import Evaluation, front_matter, model_card, read_evaluation
 from bundle.description import describe
 from scripts.data.datalist import read_datalist
 from scripts.data.readers import PHOTOGRAPH_SUFFIXES
 from scripts.inference import load_network_weights
 from scripts.networks import UNet
 from scripts.provenance import file_digest, read_record
+from scripts.terms import write_terms
 
 __all__ = ["archive_name", "main", "write_archive"]
 
@@ -39,6 +40,8 @@ def main(
     version: str | None = None,
     changes: str | None = None,
     weights_url: str | None = None,
+    data_source: str | None = None,
+    data_license: str | None = None,
 ) -> None:
     """Pack a bundle that needs nothing of this repository.
 
@@ -53,10 +56,16 @@ def main(
         version: version of the bundle; default: the one in ``configs/metadata.json``.
         changes: what is new in that version; needed where the changelog does not have it.
         weights_url: where the weights can be downloaded, for ``large_files.yml``.
+        data_source: what the images of a datalist are.
+        data_license: licence of the images of a datalist; default: the bundle says that it is not stated.
     """
     evaluations = [read_evaluation(folder) for folder in ([evaluation] if isinstance(evaluation, str) else evaluation)]
     name, overlay, own = _dataset(dataset, Path(weights))
     record = _record(Path(weights), overlay, evaluations)
+    if stated := {k: v for k, v in (("data_source", data_source), ("data_license", data_license)) if v}:
+        if not dataset.lower().endswith(".json") or record.get("synthetic"):
+            raise ValueError(f"{', '.join(stated)}: can be stated for a datalist of real images only.")
+        own |= stated
     metadata = describe(own, overlay, record, evaluations, version, changes)
     folder = Path(output).resolve() / f"semsim_{name}_segmentation"
     if folder.exists() and not (folder / "configs" / "metadata.json").is_file():
@@ -78,7 +87,7 @@ def main(
         for page in _pages(card):
             shutil.copyfile(ROOT / "docs" / page, bundle / "docs" / page)
         _write_text(bundle / "docs" / "README.md", card)
-        _write_text(bundle / "README.md", front_matter(metadata, record) + at_root(card))
+        _write_text(bundle / "README.md", front_matter(metadata["data_license"]) + card)
         archive = folder.parent / archive_name(folder.name, metadata["version"])
         write_archive(bundle, staging / archive.name)
         if folder.exists():
@@ -191,18 +200,16 @@ def _write_models(folder: Path, weights: Path, record: Mapping[str, Any], metada
     folder.mkdir()
     shutil.copyfile(weights, folder / "model.pt")
     _write_json(folder / "model.json", {**record, "license": metadata["data_license"]})
-    _write_text(folder / "LICENSE.txt", weights_license(metadata, record))
+    write_terms(folder, metadata["data_source"], metadata["data_license"])
 
 
 def _pages(card: str) -> list[str]:
-    """The documents that a card leads to, directly or over others."""
-    found: list[str] = []
-    texts = [card]
-    while texts:
-        for page in re.findall(r"\]\(([\w.-]+\.(?:md|txt|png))[)#]", texts.pop()):
-            if page not in (*found, "README.md"):
-                found.append(page)
-                texts.append((ROOT / "docs" / page).read_text(encoding="utf-8") if not page.endswith(".png") else "")
+    """The documents that a card names, and those that they link to."""
+    found = list(dict.fromkeys(re.findall(r"`docs/([\w.-]+)`", card)))
+    for page in found:  # it grows meanwhile
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8") if page.endswith(".md") else ""
+        links = dict.fromkeys(re.findall(r"\]\(([\w.-]+\.(?:md|txt|png))[)#]", text))
+        found += [link for link in links if link not in (*found, "README.md")]
     return found
 
 

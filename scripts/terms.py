@@ -7,34 +7,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SYNTHETIC", "inherited_terms", "join_terms", "terms_text", "write_terms"]
+__all__ = ["SYNTHETIC", "UNSTATED", "inherited_terms", "join_terms", "split_terms", "terms_text", "write_terms"]
 
 SYNTHETIC = "none needed: synthetic images, under the code's Apache-2.0"
+UNSTATED = "not stated"  # how a licence begins that is not known; who to ask follows
 FILE = "LICENSE.txt"
 _BEGAN = "; and of the weights that these began with: "
 
 
-def join_terms(data: str, weights: str | None) -> str:
-    """What binds weights, as one line; a licence that says both is stated once.
+def join_terms(data: str, *weights: str) -> str:
+    """What binds weights, as one line that states each licence once.
 
     Args:
         data: licence of the data that they learned from.
-        weights: licence of the weights that they began with, if any.
+        *weights: licences of the weights that they began with.
 
     Examples:
-        >>> join_terms("CC BY 4.0", None)
+        >>> join_terms("CC BY 4.0")
         'CC BY 4.0'
         >>> join_terms("CC BY 4.0", "CC BY-NC 4.0")
         'CC BY 4.0; and of the weights that these began with: CC BY-NC 4.0'
     """
-    if not weights or weights in data:
-        return data
-    return weights if data in weights else f"{data}{_BEGAN}{weights}"
+    parts = [data]
+    for text in weights:
+        if not any(text in part for part in parts):
+            parts.append(text)
+    return _BEGAN.join(parts)
 
 
-def inherited_terms(record: Mapping[str, Any]) -> str | None:
+def split_terms(terms: str) -> list[str]:
+    """The licence of the data and after it those of the weights that came before, as :func:`join_terms` takes them."""
+    return terms.split(_BEGAN)
+
+
+def inherited_terms(record: Mapping[str, Any]) -> list[str]:
     """What weights with this record pass on to those that begin with them: synthetic images bind nobody."""
-    return str(record.get("license", "")).removeprefix(SYNTHETIC).removeprefix(_BEGAN) or None
+    return [text for text in split_terms(record["license"]) if text != SYNTHETIC] if "license" in record else []
 
 
 def terms_text(source: str, terms: str) -> str:
@@ -49,8 +57,8 @@ def terms_text(source: str, terms: str) -> str:
             "model.pt was trained on synthetic images that this bundle's code makes, no patient behind them. It is\n"
             "licensed as the code, under Apache-2.0. It shows that the bundle works; it segments no real image.\n"
         )
-    data, _, weights = terms.partition(_BEGAN)
-    began = f"Licence of the weights that it began with: {weights}\n" if weights else ""
+    data, *weights = split_terms(terms)
+    began = "".join(f"Licence of the weights that it began with: {text}\n" for text in weights)
     return (
         f"model.pt was trained on: {source}\n"
         f"Licence of these data: {data}\n{began}\n"

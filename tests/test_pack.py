@@ -19,10 +19,11 @@ import torch
 from monai.bundle import ConfigParser, onnx_export, push_to_hf_hub
 from PIL import Image
 
-from bundle.card import read_evaluation, results_table, weights_license, weights_table
+from bundle.card import read_evaluation, results_table, weights_table
 from bundle.pack import main as pack
 from scripts.networks import UNet
 from scripts.provenance import file_digest, read_record
+from scripts.terms import SYNTHETIC, join_terms, terms_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -148,6 +149,11 @@ def test_versions_are_the_pins_and_the_version_can_be_chosen(trained: Trained, t
     weights = str(trained())
     with pytest.raises(ValueError, match=r"version 9\.9\.9 is not in the changelog"):
         pack("acdc", weights, str(tmp_path), version="9.9.9")
+    known = read(ROOT / "configs" / "metadata.json")["version"]
+    for version in (None, known):
+        with pytest.raises(ValueError, match=rf"version {re.escape(known)} is in the changelog already"):
+            pack("acdc", weights, str(tmp_path), version=version, changes="more patients")
+    assert list(tmp_path.iterdir()) == []
     pack("acdc", weights, str(tmp_path), version="9.9.9", changes="more patients")
     metadata = read(tmp_path / "semsim_acdc_segmentation" / "configs" / "metadata.json")
     assert metadata["changelog"]["9.9.9"] == "more patients"
@@ -157,12 +163,77 @@ def test_versions_are_the_pins_and_the_version_can_be_chosen(trained: Trained, t
         assert f"{package}=={version}" in pins
 
 
-def test_a_datalist_names_bundle_and_classes(trained: Trained, tmp_path: Path) -> None:
+@pytest.fixture
+def datalist(tmp_path: Path) -> Path:
+    """A datalist of photographs with classes."""
     for name in ("a", "b"):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"{name}.png")
-    datalist = tmp_path / "Knee Photos.json"
+    path = tmp_path / "Knee Photos.json"
     entries = [{"image": "a.png", "label": "b.png"}]
-    datalist.write_text(json.dumps({"training": entries, "labels": {"0": "background", "1": "bone"}}))
+    path.write_text(json.dumps({"training": entries, "labels": {"0": "background", "1": "bone"}}))
+    return path
+
+
+CC = "CC BY-NC-SA 4.0: attribution, non-commercial, share alike"
+OPEN = join_terms("not stated; ask the studies' owner before any use", CC)
+
+
+@pytest.mark.parametrize(
+    ("record", "stated", "expected", "license_name"),
+    [
+        ({}, None, ["not stated"], "terms-of-the-data"),
+        ({}, "CC BY-NC 4.0", ["CC BY-NC 4.0"], None),
+        ({"license": CC}, None, [CC], None),
+        ({"license": CC}, "CC0", ["CC0", CC], "terms-of-the-data-and-cc-by-nc-sa-4.0"),
+        ({"license": OPEN}, None, ["not stated", CC], "terms-of-the-data-and-cc-by-nc-sa-4.0"),
+        ({"license": OPEN}, "CC0", ["CC0", CC], "terms-of-the-data-and-cc-by-nc-sa-4.0"),
+        ({"license": OPEN}, CC, [CC], None),
+        ({"license": CC, "synthetic": True}, None, [SYNTHETIC, CC], "apache-2.0-and-cc-by-nc-sa-4.0"),
+    ],
+)
+def test_terms_of_data_and_of_earlier_weights_are_stated_wherever_terms_stand(
+    trained: Trained,
+    datalist: Path,
+    tmp_path: Path,
+    record: dict[str, Any],
+    stated: str | None,
+    expected: list[str],
+    license_name: str | None,
+) -> None:
+    weights = trained("custom", 3, 3, **{"synthetic": False, **record})
+    pack(str(datalist), str(weights), str(tmp_path), data_license=stated)
+    bundle = tmp_path / "semsim_knee_photos_segmentation"
+    terms = read(bundle / "configs" / "metadata.json")["data_license"]
+    for text in (
+        terms,
+        read(bundle / "models" / "model.json")["license"],
+        *((bundle / page).read_text() for page in ("models/LICENSE.txt", "docs/README.md", "README.md")),
+    ):
+        assert all(part in text for part in expected)
+        assert ("not stated" in text) is (expected[0] == "not stated")
+    front = (bundle / "README.md").read_text().split("---")[1].splitlines()
+    assert (f"license_name: {license_name}" in front) is (license_name is not None)
+    assert ("license: other" in front) is (license_name is not None)
+    # what was packed is packed again with the same terms
+    pack(str(datalist), str(bundle / "models" / "model.pt"), str(tmp_path / "again"))
+    again = tmp_path / "again" / bundle.name
+    assert read(again / "configs" / "metadata.json")["data_license"] == terms
+
+
+def test_a_licence_that_was_left_open_can_be_stated_later(trained: Trained, datalist: Path, tmp_path: Path) -> None:
+    pack(str(datalist), str(trained("custom", 3, 3, synthetic=False)), str(tmp_path))
+    weights = tmp_path / "semsim_knee_photos_segmentation" / "models" / "model.pt"
+    pack(str(datalist), str(weights), str(tmp_path / "b"), data_license="CC0", data_source="knees of two clinics")
+    bundle = tmp_path / "b" / "semsim_knee_photos_segmentation"
+    assert read(bundle / "models" / "model.json")["license"] == "CC0"
+    assert (bundle / "models" / "LICENSE.txt").read_text() == terms_text("knees of two clinics", "CC0")
+    for dataset, weights in (("acdc", trained(synthetic=False)), (str(datalist), trained("custom", 3, 3))):
+        with pytest.raises(ValueError, match="data_license: can be stated for a datalist of real images only"):
+            pack(dataset, str(weights), str(tmp_path / "c"), data_license="CC0")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_datalist_names_bundle_and_classes(trained: Trained, datalist: Path, tmp_path: Path) -> None:
     pack(str(datalist), str(trained("custom", 3, 3)), str(tmp_path))
     bundle = tmp_path / "semsim_knee_photos_segmentation"
     train = read(bundle / "configs" / "train.json")
@@ -220,7 +291,7 @@ def test_weights_at_hand_are_described_by_their_own_files() -> None:
     assert weights_table(record) in card
     assert results_table(scores) in card
     metadata = read(ROOT / "configs" / "metadata.json")
-    assert (models / "LICENSE.txt").read_text() == weights_license(metadata, record)
+    assert (models / "LICENSE.txt").read_text() == terms_text(metadata["data_source"], metadata["data_license"])
     assert record["license"] == metadata["data_license"]
     assert record["split_sha256"] == file_digest(ROOT / "scripts" / "data" / "splits" / record["split"])
 
@@ -233,9 +304,10 @@ def test_hugging_face_gets_a_card_with_the_terms_of_the_weights(
     front, card = re.fullmatch(r"---\n(.*?)\n---\n(.*)", (bundle / "README.md").read_text(), re.DOTALL).groups()
     assert "license: cc-by-nc-sa-4.0" in front.splitlines()
     assert "library_name: monai" in front.splitlines()
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", card)
-    assert links
-    assert all((bundle / link).is_file() for link in links)
+    assert "](" not in card, "MONAI copies docs/README.md to the root: no link leads anywhere from both"
+    named = re.findall(r"`((?:docs|models|configs)/[\w./-]+)`", card)
+    assert {"docs/method.md", "docs/monai-label.md", "docs/data_license.txt", "models/LICENSE.txt"} <= set(named)
+    assert all((bundle / name).is_file() for name in named)
 
     class Hub:
         def __init__(self, token: str | None) -> None:

@@ -23,7 +23,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from scripts.provenance import read_record, write_record
-from scripts.terms import inherited_terms, join_terms, write_terms
+from scripts.terms import UNSTATED, inherited_terms, join_terms, write_terms
 
 __all__ = ["PublishWeights", "run_folder", "unlabeled_studies"]
 
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 INDEX = "datastore_v2.json"
 FINAL = "final"
+TERMS = f"{UNSTATED}; ask the studies' owner before any use"
 # The formats that the preprocessing reads: a datastore may list others.
 SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".png", ".jpg", ".jpeg")
 
@@ -107,7 +108,7 @@ class PublishWeights:
         self.active = _datastore(data) is not None
         self.network = network
         # The configured data set is not what this network learns from.
-        self.origin: dict[str, Any] = {"data": "custom", "split": "MONAI Label datastore", "split_sha256": None}
+        self.origin = {"data": "custom", "split": "MONAI Label datastore", "split_sha256": None, "license": TERMS}
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
@@ -129,8 +130,8 @@ class PublishWeights:
                 continue
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             if state.keys() == loaded.keys() and all(torch.equal(v.cpu(), loaded[key]) for key, v in state.items()):
-                terms = inherited_terms(record)
-                self.origin |= {"continues_sha256": record["sha256"], **({"license": terms} if terms else {})}
+                self.origin["continues_sha256"] = record["sha256"]
+                self.origin["license"] = join_terms(TERMS, *inherited_terms(record))
                 return
 
     def _correct_records(self, engine: Engine) -> None:
@@ -140,8 +141,7 @@ class PublishWeights:
         for path in self.source.parent.glob("*.pt"):
             if record := read_record(path):
                 write_record(path, {**record, **self.origin})
-        terms = join_terms("not stated; ask the studies' owner before any use", self.origin.get("license"))
-        write_terms(self.source.parent, "studies of a MONAI Label datastore", terms)
+        write_terms(self.source.parent, "studies of a MONAI Label datastore", str(self.origin["license"]))
 
     def _publish(self, engine: Engine) -> None:
         if getattr(engine.state, "rank", 0) != 0:
