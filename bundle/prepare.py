@@ -42,7 +42,7 @@ def main(
     Args:
         dataset: acdc, promise12, isic or custom: an overlay in configs/datasets.
         source: folder of the data set, or a datalist, whose checksums are compared where it has some.
-        output: the datalist to write; the picture gets the same name with .png.
+        output: the datalist to write; the picture is NAME_montage.png beside it.
         splits: JSON file of case names by part; default: that of the overlay, else a seeded split.
         in_channels: channels of an image; default: the overlay's.
         num_classes: classes with the background; default: the overlay's.
@@ -84,7 +84,7 @@ def main(
 
     target.parent.mkdir(parents=True, exist_ok=True)
     _write(target, _datalist(findings, target.parent, dataset, settings, split.where))
-    picture = target.with_suffix(".png")
+    picture = target.with_name(f"{target.stem}_montage.png")
     labelled = [finding.record for finding in everything if finding.classes]
     if labelled:
         draw_montage(labelled, picture, expected.num_classes, settings["class_colors"], expected.label_values)

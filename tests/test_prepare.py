@@ -94,7 +94,16 @@ def test_a_datalist_is_frozen_with_split_counts_and_checksums(
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if line.startswith("train"))
     assert row.split() == ["train", "5", "5", "3", "15", "1:3", "2:3", "48", "x", "40", "1.5", "x", "1.5", "x", "8"]
-    assert Image.open(target.with_suffix(".png")).size[0] > 500
+    assert Image.open(target.with_name(f"{target.stem}_montage.png")).size[0] > 500
+
+
+def test_the_picture_beside_the_list_is_no_image_of_the_set(photographs: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(photographs, tmp_path / "set")
+    for _ in range(2):
+        target = root / "images" / "set.json"
+        main("custom", str(root), str(target), num_classes=2, in_channels=3, label_values=[0, 255])
+        counts = json.loads(target.read_text())["counts"]
+        assert sum(part["images"] for part in counts.values()) == 6
 
 
 def test_all_faults_are_listed_and_nothing_is_written(
@@ -344,7 +353,7 @@ def test_phantoms_of_every_kind_are_sound(
         found = dataset_records(kind, root, part, splits)
         assert [r["case"] for r in dataset_records(kind, target, part)] == [r["case"] for r in found]
     assert "fault" not in printed
-    assert Image.open(target.with_suffix(".png")).size[0] > 500
+    assert Image.open(target.with_name(f"{target.stem}_montage.png")).size[0] > 500
 
 
 def test_faulty_volumes_and_photographs_are_listed_together(

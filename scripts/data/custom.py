@@ -12,7 +12,8 @@ __all__ = ["IGNORED", "IMAGE_SUFFIXES", "custom_cases", "is_label", "name_of"]
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".png", ".jpg", ".jpeg")
 _LABEL = ("_gt", "_segmentation", "_seg", "_label", "_mask")
-IGNORED = ("_pred", "_prob", "_4d", "_superpixels")  # maps of probabilities, ACDC's whole cines, ISIC's superpixels
+# maps of probabilities, ACDC's whole cines, ISIC's superpixels, the picture that `prepare` makes
+IGNORED = ("_pred", "_prob", "_4d", "_superpixels", "_montage")
 _FOLDERS = {"images": ("labels", "masks"), "imagestr": ("labelstr",)}
 _INPUT, _TRUTH = "_input", "_groundtruth"  # how the names of ISIC's folders end
 _CHANNEL = re.compile(r"_0000$")  # nnU-Net's name of an image's only channel
@@ -24,8 +25,8 @@ def custom_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[
     Labels lie beside the images as ``NAME_gt``, ``_segmentation``, ``_seg``, ``_label`` or ``_mask``, or in a folder
     ``labels`` or ``masks`` beside ``images``, or ``labelsTr`` beside ``imagesTr`` (then also without such an
     ending), or in ``*_GroundTruth`` beside ``*_Input``. Capitals are of no account in what tells a label. Files that
-    end in ``_pred``, ``_prob``, ``_4d`` or ``_superpixels`` are neither. Cases that have several images, such as a
-    patient with two visits, need a datalist that says so.
+    end in ``_pred``, ``_prob``, ``_4d``, ``_superpixels`` or ``_montage`` are neither. Cases that have several images,
+    such as a patient with two visits, need a datalist that says so.
 
     Args:
         root: folder of the data set, searched with its subfolders, hidden ones left out.
