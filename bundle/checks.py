@@ -6,7 +6,7 @@ import json
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -33,11 +33,22 @@ REQUIRED = (  # the first four by the zoo's rules, the others by ours
     "large_files.yml",
 )
 RECORD = ("data", "method", "image_size", "iteration", "seed", "labeled_cases", "code", "sha256", "license")
-WEIGHTS = (".pt", ".pth", ".ckpt", ".pkl", ".bin")
+TEXT = ("", ".conf", ".csv", ".json", ".md", ".py", ".txt", ".yaml", ".yml")  # the first is LICENSE
+WEIGHTS = (".pt", ".pth", ".ckpt")
+BEGINNINGS = {".png": b"\x89PNG", ".jpg": b"\xff\xd8\xff", ".jpeg": b"\xff\xd8\xff", ".onnx": b"\x08"}
 LARGE = 25 * 2**20  # what the zoo stores; larger files go into large_files.yml
-# Where people and machines keep their own files; what a sentence names, such as /path/to, is none of these.
-PLACES = rb"/(?:home|root|tmp|Users|mnt|media|opt|srv|var|work|workspace|scratch|private)/[\w.-]+"
-ABSOLUTE = re.compile(rb"(?<![\w.:/\\~}])(?:" + PLACES + rb"|[A-Za-z]:\\\\?[\w.-]+\\\\?[\w.-]+)")
+# Absolute paths, and the files that each pattern is looked for in. Weights and images hold whatever bytes there are:
+# only where people and machines keep their own files is unlikely enough to be there by chance. What a sentence names,
+# such as /path/to, is no such place, and what is appended to a folder, such as @bundle_root + '/models', no such path.
+ABSOLUTE = (
+    (
+        rb"(?<![\w.:/\\~}])/(?:home|root|tmp|Users|mnt|media|opt|srv|var|work|workspace|scratch|private)/[\w.-]+",
+        (*TEXT, *WEIGHTS, *BEGINNINGS, ".ts"),
+    ),
+    (rb"(?<![\w.:/\\~}])[A-Za-z]:(?:\\\\?|/)[\w.-]+(?:\\\\?|/)[\w.-]+|\bfile:/+[\w.-]+", TEXT),
+    (rb"(?<!\+['\"])(?<!\+ ['\"])(?<=['\"])[%$]?/[\w.-][^'\"\s]*", (".conf", ".json", ".py", ".yaml", ".yml")),
+    (rb"(?m)^[ \t\w.-]*[:=-][ \t]*/[\w.-]\S*", (".conf", ".yaml", ".yml")),
+)
 
 
 def archive_entries(archive: Path) -> None:
@@ -122,15 +133,12 @@ def described(bundle: Path) -> None:
 
 
 def no_absolute_path(bundle: Path) -> None:
-    """No absolute path in any file."""
-    for path in (path for path in sorted(bundle.rglob("*")) if path.is_file()):
-        name = path.relative_to(bundle)
-        if found := ABSOLUTE.search(path.read_bytes()):
-            raise ValueError(f"{name}: {found.group().decode(errors='replace')}")
-        if path.suffix == ".json":
-            for value in _strings(json.loads(path.read_text(encoding="utf-8"))):
-                if PurePosixPath(value).is_absolute() or PureWindowsPath(value).drive:
-                    raise ValueError(f"{name}: {value}")
+    """No file names an absolute path."""
+    for path in _files(bundle):
+        content = path.read_bytes()
+        for pattern, suffixes in ABSOLUTE:
+            if path.suffix in suffixes and (found := re.search(pattern, content)):
+                raise ValueError(f"{path.relative_to(bundle)}: {found.group().decode(errors='replace').strip()}")
 
 
 def links_lead_somewhere(bundle: Path) -> None:
@@ -142,16 +150,29 @@ def links_lead_somewhere(bundle: Path) -> None:
                 raise ValueError(f"{page.relative_to(bundle)}: {link}")
 
 
-def weights_are_tensors(bundle: Path) -> None:
-    """Weights hold tensors and no code."""
-    for path in (path for path in sorted(bundle.rglob("*")) if path.suffix in WEIGHTS):
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:
-            raise ValueError(f"{path.relative_to(bundle)} holds more than tensors, or is damaged") from None
-        strange = [key for key, value in content.items() if not isinstance(value, torch.Tensor)]
-        if strange:
-            raise ValueError(f"{path.relative_to(bundle)}: {strange[0]} is no tensor")
+def no_pickled_code(bundle: Path) -> None:
+    """Files are text, images or tensors, and none holds pickled code."""
+    listed = [entry["path"] for entry in _large_files(bundle)]
+    for path in _files(bundle):
+        name = path.relative_to(bundle).as_posix()
+        if path.suffix in WEIGHTS:
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception:
+                raise ValueError(f"{name} holds more than tensors, or is damaged") from None
+            values = content.values() if isinstance(content, dict) else [content]
+            if not all(isinstance(value, torch.Tensor) for value in values):
+                raise ValueError(f"{name} holds more than tensors")
+        elif path.suffix in BEGINNINGS:
+            if not path.read_bytes().startswith(BEGINNINGS[path.suffix]):
+                raise ValueError(f"{name} is no {path.suffix} file")
+        elif path.suffix == ".ts":
+            if name not in listed:
+                raise ValueError(f"{name} holds TorchScript, and large_files.yml does not name it")
+            if not _is_torchscript(path):
+                raise ValueError(f"{name} is no TorchScript file")
+        elif path.suffix not in TEXT or (not path.suffix and path.name != "LICENSE") or not _is_text(path):
+            raise ValueError(f"{name} is no file that a bundle holds")
 
 
 def weights_have_a_record(bundle: Path) -> None:
@@ -172,8 +193,7 @@ def label_server_takes_the_weights(bundle: Path) -> None:
 
 def large_files(bundle: Path) -> None:
     """Files in large_files.yml belong to the bundle, by their digests."""
-    listed = ConfigParser.load_config_file(str(bundle / "large_files.yml"))["large_files"]
-    for entry in listed:
+    for entry in _large_files(bundle):
         path = (bundle / entry["path"]).resolve()
         if bundle.resolve() not in path.parents:
             raise ValueError(f"{entry['path']} leads out of the bundle")
@@ -187,13 +207,29 @@ def _metadata(bundle: Path) -> dict[str, Any]:
     return json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
 
 
-def _strings(content: Any) -> Iterator[str]:
-    """All strings in nested JSON, keys left out."""
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, (dict, list)):
-        for value in content.values() if isinstance(content, dict) else content:
-            yield from _strings(value)
+def _large_files(bundle: Path) -> list[dict[str, str]]:
+    entries: list[dict[str, str]] = ConfigParser.load_config_file(str(bundle / "large_files.yml"))["large_files"]
+    return entries
+
+
+def _files(bundle: Path) -> list[Path]:
+    return sorted(path for path in bundle.rglob("*") if path.is_file())
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        return "\0" not in path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+
+
+def _is_torchscript(path: Path) -> bool:
+    """PyTorch reads what has these entries by its own interpreter, never by pickle."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        names = [PurePosixPath(name).parts[1:2] for name in file.namelist()]
+    return ("constants.pkl",) in names and ("code",) in names
 
 
 ARCHIVE_CHECKS: tuple[Callable[[Path], None], ...] = (archive_entries, archive_digest, archive_named)
@@ -205,7 +241,7 @@ FILE_CHECKS: tuple[Callable[[Path], None], ...] = (
     described,
     no_absolute_path,
     links_lead_somewhere,
-    weights_are_tensors,
+    no_pickled_code,
     weights_have_a_record,
     label_server_takes_the_weights,
     large_files,

@@ -24,6 +24,7 @@ from scripts.inference import find_images
 
 __all__ = ["Result", "main", "make_cohort", "run_worker", "verify"]
 
+COHORT = "Training config says what kind of data it takes"
 WORKER = Path(__file__).with_name("verify_worker.py")
 
 
@@ -78,18 +79,30 @@ def verify(source: Path, schema: Path | None = None) -> list[Result]:
                 archive.extractall(folder)
                 copy = Path(folder) / archive.namelist()[0].partition("/")[0]
         results += [_result(check, copy) for check in checks.FILE_CHECKS]
-        if (copy / "configs" / "train.json").is_file() and (copy / "configs" / "metadata.json").is_file():
-            config = json.loads((copy / "configs" / "train.json").read_text(encoding="utf-8"))
-            cohort = Path(folder) / "cohort"
-            make_cohort(cohort, config)
+        cohort = Path(folder) / "cohort"
+        results.append(_result(lambda bundle: make_cohort(cohort, _training_config(bundle)), copy, COHORT))
+        if not results[-1].fault:
             results += run_worker(copy, cohort, schema)
-            results += _run_commands(copy, cohort, config["output_ext"])
+            results += _run_commands(copy, cohort, _training_config(copy)["output_ext"])
     return results
 
 
-def _result(check: Callable[[Path], None], path: Path) -> Result:
-    """Outcome of a check that raises where something is wrong; the first line of its docstring names it."""
-    name = (check.__doc__ or "").partition("\n")[0].rstrip(".")
+def _training_config(bundle: Path) -> dict[str, Any]:
+    """The config that says of what kind a bundle's data is."""
+    name = "configs/train.json"
+    try:
+        config = json.loads((bundle / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name}: expected JSON, found {error}") from None
+    kind = ("layout", "in_channels", "num_classes", "photographs", "output_ext")
+    if missing := [key for key in kind if key not in config]:
+        raise ValueError(f"{name} lacks {', '.join(missing)}")
+    return dict(config)
+
+
+def _result(check: Callable[[Path], None], path: Path, name: str = "") -> Result:
+    """Outcome of a check that raises where something is wrong; the first line of its docstring names it by default."""
+    name = name or (check.__doc__ or "").partition("\n")[0].rstrip(".")
     try:
         check(path)
     except Exception as error:  # a check that cannot be made is a check that fails

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +33,47 @@ def checks(bundle: Path, schema: str, data: dict[str, dict[str, Any]]) -> Iterat
         assert isinstance(network, torch.nn.Module)
         return network.eval()
 
-    def from_elsewhere() -> None:
+    @contextmanager
+    def elsewhere() -> Iterator[Path]:
+        """Another folder, as a program that imports the bundle works in: the bundle is not on Python's path there."""
         here, path = os.getcwd(), list(sys.path)
-        with tempfile.TemporaryDirectory() as elsewhere:
-            os.chdir(elsewhere)
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
             sys.path[:] = [entry for entry in sys.path if entry and Path(entry) != bundle]
             try:
-                network = loaded()
-                expected = torch.load(weights, map_location="cpu", weights_only=True)
-                assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
-                for name, kind in (("train", "train"), ("inference", "inference")):
-                    workflow = create_workflow(
-                        config_file=str(configs / f"{name}.json"),
-                        workflow_type=kind,
-                        logging_file=False,
-                        bundle_root=str(bundle),
-                    )
-                    workflow.finalize()
+                yield Path(folder)
             finally:
                 os.chdir(here)
                 sys.path[:] = path
+
+    def loads() -> None:
+        with elsewhere():
+            network = loaded()
+        expected = torch.load(weights, map_location="cpu", weights_only=True)
+        if not all(torch.equal(value, expected[key]) for key, value in network.state_dict().items()):
+            raise ValueError("the network that load returns has other weights than models/model.pt")
+
+    def runs() -> None:
+        steps = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2, "batch_size": 2}
+        with elsewhere() as folder:
+            for kind, names, options, result in (
+                ("train", ["train.json"], {**data["train"], **steps}, "model.pt"),
+                ("infer", ["train.json", "evaluate.json"], data["train"], "summary.csv"),
+                ("infer", ["inference.json"], data["infer"], "**/*_seg.*"),
+            ):
+                output = folder / names[-1]
+                flow = create_workflow(
+                    config_file=[str(configs / name) for name in names],
+                    workflow_type=kind,
+                    logging_file=False,
+                    bundle_root=str(bundle),
+                    output_dir=str(output),
+                    **options,
+                )
+                flow.run()
+                flow.finalize()
+                if not list(output.glob(result)):
+                    raise ValueError(f"{names[-1]} wrote no {result}")
 
     def schema_holds() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +129,8 @@ def checks(bundle: Path, schema: str, data: dict[str, dict[str, Any]]) -> Iterat
                 image = torch.rand(batch, channels, 64, 48)
                 torch.testing.assert_close(scripted(image), network(image))
 
-    yield "Loading and creating workflows work from another folder", from_elsewhere
+    yield "Another program loads the network", loads
+    yield "Another program trains, evaluates and infers", runs
     yield "Metadata follows its schema", schema_holds
     yield "Workflows have MONAI's properties", properties
     yield "Weights match the network exactly", weights_fit

@@ -51,7 +51,7 @@ def test_a_packed_bundle_passes_everything(packed: Path, schema: Path) -> None:
     results = verify(packed, schema)
     assert [result for result in results if result.fault] == []
     names = [result.check for result in results]
-    assert len(names) == len(set(names)) == len(ARCHIVE_CHECKS) + len(FILE_CHECKS) + 6 + 3
+    assert len(names) == len(set(names)) == len(ARCHIVE_CHECKS) + len(FILE_CHECKS) + 1 + 7 + 3
 
 
 def test_what_monai_finds_is_reported(copy: Path, schema: Path) -> None:
@@ -68,7 +68,8 @@ def test_what_monai_finds_is_reported(copy: Path, schema: Path) -> None:
     edit(train, lambda config: config["validate"].pop("dataset"))
     failed = {result.check for result in run_worker(copy, copy.parent / "cohort", schema) if result.fault}
     assert failed == {
-        "Loading and creating workflows work from another folder",
+        "Another program loads the network",
+        "Another program trains, evaluates and infers",
         "Metadata follows its schema",
         "Workflows have MONAI's properties",
         "Weights match the network exactly",
@@ -143,8 +144,19 @@ def link(bundle: Path) -> None:
             "docs/method.md: gone.md",
         ),
         (lambda b: (b / "docs" / "method.md").write_text("[x](../../x)"), "links_lead_somewhere", "../../x"),
-        (pickled, "weights_are_tensors", "models/model.pt holds more than tensors"),
-        (module, "weights_are_tensors", "models/best_model.pt holds more than tensors"),
+        (pickled, "no_pickled_code", "models/model.pt holds more than tensors"),
+        (module, "no_pickled_code", "models/best_model.pt holds more than tensors"),
+        (lambda b: (b / "models" / "model.ts").write_bytes(b""), "no_pickled_code", "does not name it"),
+        (lambda b: (b / "docs" / "x.png").write_bytes(pickle.dumps({})), "no_pickled_code", "x.png is no .png file"),
+        (lambda b: (b / "docs" / "x.md").write_bytes(pickle.dumps({})), "no_pickled_code", "x.md is no file that"),
+        *[
+            (
+                lambda b, n=n: (b / "models" / n).write_bytes(pickle.dumps({})),
+                "no_pickled_code",
+                f"models/{n} is no file",
+            )
+            for n in ("optim.pickle", "net.joblib", "w.npy", "x.pth.tar", "cache.dat", "weights")
+        ],
         (shorter, "label_server_takes_the_weights", "it takes a.pt"),
         (
             lambda b: edit(b / "models" / "model.json", lambda r: r.update(sha256="0")),
@@ -174,6 +186,89 @@ def test_each_fault_of_the_files_is_found(copy: Path, spoil: Callable[[Path], An
     spoil(copy)
     with pytest.raises(ValueError, match=re.escape(words)):
         run(copy)
+
+
+def path_check() -> Callable[[Path], None]:
+    return next(function for function in FILE_CHECKS if function.__name__ == "no_absolute_path")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("configs/a.json", r"""{"a": "$'/data/acdc' if @b else 'c'"}"""),
+        ("configs/a.json", '{"a": "$os.path.join(\'/datasets\', @b)"}'),
+        ("configs/a.json", '{"a": "%/data/other.json#id"}'),
+        ("configs/a.json", '{"a": "C:/Users/someone/acdc"}'),
+        ("configs/a.json", '{"a": "file:///data/acdc"}'),
+        ("scripts/a.py", "ROOT = '/data/acdc'"),
+        ("scripts/a.py", 'ROOT = Path("/data")'),
+        ("scripts/a.py", "ROOT = 'C:/Users/someone'"),
+        ("docs/a.md", "see file:///home/someone/acdc"),
+        ("large_files.yml", "large_files:\n  - path: /data/model.pt"),
+        ("configs/a.conf", "filename=/data/log.txt"),
+    ],
+)
+def test_absolute_paths_are_found(name: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        path_check()(tmp_path)
+
+
+def test_what_only_looks_like_an_absolute_path_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(
+        json.dumps(
+            {
+                "root": "/",
+                "url": "https://example.org/home/data",
+                "folder": "$@bundle_root + '/data/acdc'",
+                "id": "train#dataset/x",
+                "0": "C: background / lesion",
+                "unit": "$a / b",
+            }
+        )
+    )
+    (tmp_path / "a.py").write_text("a = b / 'c' + '/d'\nurl = f'{host}/home/{name}'\nparts = name.split('/')")
+    (tmp_path / "a.md").write_text("POST /infer/NAME, `GET /info/`, http://127.0.0.1:8000/docs, /path/to, `file://`")
+    (tmp_path / "a.yml").write_text("url: https://example.org/tmp/x\n")
+    path_check()(tmp_path)
+
+
+def test_torchscript_passes_where_the_bundle_names_it(copy: Path) -> None:
+    (check,) = (function for function in FILE_CHECKS if function.__name__ == "no_pickled_code")
+    file = copy / "models" / "model.ts"
+    entry = "large_files:\n  - {path: models/model.ts, url: u, hash_val: a, hash_type: sha256}\n"
+    (copy / "large_files.yml").write_text(entry)
+    torch.jit.script(torch.nn.Linear(1, 1)).save(str(file))
+    check(copy)
+    torch.save({}, file)
+    with pytest.raises(ValueError, match=r"model\.ts is no TorchScript file"):
+        check(copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "configs/train.json: expected JSON, found"),
+        ("{}", "configs/train.json lacks layout, in_channels"),
+        ("[]", "configs/train.json lacks layout, in_channels"),
+        (None, "configs/train.json"),
+    ],
+)
+def test_a_broken_training_config_is_a_failed_check(
+    copy: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: str
+) -> None:
+    path = copy / "configs" / "train.json"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(SystemExit) as info:
+        main(str(copy))
+    assert info.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(FILE_CHECKS) + 2
+    (line,) = (line for line in lines if "Training config says" in line)
+    assert line.startswith("FAIL")
+    assert words in line
 
 
 def rezip(packed: Path, target: Path, name: str, mode: int = 0o100644, content: bytes = b"x") -> Path:
