@@ -189,14 +189,18 @@ class LabelServer:
     def train(self, model: str, **params: Any) -> tuple[str, str]:
         """Train a model and wait until it is done.
 
+        The request is 3D Slicer's: every option that the server offers, of a list the first entry.
+
         Args:
             model: name of the model.
-            **params: of the request, such as ``max_epochs`` and ``val_split``.
+            **params: options with another value, such as ``max_epochs`` and ``val_split``.
 
         Returns:
             status (``DONE`` or ``ERROR``) and what the training wrote.
         """
-        return self._task("train", model, {"device": "cpu", **params})
+        offered = self.info()["trainers"][model]["config"]
+        options = {key: value[0] if isinstance(value, list) else value for key, value in offered.items()}
+        return self._task("train", model, {**options, "device": "cpu", **params})
 
     def score(self, method: str, **params: Any) -> tuple[str, str]:
         """Score the studies without a label for active learning and wait; see :meth:`train`."""

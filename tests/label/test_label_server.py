@@ -138,10 +138,26 @@ class TestNifti:
         assert "learning from 2 labelled and 8 unlabelled studies, validating on 0" in log
         assert digest(bundles[0]) != before[0]
         assert digest(bundles[1]) == before[1]
+        runs = list((bundles[0] / "output").iterdir())
+        assert len(runs) == log.count("is now the network of") == 1, "the options that 3D Slicer sends train once"
         record = json.loads((bundles[0] / "models" / "model.json").read_text())
         assert (record["split"], record["labeled_cases"], record["unlabeled_cases"]) == ("MONAI Label datastore", 2, 8)
+        assert json.loads((runs[0] / "model.json").read_text()) == record
+        # The served weights were synthetic ones: they bind nobody, and nobody stated the terms of the studies.
+        assert record["continues_sha256"] == before[0]
+        assert record["license"].startswith("not stated")
+        assert "synthetic" not in record["license"] + (bundles[0] / "models" / "LICENSE.txt").read_text()
         expected = reference(bundles[0], cohort[names[-1]][0], tmp_path / "reference")
         assert same(server.infer(A, names[-1], tmp_path / "answer.nii.gz"), expected)
+
+    def test_a_file_that_is_not_there_begins_anew(self, server: LabelServer, bundles: tuple[Path, Path]) -> None:
+        before = digest(bundles[0])
+        status, log = server.train(A, max_epochs=1, model_filename="anew.pt")
+        assert status == "DONE", log[-3000:]
+        assert digest(bundles[0]) != before
+        record = json.loads((bundles[0] / "models" / "model.json").read_text())
+        assert "continues_sha256" not in record
+        assert sorted(path.name for path in (bundles[0] / "models").glob("*.pt")) == ["model.pt"]
 
     def test_validation_studies_do_not_return_as_unlabelled_ones(
         self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict, tmp_path: Path
@@ -192,7 +208,7 @@ class TestNifti:
         assert "learning from 8 labelled and 0 unlabelled studies, validating on 2" in log
         assert "No study is without a label" in log
         assert digest(bundles[0]) != before
-        assert len(list((bundles[0] / "output").iterdir())) == 2  # two trainings of this copy came to their end
+        assert len(list((bundles[0] / "output").iterdir())) == 3  # three trainings of this copy came to their end
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".png"])
