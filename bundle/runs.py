@@ -145,10 +145,11 @@ def _base_files(config_file: str | Sequence[str]) -> list[str]:
 def _merged(files: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that a workflow makes of config files and overrides, as JSON holds it."""
     parser = ConfigParser(ConfigParser.load_config_files(files))
-    try:
-        parser.update(dict(values))
-    except KeyError as error:
-        raise ValueError(f"{', '.join(values)}: an id leads nowhere in the configuration, at {error}.") from None
+    for key, value in values.items():
+        try:
+            parser.update({key: value})
+        except KeyError:
+            raise ValueError(f"{key}: leads nowhere in the configuration.") from None
     return json.loads(json.dumps(parser.get(), default=str))
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from bundle.runs import plan
 from bundle.workflows import CONFIGS, ROOT, method_names
 from scripts.methods import Objective
+from scripts.methods.teacher import MeanTeacher
 
 PAGE = (ROOT / "docs" / "methods.md").read_text()
 
@@ -38,7 +38,7 @@ def test_parameter_counts(name: str) -> None:
     parser.update({"bundle_root": str(ROOT), "device": torch.device("cpu")})
     method = parser.get_parsed_content("method")
     assert isinstance(method, Objective)
-    averaged = sum(count(module) for module in method.modules() if isinstance(module, AveragedModel))
+    averaged = sum(count(module) for module in method.modules() if isinstance(module, MeanTeacher))
     row = table("method", "What they do")[name]
     assert row["deployed"] == f"{count(method.network):,}" == "1,813,764"
     assert row["trained"] == f"{count(method) - averaged:,}"
