@@ -145,11 +145,12 @@ def _base_files(config_file: str | Sequence[str]) -> list[str]:
 def _merged(files: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that a workflow makes of config files and overrides, as JSON holds it."""
     parser = ConfigParser(ConfigParser.load_config_files(files))
-    for key, value in values.items():
-        try:
+    key = ""
+    try:
+        for key, value in values.items():
             parser.update({key: value})
-        except KeyError:
-            raise ValueError(f"{key}: leads nowhere in the configuration.") from None
+    except KeyError:
+        raise ValueError(f"{key}: leads nowhere in the configuration.") from None
     return json.loads(json.dumps(parser.get(), default=str))
 
 
