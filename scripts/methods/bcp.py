@@ -37,8 +37,8 @@ class BCP(Objective):
     Deviations from the reference code: pre-training hands over its last weights, not the best by validation, and the
     learning rate falls over both phases instead of being constant; both come from the one schedule that all methods
     share. The teacher predicts the unlabelled batch in one pass, not each half under its own batch statistics. Its
-    batch-norm averages, which nothing reads, are copied instead of averaged. Where halves are
-    uneven, images stand in both.
+    batch-norm averages, which nothing reads, are copied instead of averaged. Where halves are uneven, images stand in
+    both.
 
     Args:
         pretraining: share of the training that is pre-training, in [0, 1]; the reference's 10,000 of 40,000 iterations.
