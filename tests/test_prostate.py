@@ -64,7 +64,7 @@ def trained(prostates: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "cache_dir": str(folder / "cache"),
         "output_dir": str(folder / "out"),
         "batch_size": 4,
-        "learning_rate": 0.05,
+        "learning_rate": 0.02,  # at .05 the order of sums decides whether it learns
         "val_interval": 3,
         "train#trainer#max_epochs": 9,
         "train#trainer#epoch_length": 6,
