@@ -102,7 +102,7 @@ def _print_steps(
     print(f"\ntraining step, {image_size} px, batch {batch_size} + {batch_size}; ratios are to a {REFERENCE} step")
     if device == "cpu":
         print(f"peak memory is the process's, {isolated(peak_memory, device):.0f} MiB of it before the first tensor")
-    # What stage 3's affinity would take, were it made: the fused attention never does.
+    # What stage 3's affinity would take, were it made: scripts.attention never does.
     affinity = batch_size * (image_size // 4) ** 4 * 4 / 2**20
     print(f"(one affinity matrix HW x HW for each image of a batch would be {affinity:.0f} MiB in fp32)")
     print(f"{'':52} {'s':>8} {'ratio':>6} {'MiB':>6} {'GFLOP':>7} {'ratio':>6} {'GFLOP/s':>8} {'of rate':>8}")

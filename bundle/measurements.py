@@ -23,7 +23,7 @@ from monai.networks import one_hot
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from bundle.workflows import CONFIGS
 from scripts.metrics import surface_distances
@@ -45,13 +45,6 @@ MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 
 SLICES = 10
 """Slices of a volume."""
-
-_FLASH_ON_CPU = {  # PyTorch counts the fused attention of CUDA, not the CPU's
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
-    ),
-}
 
 
 def _config(device: str, *files: str, **overrides: Any) -> ConfigParser:
@@ -85,7 +78,7 @@ def peak_memory(device: str) -> float:
 
 def _flops(work: Callable[[], Any]) -> float:
     """Floating-point operations of the matrix products, convolutions and attention in a call."""
-    counter = FlopCounterMode(display=False, custom_mapping=_FLASH_ON_CPU)
+    counter = FlopCounterMode(display=False)
     with counter:
         work()
     return float(counter.get_total_flops())

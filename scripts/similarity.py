@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from scripts.attention import attention
+
 __all__ = [
     "Prototypes",
     "cross_logits",
@@ -46,8 +48,7 @@ def refine_by_affinity(logits: Tensor, features: Tensor, temperature: float = 0.
 
     ``M = softmax(cos(f_i, f_j) / T)`` over j; space ``logit`` gives ``z + M z``, space ``probability`` gives
     ``log((p + M p) / 2)`` with ``p = softmax(z)``: the softmax of what is returned is the refined prediction. This is
-    attention with the features as queries and keys and the prediction as values, so M never stands in memory. The
-    values are padded to the features' width: with unequal widths PyTorch leaves the fused kernel and builds M.
+    attention with the features as queries and keys and the prediction as values, so M never stands in memory.
 
     Args:
         logits: decoder logits ``[B, C, h, w]`` at the features' size.
@@ -65,15 +66,9 @@ def refine_by_affinity(logits: Tensor, features: Tensor, temperature: float = 0.
         raise ValueError(f"affinity space: expected 'logit' or 'probability', found {space!r}.")
     logits = logits.float()
     values = logits if space == "logit" else logits.softmax(dim=1)
-    classes, width = logits.shape[1], features.shape[1]
     query = _unit(features).to(features.dtype).flatten(2).transpose(1, 2).unsqueeze(1)
     tokens = values.flatten(2).transpose(1, 2).unsqueeze(1).to(query.dtype)
-    if classes > width:
-        query = F.pad(query, (0, classes - width))
-    # The fused kernel also wants a last dimension of stride 1; no copy where channels already are last.
-    query = query.contiguous()
-    padded = F.pad(tokens, (0, max(0, width - classes))).contiguous()
-    spread = F.scaled_dot_product_attention(query, query, padded, scale=1.0 / temperature)[..., :classes]
+    spread = attention(query, query, tokens, scale=1.0 / temperature)
     spread = spread.squeeze(1).transpose(1, 2).reshape_as(values).float()
     return values + spread if space == "logit" else ((values + spread) / 2).clamp_min(1e-8).log()
 

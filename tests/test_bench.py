@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from bundle import bench, measurements
 from bundle.__main__ import main
 from bundle.workflows import isolated
+from scripts.attention import attention
 
 SMALL = {"image_size": 32, "batch_size": 2, "repeats": 1, "device": "cpu"}
 
@@ -32,16 +33,16 @@ def allocate(mebibytes: int) -> float:
     return measurements.peak_memory("cpu")
 
 
-def test_flops_of_products_convolutions_and_fused_attention() -> None:
+def test_flops_of_products_convolutions_and_attention() -> None:
     a, b = torch.rand(5, 7), torch.rand(7, 11)
     assert measurements._flops(lambda: a @ b) == 2 * 5 * 7 * 11
     image, kernel = torch.rand(2, 3, 8, 8), torch.rand(4, 3, 3, 3)
     assert measurements._flops(lambda: F.conv2d(image, kernel, padding=1)) == 2 * 2 * 8 * 8 * 4 * 3 * 9
     q, k, v = (torch.rand(2, 4, 64, 32, requires_grad=True) for _ in range(3))
     forward = 2 * 2 * 2 * 4 * 64 * 64 * 32  # two products, 2 FLOPs each, batch, heads, L x L x D
-    assert measurements._flops(lambda: F.scaled_dot_product_attention(q, k, v)) == forward
+    assert measurements._flops(lambda: attention(q, k, v, scale=1.0)) == forward
     # The backward pass makes the weights anew and four more products of the same size.
-    both = measurements._flops(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward())
+    both = measurements._flops(lambda: attention(q, k, v, scale=1.0).sum().backward())
     assert both == forward + forward // 2 * 5
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from scripts import attention
 from scripts.similarity import (
     Prototypes,
     cross_logits,
@@ -19,6 +19,7 @@ from scripts.similarity import (
     region_prototypes,
     uncertainty,
 )
+from tests.memory import LargestTensor
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -134,39 +135,19 @@ def test_refinement_under_bf16_autocast(space: str) -> None:
     torch.testing.assert_close(found.softmax(1), exact, rtol=0, atol=0.02)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the number of elements of the largest tensor that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return out
-
-
-def test_the_recorder_sees_an_affinity_matrix() -> None:
-    query = torch.rand(1, 1, 100, 8)
-    with LargestTensor() as record:
-        F.scaled_dot_product_attention(query, query, query[..., :4])
-    assert record.largest == 100 * 100
-
-
 @pytest.mark.parametrize("space", ["logit", "probability"])
-@pytest.mark.parametrize(("classes", "width"), [(4, 16), (5, 3), (8, 8)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_no_affinity_matrix_in_memory(space: str, classes: int, width: int, layout: torch.memory_format) -> None:
-    side = 24
-    logits = torch.randn(1, classes, side, side).to(memory_format=layout).requires_grad_()
-    features = torch.rand(1, width, side, side).to(memory_format=layout).requires_grad_()
+@pytest.mark.parametrize("chunk", [1000, 24**4])
+def test_no_more_of_the_affinity_in_memory_than_a_chunk(
+    space: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "CHUNK", chunk)
+    side, width = 24, 16
+    logits = torch.randn(1, 4, side, side, requires_grad=True)
+    features = torch.rand(1, width, side, side, requires_grad=True)
     with LargestTensor() as record:
         refine_by_affinity(logits, features, 0.1, space).sum().backward()
     assert features.grad is not None
-    assert record.largest <= max(classes, width) * side**2 < side**4
+    assert record.largest == (side**4 if chunk == side**4 else width * side**2)
 
 
 def test_unknown_space_is_refused() -> None:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from scripts.attention import attention
+
 __all__ = ["PixelProjection", "SpatialAwareFusion"]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over ``[B, L, dim]`` tokens through PyTorch's fused kernel (no L x L tensor)."""
+    """Multi-head self-attention over ``[B, L, dim]`` tokens, see :func:`scripts.attention.attention`."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -24,7 +26,7 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         batch, length, dim = tokens.shape
         q, k, v = self.qkv(tokens).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attention(q, k, v, scale=q.shape[-1] ** -0.5)
         return self.projection(out.transpose(1, 2).reshape(batch, length, dim))
 
 
