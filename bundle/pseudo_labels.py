@@ -14,13 +14,13 @@ import torch
 from monai.bundle import ConfigParser
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from scripts.checkpoints import RunCheckpoint
 from scripts.data import SemiSupervisedLoader, SliceDataset
 from scripts.engine import autocast_dtype, flag
 from scripts.errors import root_cause
 from scripts.methods import Objective
+from scripts.similarity import majority_labels
 
 __all__ = ["count_pseudo_labels", "hidden_records", "load_run", "main", "scores"]
 
@@ -115,7 +115,8 @@ def count_pseudo_labels(
     """Count the pixels of the pseudo-labels, in train mode; batch norm's running averages stay as they are.
 
     Args:
-        objective: makes the pseudo-labels, each kind at its own size; hidden labels are brought to it by nearest.
+        objective: makes the pseudo-labels, each kind at its own size; hidden labels are brought to it
+            by the majority of each cell.
         batches: of :class:`scripts.methods.Objective`'s form, with the labels of ``unlabeled``: ``hidden``.
         seed: seed of views and dropout, which are a function of it and the batch's number.
         amp: mixed precision where the objective's device has it, as in training.
@@ -137,7 +138,7 @@ def count_pseudo_labels(
             targets = objective.pseudo_labels(views)
         assert views.hidden is not None
         for kind, (label, confidence) in targets.items():
-            truth = F.interpolate(views.hidden[:, None].float(), size=label.shape[-2:], mode="nearest")[:, 0].long()
+            truth = majority_labels(views.hidden, label.shape[-2:], C)
             cell = ((confidence >= objective.threshold) * C + label) * C + truth
             found = cell.flatten().bincount(minlength=2 * C * C).view(2, C, C).cpu().numpy()
             counts[kind] = counts.get(kind, 0) + found

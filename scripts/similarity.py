@@ -7,6 +7,7 @@ because Eq. 12 multiplies differences of 1e-3 by a thousand; the attention withi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from scripts.attention import attention
 __all__ = [
     "Prototypes",
     "cross_logits",
+    "majority_labels",
     "nearest_divisor",
     "query_similarity",
     "refine_by_affinity",
@@ -71,6 +73,23 @@ def refine_by_affinity(logits: Tensor, features: Tensor, temperature: float = 0.
     spread = attention(query, query, tokens, scale=1.0 / temperature)
     spread = spread.squeeze(1).transpose(1, 2).reshape_as(values).float()
     return values + spread if space == "logit" else ((values + spread) / 2).clamp_min(1e-8).log()
+
+
+def majority_labels(labels: Tensor, size: Sequence[int], num_classes: int) -> Tensor:
+    """Labels at the features' size: the class that most pixels of each position's cell have.
+
+    Sampling one pixel instead would shift the labels against the features by up to half a cell.
+
+    Args:
+        labels: ``[B, H, W]``, integers in [0, num_classes).
+        size: ``(h, w)`` of the features.
+        num_classes: C.
+
+    Returns:
+        ``[B, h, w]`` integers; of equally frequent classes the lower.
+    """
+    onehot = F.one_hot(labels.long(), num_classes).permute(0, 3, 1, 2).float()
+    return F.adaptive_avg_pool2d(onehot, tuple(size)).argmax(dim=1)
 
 
 def nearest_divisor(size: int, wanted: int) -> int:

@@ -14,6 +14,7 @@ from scripts.methods.base import Objective, WeakViews
 from scripts.similarity import (
     Prototypes,
     cross_logits,
+    majority_labels,
     query_similarity,
     refine_by_affinity,
     region_prototypes,
@@ -174,7 +175,7 @@ class SemSim(Objective):
     def _labeled_features(self, encoded: list[Tensor], label: Tensor) -> tuple[Tensor, Tensor, Prototypes]:
         """``f~`` of the labelled images, their labels at its size, and the class prototypes of both."""
         features = self._fuse(encoded)
-        labels = F.interpolate(label[:, None].float(), size=features.shape[-2:], mode="nearest")[:, 0].long()
+        labels = majority_labels(label, features.shape[-2:], self.network.num_classes)
         return features, labels, region_prototypes(features, labels, self.network.num_classes, self.regions)
 
     def _fuse(self, encoded: list[Tensor]) -> Tensor:
