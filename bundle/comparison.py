@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,9 +16,10 @@ from monai.bundle import ConfigParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.checkpoints import RunCheckpoint
+from scripts.files import replacing, write_text
 from scripts.metrics import MEASURES
 
-__all__ = ["CHECKPOINTS", "PARTS", "collect", "write_comparison", "write_text"]
+__all__ = ["CHECKPOINTS", "PARTS", "collect", "write_comparison"]
 
 CHECKPOINTS = {"best": "model.pt", "last": "model_last.pt"}
 """The two networks of a run that are evaluated, and their files."""
@@ -174,14 +174,5 @@ def draw_curves(folder: Path, rows: Iterable[dict[str, Any]], target: Path) -> N
     axes.set(xlabel="iteration", ylabel="mean Dice, validation", ylim=(0, 1))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, target)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename; folders are created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=110)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 
 from bundle.workflows import CONFIGS, ROOT, execute
+from scripts.files import replacing
 
 __all__ = ["main"]
 
@@ -106,7 +106,6 @@ def draw(image: Path, maps: Sequence[Path], target: Path) -> Path:
         axis.set_title(title)
         axis.axis("off")
     figure.tight_layout()
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    figure.savefig(temporary, dpi=100)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=100)
     return target

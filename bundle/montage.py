@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bundle.survey import load, to_classes
+from scripts.files import replacing
 
 __all__ = ["draw_montage"]
 
@@ -27,7 +27,7 @@ def draw_montage(
 
     Args:
         records: with ``image``, ``label`` and ``case``.
-        target: PNG file, written under a temporary name and renamed.
+        target: PNG file.
         num_classes: classes, background included.
         colors: outline of each class by its number as text; the others get matplotlib's.
         label_values: what the label files store for each class.
@@ -53,6 +53,5 @@ def draw_montage(
                 axis.contour(mask, levels=[0.5], colors=[colors.get(str(number), f"C{number}")], linewidths=1)
         axis.set_title(Path(record["case"]).name, fontsize=7)
     figure.tight_layout()
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    figure.savefig(temporary, dpi=90)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=90)

@@ -19,6 +19,7 @@ from bundle.card import Evaluation, front_matter, model_card, read_evaluation
 from bundle.description import describe
 from scripts.data.datalist import read_datalist
 from scripts.data.readers import PHOTOGRAPH_SUFFIXES
+from scripts.files import write_text
 from scripts.inference import load_network_weights
 from scripts.networks import UNet
 from scripts.provenance import file_digest, read_record
@@ -81,20 +82,20 @@ def main(
         )
         _write_models(bundle / "models", Path(weights), record, metadata)
         shutil.copyfile(ROOT / "LICENSE", bundle / "LICENSE")
-        _write_text(bundle / "large_files.yml", _large_files(weights_url, record))
+        write_text(bundle / "large_files.yml", _large_files(weights_url, record))
         card = model_card(folder.name, metadata, overlay, record, evaluations, _method_overlay(record))
         (bundle / "docs").mkdir()
         for page in _pages(card):
             shutil.copyfile(ROOT / "docs" / page, bundle / "docs" / page)
-        _write_text(bundle / "docs" / "README.md", card)
-        _write_text(bundle / "README.md", front_matter(metadata["data_license"]) + card)
+        write_text(bundle / "docs" / "README.md", card)
+        write_text(bundle / "README.md", front_matter(metadata["data_license"]) + card)
         archive = folder.parent / archive_name(folder.name, metadata["version"])
         write_archive(bundle, staging / archive.name)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(bundle, folder)
         os.replace(staging / archive.name, archive)
-        _write_text(archive.with_name(f"{archive.name}.sha256"), f"{file_digest(archive)}  {archive.name}\n")
+        write_text(archive.with_name(f"{archive.name}.sha256"), f"{file_digest(archive)}  {archive.name}\n")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     print(f"{folder}\n{archive}, {archive.stat().st_size / 2**20:.1f} MiB, SHA-256 {file_digest(archive)}")
@@ -241,10 +242,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(content, indent=4, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=4, ensure_ascii=False) + "\n")

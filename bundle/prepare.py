@@ -19,6 +19,7 @@ from scripts.data import LabelValuesd
 from scripts.data.checks import check_class_settings
 from scripts.data.datalist import PARTS
 from scripts.data.records import Split, split_cases
+from scripts.files import write_text
 
 __all__ = ["main"]
 
@@ -82,8 +83,8 @@ def main(
     if faults:
         sys.exit(f"\nerror: {_count('fault', faults)} in '{source}'; no datalist was written.")
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _write(target, _datalist(findings, target.parent, dataset, settings, split.where))
+    datalist = _datalist(findings, target.parent, dataset, settings, split.where)
+    write_text(target, json.dumps(datalist, indent=1) + "\n")
     picture = target.with_name(f"{target.stem}_montage.png")
     labelled = [finding.record for finding in everything if finding.classes]
     if labelled:
@@ -238,9 +239,3 @@ def _datalist(
         },
         **lists,
     }
-
-
-def _write(target: Path, content: Mapping[str, Any]) -> None:
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, target)

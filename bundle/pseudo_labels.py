@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from scripts.checkpoints import RunCheckpoint
 from scripts.data import SemiSupervisedLoader, SliceDataset
 from scripts.engine import autocast_dtype, flag
 from scripts.errors import root_cause
+from scripts.files import write_text
 from scripts.methods import Objective
 from scripts.similarity import majority_labels
 
@@ -70,7 +70,7 @@ def main(
     rows = [{"kind": kind, **row} for kind, count in counts.items() for row in scores(count)]
     table = [list(rows[0]), *(["" if value is None else str(value) for value in row.values()] for row in rows)]
     path = Path(output) if output else Path(run, "pseudo_labels.csv")
-    _write_text(path, "".join(",".join(line) + "\n" for line in table))
+    write_text(path, "".join(",".join(line) + "\n" for line in table))
     print(f"{checkpoint}, iteration {iteration}, threshold {objective.threshold}: {batches} batches of ", end="")
     print(f"{hidden.batch_size} of {len(hidden.dataset)} slices, {len(records)} volumes with a hidden label: {path}")
     print("\n".join("".join(f"{cell:>13}" for cell in line) for line in table))
@@ -170,11 +170,3 @@ def scores(counts: NDArray[np.int64]) -> list[dict[str, Any]]:
             rounded = [None if np.isnan(value) else round(float(value), 6) for value in values]
             rows.append({"class": name, "pixels": int(t[0]), **dict(zip(MEASURES, rounded, strict=True))})
     return rows
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

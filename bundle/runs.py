@@ -14,8 +14,8 @@ from typing import Any
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from bundle.comparison import write_text
 from bundle.workflows import CONFIGS, method_names
+from scripts.files import write_text
 
 __all__ = ["PLAIN", "Run", "command_line", "plan", "store"]
 

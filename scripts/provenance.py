@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scripts.files import write_text
+
 __all__ = [
     "check_size",
     "code_version",
@@ -88,9 +90,7 @@ def write_record(weights: str | Path, record: Mapping[str, Any]) -> None:
     """Write the record of a file of weights beside it, with the file's digest and the code's version."""
     path = Path(weights).with_suffix(".json")
     content = {**record, "code": code_version(), "sha256": file_digest(weights)}
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=4) + "\n")
 
 
 def read_record(weights: str | Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from monai.data import MetaTensor
 from nibabel.affines import voxel_sizes
 
 from scripts.data.readers import is_photograph
+from scripts.files import write_text
 from scripts.metrics import COUNTS, MEASURES, segmentation_scores
 from scripts.provenance import code_version, file_digest
 
@@ -120,12 +121,11 @@ class SegmentationReport:
             for key in scores
         ]
         summary = [self._summary(key) for key in (self.scores[0] if self.scores else ())]
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         _write_csv(self.output_dir / "per_volume.csv", volumes)
         _write_csv(self.output_dir / "summary.csv", summary)
         if self.checkpoint is not None:
             about = {"part": self.part, "weights_sha256": file_digest(self.checkpoint), "code": code_version()}
-            _write(self.output_dir / "evaluation.json", json.dumps(about, indent=4) + "\n")
+            write_text(self.output_dir / "evaluation.json", json.dumps(about, indent=4) + "\n")
         print(f"{_table(summary)}\n{self.output_dir / 'summary.csv'}, per volume in per_volume.csv")
 
     def _name(self, key: str) -> str:
@@ -163,18 +163,12 @@ def _case_names(files: Sequence[str]) -> list[str]:
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows under a temporary name, then rename; None becomes an empty field."""
+    """Write rows; None becomes an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _rounded(value) for key, value in row.items()} for row in rows)
-    _write(path, text.getvalue())
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text.getvalue())
 
 
 def _rounded(value: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from scripts.files import write_text
 
 __all__ = ["SYNTHETIC", "UNSTATED", "inherited_terms", "join_terms", "split_terms", "terms_text", "write_terms"]
 
@@ -69,6 +70,4 @@ def terms_text(source: str, terms: str) -> str:
 
 def write_terms(folder: Path, source: str, terms: str) -> None:
     """Write :func:`terms_text` beside the ``model.pt`` of a folder."""
-    temporary = folder / f".{os.getpid()}.{FILE}"
-    temporary.write_text(terms_text(source, terms), encoding="utf-8", newline="\n")
-    os.replace(temporary, folder / FILE)
+    write_text(folder / FILE, terms_text(source, terms))

@@ -111,7 +111,7 @@ def test_table_and_picture_are_written_with_the_command(done: tuple[Path, str], 
     assert top.endswith("--labeled 2 '--train#trainer#max_epochs' 2 '--train#trainer#epoch_length' 1")
     assert "| supervised |  | 0, 1 |" in text
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob(".*")), "nothing temporary stays"
 
 
 def test_finished_runs_are_not_repeated_and_other_lengths_stand_apart(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from scripts.data.checks import check_class_settings, check_classes, check_finit
 from scripts.data.fingerprint import fingerprint
 from scripts.data.readers import voxel_file
 from scripts.errors import FaultsError, fault_line
+from scripts.files import replacing
 
 __all__ = ["Volume", "cached_volumes", "stored_files"]
 
@@ -179,11 +179,9 @@ def _slices_first(tensor: torch.Tensor, path: str) -> np.ndarray:
 
 
 def _save(file: Path, array: np.ndarray) -> None:
-    # A name of its own: two records of the same content, in one process or on two machines, share the final one.
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as stream:
-        np.save(stream, np.ascontiguousarray(array))
-    os.chmod(stream.name, 0o644)  # temporary files begin private
-    os.replace(stream.name, file)
+    # Two records of the same content, in one process or on two machines, share the file.
+    with replacing(file) as temporary:
+        np.save(temporary, np.ascontiguousarray(array))
 
 
 def _open(record: Mapping[str, Any], stem: Path) -> Volume:

@@ -116,7 +116,7 @@ def test_second_start_preprocesses_nothing(
     _write(tmp_path, "a_gt", np.zeros((10, 9, 4), np.uint8))
     assert passed(records) == 1, "other content under the same name"
     next(cache.glob("*.image.npy")).unlink()
-    assert not list(cache.glob("*.tmp"))
+    assert not list(cache.glob(".*")), "nothing temporary stays"
 
 
 def test_key_is_the_same_in_another_process(records: list[dict[str, str]], tmp_path: Path) -> None:
