@@ -22,12 +22,6 @@ def join_terms(data: str, *weights: str) -> str:
     Args:
         data: licence of the data that they learned from.
         *weights: licences of the weights that they began with.
-
-    Examples:
-        >>> join_terms("CC BY 4.0")
-        'CC BY 4.0'
-        >>> join_terms("CC BY 4.0", "CC BY-NC 4.0")
-        'CC BY 4.0; and of the weights that these began with: CC BY-NC 4.0'
     """
     parts = [data]
     for text in weights:
