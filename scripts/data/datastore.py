@@ -22,6 +22,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from scripts.data.custom import IMAGE_SUFFIXES
 from scripts.provenance import read_record, write_record
 from scripts.terms import UNSTATED, inherited_terms, join_terms, write_terms
 
@@ -32,8 +33,6 @@ logger = logging.getLogger(__name__)
 INDEX = "datastore_v2.json"
 FINAL = "final"
 TERMS = f"{UNSTATED}; ask the studies' owner before any use"
-# The formats that the preprocessing reads: a datastore may list others.
-SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".png", ".jpg", ".jpeg")
 
 
 def unlabeled_studies(
@@ -181,4 +180,5 @@ def _images_without_label(root: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: expected MONAI Label's list of studies, found {error!r}.") from None
     images = [os.path.realpath(folder / name) for name in names if not name.startswith(".")]
-    return [image for image in images if image.lower().endswith(SUFFIXES) and os.path.isfile(image)]
+    # a datastore may list formats that the preprocessing does not read
+    return [image for image in images if image.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(image)]
