@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from scripts.data.checks import check_classes, check_finite, check_grids
 from scripts.data.custom import IGNORED, is_label, name_of
 from scripts.data.readers import is_photograph
 from scripts.errors import fault_line, one_line
+from scripts.provenance import file_digest
 
 __all__ = ["Finding", "Settings", "load", "passed_over", "survey", "to_classes", "twins"]
 
@@ -156,7 +156,7 @@ def _look(record: Mapping[str, str], settings: Settings) -> Finding:
             continue
         path = record[key]
         try:
-            finding.sha256[key] = _digest(path)
+            finding.sha256[key] = file_digest(*stored_files(Path(path)))
             volumes[key] = load(path)
         except Exception as error:
             finding.faults.append(fault_line(error, path))
@@ -203,12 +203,3 @@ def _try(finding: Finding, check: Any, *args: Any) -> Any:
     except ValueError as error:
         finding.faults.append(one_line(error))
         return None
-
-
-def _digest(path: str) -> str:
-    digest = hashlib.sha256()
-    for file in stored_files(Path(path)):
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

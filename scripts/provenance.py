@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.files import write_text
+from scripts.files import update_digest, write_text
 
 __all__ = [
     "check_size",
@@ -30,12 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PHANTOM_MARKER = "phantom.json"  # what the makers of synthetic cohorts leave in a cohort's folder
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
+def file_digest(*paths: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal; of several, of their contents one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        update_digest(digest, path)
     return digest.hexdigest()
 
 

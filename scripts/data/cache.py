@@ -21,7 +21,7 @@ from scripts.data.checks import check_class_settings, check_classes, check_finit
 from scripts.data.fingerprint import fingerprint
 from scripts.data.readers import voxel_file
 from scripts.errors import FaultsError, fault_line
-from scripts.files import replacing
+from scripts.files import replacing, update_digest
 
 __all__ = ["Volume", "cached_volumes", "stored_files"]
 
@@ -58,11 +58,7 @@ class Volume:
 
 
 def cached_volumes(
-    data: Sequence[Mapping[str, Any]],
-    preprocessing: Compose,
-    cache_dir: str | Path,
-    num_classes: int,
-    num_workers: int | None = None,
+    data: Sequence[Mapping[str, Any]], preprocessing: Compose, cache_dir: str | Path, num_classes: int
 ) -> list[Volume]:
     """Preprocess records, or find them preprocessed by an earlier run.
 
@@ -76,7 +72,6 @@ def cached_volumes(
             records lack one. Their attributes must not change with use.
         cache_dir: folder of the entries, created if missing.
         num_classes: label values must be 0..num_classes - 1; at most 256.
-        num_workers: threads that preprocess. Default: one per core.
 
     Returns:
         one volume per record, in order.
@@ -94,7 +89,7 @@ def cached_volumes(
     root = Path(cache_dir)
     root.mkdir(parents=True, exist_ok=True)
 
-    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         stems = list(pool.map(lambda record: _try(_stem, record, root, settings), data))
         missing = [
             (record, stem)
@@ -138,9 +133,7 @@ def _stem(record: Mapping[str, Any], root: Path, settings: bytes) -> Path:
         if key in record:
             digest.update(key.encode())
             for file in stored_files(Path(record[key])):
-                with file.open("rb") as stream:
-                    while block := stream.read(1 << 20):
-                        digest.update(block)
+                update_digest(digest, file)
     return root / digest.hexdigest()
 
 
