@@ -20,6 +20,7 @@ from scripts.data.checks import check_class_settings
 from scripts.data.datalist import PARTS
 from scripts.data.records import Split, split_cases
 from scripts.files import write_text
+from scripts.report import aligned
 
 __all__ = ["main"]
 
@@ -205,8 +206,7 @@ def _table(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
                 else "",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return aligned(lines)
 
 
 def _range(values: Sequence[float]) -> str:

@@ -22,7 +22,7 @@ from scripts.files import write_text
 from scripts.metrics import COUNTS, MEASURES, segmentation_scores
 from scripts.provenance import code_version, file_digest
 
-__all__ = ["SegmentationReport"]
+__all__ = ["SegmentationReport", "aligned"]
 
 
 class SegmentationReport:
@@ -186,7 +186,11 @@ def _table(summary: Sequence[Mapping[str, Any]]) -> str:
             digits = 4 if measure == "dsc" else 2
             cells.append("" if mean is None else f"{mean:.{digits}f} ± {std:.{digits}f}")
         lines.append([row["class"], *cells, *(str(row[count]) for count in COUNTS)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     volumes = summary[0]["volumes"] if summary else 0
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([f"{volumes} volumes, mean ± standard deviation", *text])
+    return "\n".join([f"{volumes} volumes, mean ± standard deviation", *aligned(lines)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equally many cells as lines of text, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
