@@ -56,7 +56,8 @@ def main(
         objective = parser.get_parsed_content("method_on_device")
         iteration = load_run(checkpoint, objective)
         loader = parser.get_parsed_content("train#dataloader")
-        records = hidden_records(loader.dataset.data)
+        parser["train#dataset#data#labeled"] = None
+        records = hidden_records(loader.dataset.data, parser.get_parsed_content("train#dataset#data"))
         settings = (parser.get_parsed_content(key) for key in ("train#preprocessing", "cache_dir", "num_classes"))
         hidden = SemiSupervisedLoader(SliceDataset(records, *settings), loader.unlabeled_batch_size, loader.seed)
         amp = bool(flag(parser.get_parsed_content("amp")))
@@ -91,20 +92,23 @@ def load_run(path: Path, objective: Objective) -> int:
         raise ValueError(f"{path}: is no checkpoint of the configured method and network: {what}") from None
 
 
-def hidden_records(data: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The unlabelled records with the label that lies beside the image, ``_gt.nii.gz``; without those that lack one.
+def hidden_records(data: Sequence[Mapping[str, Any]], annotated: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The records among ``annotated`` whose image is unlabelled in ``data``; without those that lack a label.
+
+    Args:
+        data: training records, as the run had them.
+        annotated: the same cases with every label that the data set holds.
 
     Raises:
-        ValueError: if no record is unlabelled.
-        FileNotFoundError: if none of them has a label.
+        ValueError: if no record of ``data`` is unlabelled.
+        FileNotFoundError: if none of those has a label.
     """
-    unlabeled = [str(record["image"]) for record in data if "label" not in record]
+    unlabeled = {str(record["image"]) for record in data if "label" not in record}
     if not unlabeled:
-        raise ValueError(f"all {len(data)} training volumes are labelled, none gets pseudo-labels: lower `labeled`.")
-    labels = {image: Path(image.removesuffix(".nii.gz") + "_gt.nii.gz") for image in unlabeled}
-    found = [{"image": image, "label": str(label)} for image, label in labels.items() if label.is_file()]
+        raise ValueError(f"all {len(data)} training images are labelled, none gets pseudo-labels: lower `labeled`.")
+    found = [dict(record) for record in annotated if str(record["image"]) in unlabeled and "label" in record]
     if not found:
-        raise FileNotFoundError(f"none of the {len(labels)} unlabelled volumes has a label as {min(labels.values())}.")
+        raise FileNotFoundError(f"none of the {len(unlabeled)} unlabelled images has a label, as {min(unlabeled)}.")
     return found
 
 

@@ -92,6 +92,11 @@ class RunCheckpoint:
                 raise ValueError(f"{path}: expected a run with {name} {value}, found {state.get(name)}.")
         if state["epoch"] > engine.state.max_epochs:
             raise ValueError(f"{path}: holds {state['epoch']} epochs, more than max_epochs {engine.state.max_epochs}.")
+        if state["max_epochs"] != engine.state.max_epochs:
+            engine.logger.warning(
+                f"{path}: begun for {state['max_epochs']} epochs: learning rate and ramps now follow "
+                f"{engine.state.max_epochs}, which no uninterrupted run did."
+            )
         try:
             for name, part in parts.items():
                 part.load_state_dict(content[name])
@@ -107,6 +112,7 @@ class RunCheckpoint:
             **_protocol(engine),
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
+            "max_epochs": engine.state.max_epochs,
             "best_metric": float(self.evaluator.state.best_metric) if self.evaluator else -1.0,
             "best_metric_epoch": self._best_epoch(),
         }
@@ -148,6 +154,7 @@ def _protocol(engine: SemiSupervisedTrainer) -> dict[str, Any]:
             "unlabelled slices": len(loader.dataset.unlabeled),
             "batch size": loader.batch_size,
             "processes": loader.world_size,
+            "image size": loader.dataset.volumes[0].shape[-1],
         }
     return protocol
 

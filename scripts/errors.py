@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["FaultsError", "fault_line", "one_line", "plain_errors", "root_cause"]
+__all__ = ["FaultsError", "check_switches", "fault_line", "one_line", "plain_errors", "root_cause"]
 
 _EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
 # The programs that run a bundle's workflow for a user: MONAI's command line, and MONAI Label's training process.
 _PROGRAMS = {("monai", "bundle", "__main__.py"), ("interfaces", "utils", "app.py")}
+_UNKNOWN_COMPONENT = "Cannot locate class or function path"  # MONAI's words
 _PACKAGE = Path(__file__).resolve().parent
 _SHOWN = 5
 
@@ -54,8 +55,21 @@ def fault_line(error: BaseException, *files: str) -> str:
     return f"{' / '.join([file for file in files if file in what] or files)}: cannot be read: {what}"
 
 
+def check_switches(**switches: object) -> None:
+    """Refuse truth values that are words: ``false`` on the command line arrives as text, which counts as true.
+
+    Raises:
+        ValueError: if one is neither True nor False.
+    """
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: expected True or False, spelled like this, found {value!r}.")
+
+
 def plain_errors() -> None:
     """On the command line, end with the message alone when this package rejects what it was given.
+
+    So does a ``_target_`` that does not exist, a method's name misspelled, say.
 
     MONAI wraps what a config's component raises, once per level, so that the last line a user sees is the least
     telling. Anything unexpected keeps its full traceback, and so does every program that imports the bundle: only
@@ -67,7 +81,8 @@ def plain_errors() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         cause = root_cause(error)
         raised_in = [Path(frame.filename).resolve() for frame in traceback.extract_tb(cause.__traceback__)]
-        if isinstance(cause, _EXPECTED) and raised_in and _PACKAGE in raised_in[-1].parents:
+        ours = isinstance(cause, _EXPECTED) and raised_in and _PACKAGE in raised_in[-1].parents
+        if ours or str(cause).startswith(_UNKNOWN_COMPONENT):
             print(f"error: {cause}", file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, trace)

@@ -88,8 +88,9 @@ def majority_labels(labels: Tensor, size: Sequence[int], num_classes: int) -> Te
     Returns:
         ``[B, h, w]`` integers; of equally frequent classes the lower.
     """
+    height, width = size
     onehot = F.one_hot(labels.long(), num_classes).permute(0, 3, 1, 2).float()
-    return F.adaptive_avg_pool2d(onehot, tuple(size)).argmax(dim=1)
+    return F.adaptive_avg_pool2d(onehot, (height, width)).argmax(dim=1)
 
 
 def nearest_divisor(size: int, wanted: int) -> int:

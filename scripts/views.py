@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from scripts.errors import check_switches
+
 __all__ = ["MixedView", "StrongView", "WeakView"]
 
 
@@ -43,6 +45,7 @@ class WeakView(nn.Module):
 
     def __init__(self, mode: str = "flip", shared: bool = False) -> None:
         super().__init__()
+        check_switches(shared=shared)
         if mode not in ("flip", "rotate_flip", "none"):
             raise ValueError(f"weak view mode: expected 'flip', 'rotate_flip' or 'none', found {mode!r}.")
         self.mode = mode
@@ -225,15 +228,15 @@ def _luma(image: Tensor) -> Tensor:
     return (image * weights[:, None, None]).sum(dim=1, keepdim=True)
 
 
+_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_FROM_YIQ = torch.linalg.inv(_TO_YIQ)  # once and here: a GPU would make every step wait for it
+
+
 def _rotate_hue(image: Tensor, turn: Tensor) -> Tensor:
     """Turn the chroma plane of YIQ by ``turn`` of a full circle, per image: linear, so no HSV round trip."""
-    to_yiq = torch.tensor(
-        [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]],
-        device=image.device,
-        dtype=torch.float32,
-    )
     angle = 2 * math.pi * turn
     cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
     rotation = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
-    matrix = (torch.linalg.inv(to_yiq) @ rotation @ to_yiq).to(image.dtype)
+    to_yiq, from_yiq = (matrix.to(image.device) for matrix in (_TO_YIQ, _FROM_YIQ))
+    matrix = (from_yiq @ rotation @ to_yiq).to(image.dtype)
     return torch.einsum("bij,bjhw->bihw", matrix, image)

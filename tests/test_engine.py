@@ -136,6 +136,16 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     assert root_cause(info.value) is info.value
 
 
+def test_another_length_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    net = network()
+    for resume, epochs in ((False, 1), (True, 1), (True, 2)):
+        assert "learning rate and ramps" not in caplog.text
+        engine = trainer(FixMatch(net), epochs, handlers=[RunCheckpoint(str(tmp_path), net, resume)])
+        engine.logger.addHandler(caplog.handler)
+        engine.run()
+    assert "begun for 1 epochs: learning rate and ramps now follow 2" in caplog.text
+
+
 def test_output_guard(tmp_path: Path) -> None:
     guard_output(str(tmp_path), False)
     (tmp_path / "checkpoint.pt").touch()
@@ -289,6 +299,7 @@ def test_a_resumed_run_must_follow_the_same_protocol(phantom: Path, tmp_path: Pa
     for overrides, message in (
         ({"labeled": 2}, "expected a run with labelled slices"),
         ({"seed": 1}, "expected a run with seed 1, found 0"),
+        ({"image_size": 48}, "expected a run with image size 48, found 32"),
         ({"num_classes": 5}, "does not fit the configured method and network"),
     ):
         again = arguments(phantom, tmp_path, resume=True, **{"train#trainer#max_epochs": 3, **overrides})
@@ -342,6 +353,8 @@ def test_a_killed_run_resumes_to_the_same_weights(phantom: Path, tmp_path: Path)
         ("fixmatch", {"labeled": 99}, "labeled=99"),
         ("fixmatch", {"labeled": 6}, "learns from unlabelled images"),
         ("semsim", {"method#gate": "both"}, "gate: expected one of"),
+        ("semsim", {"method#shared_target": "false"}, "shared_target: expected True or False"),
+        ("fixmatch", {"photographs": "false"}, "photographs: expected True or False"),
         ("fixmatch", {"num_classes": 3}, "label values must be 0..2"),
         ("fixmatch", {"resume": "nowhere.pt"}, "nowhere.pt"),
         ("fixmatch", {"dataset_dir": "nowhere"}, "make demo"),
@@ -356,12 +369,24 @@ def test_mistakes_are_named_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_line_ends_in_the_plain_message(phantom: Path, tmp_path: Path) -> None:
-    line = command(arguments(phantom, tmp_path, dataset_dir="nowhere"))
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dataset_dir": "nowhere"}, "dataset_dir 'nowhere' does not exist."),
+        (
+            {"method#_target_": "scripts.methods.SemSym"},
+            "Cannot locate class or function path: 'scripts.methods.SemSym'",
+        ),
+    ],
+)
+def test_the_command_line_ends_in_the_plain_message(
+    phantom: Path, tmp_path: Path, given: dict[str, str], message: str
+) -> None:
+    line = command(arguments(phantom, tmp_path, **given))
     process = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
     assert process.returncode == 1
     assert "Traceback" not in process.stderr
-    assert process.stderr.strip().splitlines()[-1].startswith("error: dataset_dir 'nowhere' does not exist.")
+    assert process.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
 
 
 # --- more than one process -------------------------------------------------------------------------------------------

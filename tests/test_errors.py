@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from scripts.errors import FaultsError, fault_line
+import pytest
+
+from scripts.errors import FaultsError, check_switches, fault_line
 
 
 def test_a_fault_names_its_file_once() -> None:
@@ -16,3 +18,10 @@ def test_a_message_shows_the_first_faults_and_counts_the_others() -> None:
     assert len(error.faults) == 12
     assert str(error).splitlines() == [*(f"fault {i}" for i in range(5)), "... and 7 more"]
     assert str(FaultsError(["one"])) == "one"
+
+
+@pytest.mark.parametrize("value", ["false", "true", 0, None])
+def test_a_switch_is_true_or_false(value: object) -> None:
+    check_switches(one=True, other=False)
+    with pytest.raises(ValueError, match=f"other: expected True or False, spelled like this, found {value!r}"):
+        check_switches(one=True, other=value)

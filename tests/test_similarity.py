@@ -13,6 +13,7 @@ from scripts import attention
 from scripts.similarity import (
     Prototypes,
     cross_logits,
+    majority_labels,
     nearest_divisor,
     query_similarity,
     refine_by_affinity,
@@ -174,6 +175,36 @@ def test_unknown_space_is_refused() -> None:
 )
 def test_nearest_divisor(size: int, wanted: int, expected: int) -> None:
     assert nearest_divisor(size, wanted) == expected
+
+
+@pytest.mark.parametrize(("side", "small"), [((12, 16), (3, 4)), ((10, 13), (3, 4))])
+def test_majority_of_each_cell(side: tuple[int, int], small: tuple[int, int]) -> None:
+    labels = torch.randint(0, 5, (3, *side), generator=torch.Generator().manual_seed(0))
+    found = majority_labels(labels.to(torch.uint8), small, 5)
+    assert found.shape == (3, *small)
+    for j in range(3):
+        for y in range(small[0]):
+            for x in range(small[1]):
+                rows = slice(y * side[0] // small[0], -(-(y + 1) * side[0] // small[0]))
+                columns = slice(x * side[1] // small[1], -(-(x + 1) * side[1] // small[1]))
+                assert found[j, y, x] == labels[j, rows, columns].flatten().bincount(minlength=5).argmax()
+
+
+def test_labels_and_logits_come_to_one_place_at_the_features_size() -> None:
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    centres = 20 + 24 * torch.rand(50, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    discs = ((rows - centres[:, 0]) ** 2 + (columns - centres[:, 1]) ** 2 < 15**2).float()
+
+    def centroids(weight: Tensor) -> Tensor:
+        places = torch.arange(16.0)
+        ys, xs = (weight.sum(2) * places).sum(1), (weight.sum(1) * places).sum(1)
+        return torch.stack([ys, xs]) / weight.sum((1, 2))
+
+    small = F.interpolate(discs[:, None], size=(16, 16), mode="bilinear", align_corners=False)[:, 0]
+    label = majority_labels(discs.long(), (16, 16), 2).float()
+    assert (centroids(label) - centroids(small)).mean(dim=1).abs().max() < 0.02
+    sampled = F.interpolate(discs[:, None], size=(16, 16), mode="nearest")[:, 0]
+    assert (centroids(sampled) - centroids(small)).mean(dim=1).min() > 0.3, "what taking one pixel does"
 
 
 def mean_or_none(vectors: list[Tensor]) -> Tensor | None:

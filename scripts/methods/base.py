@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scripts.errors import check_switches
 from scripts.losses import DiceCrossEntropy, MaskedDice, PseudoLabel, pseudo_label
 from scripts.networks import UNet
 from scripts.views import StrongView, WeakView
@@ -69,6 +70,7 @@ class Objective(nn.Module):
         per_image_dice: bool = False,
     ) -> None:
         super().__init__()
+        check_switches(per_image_dice=per_image_dice)
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold: expected a confidence in [0, 1], found {threshold}.")
         self.network = network

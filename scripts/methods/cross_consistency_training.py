@@ -24,7 +24,7 @@ class CrossConsistencyTraining(RampedConsistency):
     over the unlabelled pixels and classes, and both of its sides learn.
 
     Trained: 3,713,664 parameters (1 channel, 4 classes), the U-Net and three more decoders. Deployed: the U-Net,
-    1,813,764. Deviations: none from SSL4MIS (``train_cross_consistency_training_2D.py``, ``unet_cct``), whose version
+    1,813,764. The loss is that of SSL4MIS (``train_cross_consistency_training_2D.py``, ``unet_cct``), whose version
     the compared figures and the 3.71 M parameters belong to. The authors' own code supervises the main decoder alone,
     cuts its prediction from the graph before it is a target, and has more kinds of perturbation.
 

@@ -20,7 +20,7 @@ class DeepCoTraining(RampedConsistency):
     ``L_c = (mean (sg[p(R x)] - R p(x))^2 + mean (p(R x) - R sg[p(x)])^2) / 2`` over the unlabelled pixels and classes,
     sg the stop of the gradient: each prediction learns from the other.
 
-    Trained and deployed: the network's 1,813,764 parameters (1 channel, 4 classes). Deviations: none from SSL4MIS,
+    Trained and deployed: the network's 1,813,764 parameters (1 channel, 4 classes). The loss is that of SSL4MIS,
     whose version the compared figures and the 1.81 M parameters belong to. The original has two networks whose
     views are kept apart by adversarial examples.
     """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from scripts.errors import check_switches
 from scripts.losses import PseudoLabel, coverage, pseudo_label
 from scripts.methods.base import Objective, WeakViews
 from scripts.similarity import (
@@ -92,6 +93,7 @@ class SemSim(Objective):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_switches(shared_target=shared_target, joint_forward=joint_forward)
         weights = {
             "lambda_decoder": lambda_decoder,
             "lambda_intra": lambda_intra,

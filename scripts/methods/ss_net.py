@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ class SSNet(RampedConsistency):
 
     - ``L_adv``: the prediction is smooth around every image of the batch: Dice loss between the predictions of the
       image and of the image plus the perturbation of length ``magnitude`` that changes it most. As in virtual
-      adversarial training its direction is one gradient, taken a random step of length 10 away from the image.
+      adversarial training its direction is one gradient, taken a random step of length ``probe`` away from the image.
     - ``L_sep``: pixels lie near their class's features in a memory: the mean over the foreground classes' pixels of
       one minus the cosine between their predicted and the remembered projected features, divided by the number of
       classes. Pixels belong to the class of their label or of the network's arg max. A selector per class weighs
@@ -40,11 +41,12 @@ class SSNet(RampedConsistency):
       by themselves, the latter meets an empty memory: both have no effect and are left out.
     - The clean prediction in L_adv is that of L_s, not one more pass with other dropout.
 
-    Not established: the paper's magnitude for other sizes than its 256 x 256; a length is over all pixels of an
-    image, so the same one is stronger per pixel on a smaller image.
+    - The lengths belong to the code's 256 x 256 pixels; on other images they follow the square root of the number of
+      pixels, so that the change per pixel stays.
 
     Args:
-        magnitude: length of the perturbation of an image in [0, 1], the l2 norm over its pixels and channels.
+        magnitude: length of the perturbation of an image in [0, 1], the l2 norm over its pixels and channels at
+            256 x 256 pixels.
         separation_weight: of both separation losses.
         memory_size: features per class in the memory, at least 2.
         samples: pixels per class on which the heads run, at least ``memory_size``.
@@ -55,6 +57,7 @@ class SSNet(RampedConsistency):
     """
 
     probe = 10.0
+    reference_size = 256
     width = 32
 
     def __init__(
@@ -110,11 +113,12 @@ class SSNet(RampedConsistency):
 
     def adversarial_loss(self, images: Tensor, target: Tensor) -> Tensor:
         """L_adv of images ``[B, C, H, W]`` with the probabilities ``[B, classes, H, W]`` that are predicted there."""
+        scale = math.sqrt(images[0, 0].numel()) / self.reference_size
         direction = _unit(torch.rand_like(images) - 0.5).requires_grad_()
-        distance = self._distance(images + self.probe * direction, target)
+        distance = self._distance(images + scale * self.probe * direction, target)
         # Only its direction counts: taken per pixel it does not vanish in float16.
         (gradient,) = torch.autograd.grad(distance * target[0, 0].numel(), direction)
-        return self._distance(images + self.magnitude * _unit(gradient), target)
+        return self._distance(images + scale * self.magnitude * _unit(gradient), target)
 
     def _distance(self, images: Tensor, target: Tensor) -> Tensor:
         loss: Tensor = self.dice.dice(self.network(images).float().softmax(dim=1), target)

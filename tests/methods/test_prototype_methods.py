@@ -159,9 +159,10 @@ def test_scp_net_terms_and_gradient() -> None:
 
 
 def test_adversarial_loss_is_one_gradient_step_of_virtual_adversarial_training() -> None:
-    objective = build("ss_net", magnitude=3.0)
+    objective = build("ss_net", magnitude=24.0)
     network = copy.deepcopy(objective.network)
     images = make_batch(labeled=1)["unlabeled"]
+    scale = images.shape[-1] / 256  # the lengths are those of 256 x 256 pixels
     target = network(images).detach().softmax(dim=1)
     inputs: list[Tensor] = []
     objective.network.register_forward_hook(lambda _, x, y: inputs.append(x[0].detach()))
@@ -171,15 +172,15 @@ def test_adversarial_loss_is_one_gradient_step_of_virtual_adversarial_training()
     torch.manual_seed(7)
     noise = torch.rand_like(images) - 0.5
     direction = torch.stack([n / n.norm() for n in noise]).requires_grad_()
-    plain_dice(network(images + 10 * direction).softmax(dim=1), target).backward()
+    plain_dice(network(images + 10 * scale * direction).softmax(dim=1), target).backward()
     assert direction.grad is not None
-    step = torch.stack([3 * g / g.norm() for g in direction.grad])
-    torch.testing.assert_close(inputs[0], images + 10 * direction.detach())
+    step = torch.stack([24 * scale * g / g.norm() for g in direction.grad])
+    torch.testing.assert_close(inputs[0], images + 10 * scale * direction.detach())
     torch.testing.assert_close(inputs[1], images + step, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(loss, plain_dice(network(images + step).softmax(dim=1), target), rtol=1e-4, atol=1e-5)
 
     assert all(p.grad is None for p in objective.parameters())
-    random = 3 * direction.detach()
+    random = 24 * scale * direction.detach()
     assert loss > plain_dice(network(images + random).softmax(dim=1), target)
 
 
