@@ -28,7 +28,7 @@ def _coin(probability: float, batch: int, device: torch.device) -> Tensor:
 
 
 class WeakView(nn.Module):
-    """Random flips, the same for an image and its label.
+    """Random flips and rotations, the same for an image and its label.
 
     Args:
         mode: ``flip``: both in-plane axes, each with probability .5. ``rotate_flip``: SSL4MIS's recipe, with
