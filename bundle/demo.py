@@ -14,10 +14,10 @@ import nibabel as nib
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from monai.bundle import ConfigWorkflow
 
-from bundle.workflows import CONFIGS, ROOT, execute
+from bundle.workflows import ROOT, execute
 from scripts.files import replacing
+from scripts.provenance import read_record
 
 __all__ = ["main"]
 
@@ -52,27 +52,21 @@ def main(output: str = str(ROOT / "demo"), seeds: int | Sequence[int] = (0, 1, 2
 
     patient = json.loads((folder / "cohort" / "splits.json").read_text(encoding="utf-8"))["test"][0]
     image = next(path for path in sorted((folder / "cohort" / patient).iterdir()) if "_gt" not in path.name)
-    size = {"image_size": workflow_value("image_size", common)}
     for method in METHODS:
         weights, maps = folder / f"{method}-{seeds[0]}" / "model.pt", folder / f"{method}-labels"
-        given = {"bundle_root": str(ROOT), "dataset_dir": str(image), "output_dir": str(maps), **size}
+        given = {"bundle_root": str(ROOT), "dataset_dir": str(image), "output_dir": str(maps)}
         execute("infer", ["inference.json"], **given, checkpoint=str(weights))
     picture = draw(image, [folder / f"{method}-labels" for method in METHODS], folder / "demo.png")
 
-    labeled = workflow_value("labeled", common)
+    record = read_record(folder / f"{METHODS[0]}-{seeds[0]}" / "model.pt")
+    assert record is not None, "training writes it"
+    labeled = record["labeled_cases"]
     print(f"\nMean Dice on the phantom's test patients, {labeled} labelled patients, seeds {list(seeds)}:")
     for method, values in scores.items():
         spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
         each = " ".join(f"{value:.3f}" for value in values)
         print(f"  {method:<11} {statistics.mean(values):.3f}{spread}   ({each})")
     print(f"Picture: {picture}. Label maps: {folder}/*-labels. {time.perf_counter() - start:.0f} s in all.")
-
-
-def workflow_value(name: str, overrides: dict[str, Any]) -> Any:
-    """A top-level value of the demo's training configuration."""
-    files = [str(CONFIGS / "train.json"), str(CONFIGS / "demo.json")]
-    workflow = ConfigWorkflow(config_file=files, meta_file=None, logging_file=False, workflow_type="train", **overrides)
-    return workflow.parser.get_parsed_content(name)
 
 
 def mean_dice(summary: Path) -> float:
