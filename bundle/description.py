@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bundle.card import Evaluation
+from bundle.workflows import ROOT
 from scripts.terms import SYNTHETIC, UNSTATED, join_terms, split_terms
 
 __all__ = ["describe"]
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def describe(

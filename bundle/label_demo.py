@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from bundle.label_server import LabelServer, app_folder, place_bundle
+from bundle.workflows import ROOT
 from scripts.data import make_phantom_cohort
+from scripts.metrics import dice
 
 __all__ = ["main"]
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL = "semsim_demo_segmentation"
 LABELED = 4
 EPOCHS = 6
@@ -55,7 +56,7 @@ def main(output: Path = ROOT / "label-demo") -> None:
         print(f"                        {info['datastore']['total']} studies")
         answer = server.infer(MODEL, unseen, output / "before.nii.gz")
         print(f"POST /infer/{MODEL}")
-        print(f"                        {unseen}, untrained network: mean Dice {dice(answer, labels[unseen]):.3f}")
+        print(f"                        {unseen}, untrained network: mean Dice {mean_dice(answer, labels[unseen]):.3f}")
         status, _ = server.score(MODEL, max_samples=3, max_workers=1)
         print(f"POST /scoring/{MODEL} {status}")
         for name, study in server.datastore()["objects"].items():
@@ -70,7 +71,7 @@ def main(output: Path = ROOT / "label-demo") -> None:
         print("".join(f"    {line}\n" for line in log.splitlines() if "scripts.data" in line), end="")
         answer = server.infer(MODEL, unseen, output / "after.nii.gz")
         print(f"POST /infer/{MODEL}")
-        print(f"                        {unseen}, trained network: mean Dice {dice(answer, labels[unseen]):.3f}")
+        print(f"                        {unseen}, trained network: mean Dice {mean_dice(answer, labels[unseen]):.3f}")
     record = json.loads((server.app / "model" / MODEL / "models" / "model.json").read_text(encoding="utf-8"))
     print(
         f"The weights' record: {record['labeled_cases']} labelled and {record['unlabeled_cases']} unlabelled studies."
@@ -78,11 +79,10 @@ def main(output: Path = ROOT / "label-demo") -> None:
     print(f"{time.perf_counter() - start:.0f} s in all. Start a server of your own: docs/monai-label.md")
 
 
-def dice(answer: Path, label: Path) -> float:
+def mean_dice(answer: Path, label: Path) -> float:
     """Mean Dice of the three structures, an absent one in both counting as 1."""
     found, truth = (np.asarray(nib.load(path).dataobj) for path in (answer, label))  # type: ignore[attr-defined]
-    pairs = [(found == k, truth == k) for k in (1, 2, 3)]
-    return float(np.mean([2 * (f & t).sum() / (f.sum() + t.sum()) if f.any() or t.any() else 1.0 for f, t in pairs]))
+    return float(np.mean([dice(found == k, truth == k) for k in (1, 2, 3)]))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 
 from bundle.card import Evaluation, front_matter, model_card, read_evaluation
 from bundle.description import describe
+from bundle.workflows import ROOT
 from scripts.data.datalist import read_datalist
 from scripts.data.readers import PHOTOGRAPH_SUFFIXES
 from scripts.files import write_text
@@ -27,7 +28,6 @@ from scripts.terms import write_terms
 
 __all__ = ["archive_name", "main", "write_archive"]
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ("train.json", "inference.json", "evaluate.json", "multi_gpu_train.json", "cpu.json", "logging.conf")
 FOLDERS = ("methods", "ablations")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the archive's time of every file: the earliest that a ZIP can hold
