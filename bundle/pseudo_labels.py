@@ -59,7 +59,7 @@ def main(
         parser["train#dataset#data#labeled"] = None
         records = hidden_records(loader.dataset.data, parser.get_parsed_content("train#dataset#data"))
         settings = (parser.get_parsed_content(key) for key in ("train#preprocessing", "cache_dir", "num_classes"))
-        hidden = SemiSupervisedLoader(SliceDataset(records, *settings), loader.unlabeled_batch_size, loader.seed)
+        hidden = SemiSupervisedLoader(SliceDataset(records, *settings), loader.batch_size, loader.seed)
         amp = bool(flag(parser.get_parsed_content("amp")))
     except Exception as error:  # MONAI wraps what a component says; all of this is what the user gave
         if isinstance(cause := root_cause(error), (ValueError, TypeError, FileNotFoundError)):

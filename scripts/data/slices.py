@@ -90,9 +90,8 @@ class SemiSupervisedLoader:
 
     Args:
         dataset: the slices.
-        batch_size: labelled slices per process.
+        batch_size: labelled slices per process, and as many unlabelled ones.
         seed: seed of the permutations, not negative.
-        unlabeled_batch_size: unlabelled slices per process. Default: ``batch_size``.
         rank: this process's number: it takes its own part of the global batch. Default: that of
             ``torch.distributed`` where initialised, else 0.
         world_size: number of processes. Default: as for ``rank``, else 1.
@@ -110,7 +109,6 @@ class SemiSupervisedLoader:
         dataset: SliceDataset,
         batch_size: int,
         seed: int,
-        unlabeled_batch_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         requires_unlabeled: bool = False,
@@ -125,7 +123,6 @@ class SemiSupervisedLoader:
         distributed = dist.is_available() and dist.is_initialized()
         self.dataset = dataset
         self.batch_size = batch_size
-        self.unlabeled_batch_size = batch_size if unlabeled_batch_size is None else unlabeled_batch_size
         self.seed = seed
         self.rank = rank if rank is not None else dist.get_rank() if distributed else 0
         self.world_size = world_size if world_size is not None else dist.get_world_size() if distributed else 1
@@ -134,16 +131,14 @@ class SemiSupervisedLoader:
 
     def __len__(self) -> int:
         """Number of batches in one pass over the unlabelled slices (the labelled ones if there are no others)."""
-        total, size = len(self.dataset.labeled), self.batch_size
-        if len(self.dataset.unlabeled):
-            total, size = len(self.dataset.unlabeled), self.unlabeled_batch_size
-        return math.ceil(total / (size * self.world_size))
+        total = len(self.dataset.unlabeled) or len(self.dataset.labeled)
+        return math.ceil(total / (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Batches from :attr:`iteration` on, without end.
 
         Yields:
-            ``{"image": float32 [B, C, H, W], "label": uint8 [B, 1, H, W], "unlabeled": float32 [B', C, H, W]}``;
+            ``{"image": float32 [B, C, H, W], "label": uint8 [B, 1, H, W], "unlabeled": float32 [B, C, H, W]}``;
             ``"unlabeled"`` is absent if there are no unlabelled slices.
         """
         while True:
@@ -162,9 +157,9 @@ class SemiSupervisedLoader:
     def _indices(self, stream: int, iteration: int) -> list[int]:
         """This process's slices of a stream (0 labelled, 1 unlabelled) in one iteration."""
         total = len((self.dataset.labeled, self.dataset.unlabeled)[stream])
-        size = (self.batch_size, self.unlabeled_batch_size)[stream]
-        start = (iteration * self.world_size + self.rank) * size
-        return [int(self._permutation(stream, p // total)[p % total]) for p in range(start, start + size)]
+        start = (iteration * self.world_size + self.rank) * self.batch_size
+        positions = range(start, start + self.batch_size)
+        return [int(self._permutation(stream, p // total)[p % total]) for p in positions]
 
     def _draw(self, stream: int, number: int) -> np.ndarray:
         """Order of the slices in one pass of a stream."""

@@ -59,11 +59,11 @@ def test_slices(dataset: SliceDataset) -> None:
 
 
 def test_batches(dataset: SliceDataset) -> None:
-    batch = next(iter(SemiSupervisedLoader(dataset, 4, seed=0, unlabeled_batch_size=3)))
+    batch = next(iter(SemiSupervisedLoader(dataset, 4, seed=0)))
     assert {k: (tuple(v.shape), v.dtype) for k, v in batch.items()} == {
         "image": ((4, 1, 4, 5), torch.float32),
         "label": ((4, 1, 4, 5), torch.uint8),
-        "unlabeled": ((3, 1, 4, 5), torch.float32),
+        "unlabeled": ((4, 1, 4, 5), torch.float32),
     }
     assert type(batch["image"]) is torch.Tensor
     assert batch["label"].equal((batch["image"] % 3).to(torch.uint8))
@@ -98,15 +98,15 @@ def test_resumption_is_exact(dataset: SliceDataset) -> None:
 
 
 def test_ranks_share_the_global_batch(dataset: SliceDataset) -> None:
-    whole = SemiSupervisedLoader(dataset, 4, seed=5, unlabeled_batch_size=6)
-    ranks = [SemiSupervisedLoader(dataset, 2, 5, unlabeled_batch_size=3, rank=r, world_size=2) for r in range(2)]
-    assert len(whole) == len(ranks[0]) == 3
+    whole = SemiSupervisedLoader(dataset, 4, seed=5)
+    ranks = [SemiSupervisedLoader(dataset, 2, 5, rank=r, world_size=2) for r in range(2)]
+    assert len(whole) == len(ranks[0]) == 4
     for iteration in range(12):
         expected, parts = whole.batch(iteration), [loader.batch(iteration) for loader in ranks]
         for key, value in expected.items():
             assert torch.cat([part[key] for part in parts]).equal(value)
     # within a pass no slice is seen twice: the ranks are disjoint
-    assert len(set(_indices(torch.cat([loader.batch(0)["unlabeled"] for loader in ranks])))) == 6
+    assert len(set(_indices(torch.cat([loader.batch(0)["unlabeled"] for loader in ranks])))) == 4
 
 
 def test_all_labelled(tmp_path: Path) -> None:
