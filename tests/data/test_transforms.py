@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd, Resized
 
+from bundle.workflows import CONFIGS
 from scripts.data import ThroughPlaneLastd
 from scripts.data.transforms import through_plane_axis
 
@@ -103,3 +106,29 @@ def test_images_and_missing_keys_pass() -> None:
     assert transform.inverse(item)["image"].equal(image)
     with pytest.raises(KeyError):
         ThroughPlaneLastd(("image", "label"))({"image": image})
+
+
+@pytest.mark.parametrize("photographs", [False, True])
+@pytest.mark.parametrize("image_size", [128, 100])
+def test_training_leaves_image_and_label_in_one_place(tmp_path: Path, image_size: int, photographs: bool) -> None:
+    """A disc and its label keep their place in the slice: mode "nearest" would move the label half a pixel."""
+    size, centre = (216, 180), (131.3, 62.8)
+    rows, columns = np.indices(size)
+    disc = np.hypot(rows - centre[0], columns - centre[1]) < 41
+    volume = np.repeat(disc[..., None], 3, axis=-1)
+    for name, array in {"image": (700 * volume).astype(np.int16), "label": (2 * volume).astype(np.uint8)}.items():
+        nib.save(nib.Nifti1Image(array, np.diag([-1.5, -1.5, 8.0, 1.0])), tmp_path / f"{name}.nii.gz")
+    parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / "train.json")))
+    parser.update({"image_size": image_size, "photographs": photographs})
+    preprocessing = parser.get_parsed_content("train#preprocessing")
+    item = preprocessing({name: str(tmp_path / f"{name}.nii.gz") for name in ("image", "label")})
+
+    places = {}
+    for name in ("image", "label"):
+        found = item[name].numpy()
+        assert found.shape == (1, image_size, image_size, 3)
+        grid = np.indices(found.shape)
+        places[name] = np.array([(found * grid[axis]).sum() / found.sum() for axis in (1, 2)])
+    np.testing.assert_allclose(places["label"], places["image"], rtol=0, atol=0.1)
+    true = [(np.argwhere(disc)[:, axis].mean() + 0.5) * image_size / size[axis] - 0.5 for axis in (0, 1)]
+    np.testing.assert_allclose(places["image"], true, rtol=0, atol=0.1)
