@@ -218,7 +218,7 @@ def test_the_network_learns_to_pass_for_labelled() -> None:
     expected.backward()
     losses["loss_consistency"].backward()
     for a, b in zip(objective.network.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
     assert objective.network.head.weight.grad.any()
 
 
