@@ -19,7 +19,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor
     """``softmax(scale Q K^T) V`` over the last two dimensions, once differentiable, in the inputs' dtype.
 
     On a CPU the fused kernel's backward pass is slow in bf16, and it wants values as wide as the queries; matrix
-    products over chunks that fit the cache take two thirds to half of its time (``make bench``).
+    products over chunks that fit the cache are faster.
 
     Args:
         query: ``[..., L, D]``.

@@ -162,6 +162,12 @@ def downsample(logits: Tensor) -> Tensor:
     return (rows[..., 1::4] + rows[..., 2::4]) / 2
 
 
+def majority(label: Tensor) -> Tensor:
+    """The most frequent class of each 4 x 4 cell."""
+    cells = label.unfold(-2, 4, 4).unfold(-2, 4, 4).flatten(-2)
+    return torch.stack([(cells == c).sum(-1) for c in range(4)]).argmax(0)
+
+
 def refine(small: Tensor, features: Tensor, temperature: float, space: str) -> Tensor:
     """p^in of Eq. 5 with the matrix in full."""
     q = (features / features.norm(dim=1, keepdim=True).clamp_min(1e-9)).flatten(2)
@@ -217,7 +223,7 @@ def algorithm_1(
     """The losses of Algorithm 1 on given strong views S1 and S2, without channel dropout and weak flips."""
     o, net, tau = objective, objective.network, objective.threshold
     assert o.fusion is not None
-    n, labels = o.regions, batch["label"][:, 0, ::4, ::4]
+    n, labels = o.regions, majority(batch["label"][:, 0])
     z_w, z_l, z_s = net(batch["unlabeled"]), net(batch["image"]), net(views[0].image)
     f_w, f_l, f_s1, f_s2 = (
         o.fusion(net.encode(x)) for x in (batch["unlabeled"], batch["image"], views[0].image, views[1].image)
