@@ -30,7 +30,7 @@ help:  ## list these targets
 demo: $(INSTALLED)  ## train on synthetic hearts with few labels, evaluate, segment
 	$(PYTHON) -m bundle demo
 
-test: $(INSTALLED)  ## run the tests (SEMSIM_DATA=folder adds those on real data)
+test: $(INSTALLED)  ## run the tests (SEMSIM_DATA=folder adds those on real data, SEMSIM_SLOW=1 the longest)
 	$(PYTHON) -m pytest
 
 lint: $(INSTALLED)  ## check style, types and JSON

@@ -13,7 +13,7 @@ from torch import nn
 from bundle.runs import plan
 from bundle.workflows import CONFIGS, ROOT, method_names
 from scripts.methods import Objective
-from scripts.methods.teacher import MeanTeacher
+from scripts.methods.teacher import MovingAverage
 
 PAGE = (ROOT / "docs" / "methods.md").read_text()
 
@@ -38,7 +38,7 @@ def test_parameter_counts(name: str) -> None:
     parser.update({"bundle_root": str(ROOT), "device": torch.device("cpu")})
     method = parser.get_parsed_content("method")
     assert isinstance(method, Objective)
-    averaged = sum(count(module) for module in method.modules() if isinstance(module, MeanTeacher))
+    averaged = sum(count(module) for module in method.modules() if isinstance(module, MovingAverage))
     row = table("method", "What they do")[name]
     assert row["deployed"] == f"{count(method.network):,}" == "1,813,764"
     assert row["trained"] == f"{count(method) - averaged:,}"

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from scripts.losses import PseudoLabel, pseudo_label
 from scripts.methods.base import Objective, WeakViews
-from scripts.methods.teacher import MeanTeacher
+from scripts.methods.teacher import MovingAverage
 
 __all__ = ["BCP", "largest_components"]
 
@@ -60,7 +60,7 @@ class BCP(Objective):
             raise ValueError(f"unlabeled_weight: expected a weight of at least 0, found {unlabeled_weight}.")
         self.pretraining = pretraining
         self.unlabeled_weight = unlabeled_weight
-        self.teacher = MeanTeacher(self.network, decay)
+        self.teacher = MovingAverage(self.network, decay)
 
     @property
     def switch(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scripts.losses import PseudoLabel, pseudo_label
 from scripts.methods.base import Objective, WeakViews
-from scripts.methods.teacher import MeanTeacher
+from scripts.methods.teacher import MovingAverage
 
 __all__ = ["RampedConsistency", "TaughtConsistency", "joint_pass"]
 
@@ -50,7 +50,7 @@ class RampedConsistency(Objective):
 
 
 class TaughtConsistency(RampedConsistency):
-    """L_c with targets of a mean teacher, see :class:`scripts.methods.teacher.MeanTeacher`.
+    """L_c with targets of a mean teacher, see :class:`scripts.methods.teacher.MovingAverage`.
 
     The teacher is in train mode like its student, as in the reference code: it has dropout and normalises by its own
     batch. Its average begins with the weights after the first step, then follows at the full decay; SSL4MIS lets the
@@ -63,7 +63,7 @@ class TaughtConsistency(RampedConsistency):
 
     def __init__(self, *, decay: float = 0.99, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.teacher = MeanTeacher(self.network, decay)
+        self.teacher = MovingAverage(self.network, decay)
 
     @torch.no_grad()
     def teach(self, image: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from scripts.methods.cross_teaching import CrossTeaching
-from scripts.methods.teacher import MeanTeacher
+from scripts.methods.teacher import MovingAverage
 
 __all__ = ["S4CVNet"]
 
@@ -55,7 +55,7 @@ class S4CVNet(CrossTeaching):
         super().__init__(**kwargs)
         if noise < 0:
             raise ValueError(f"noise: expected a standard deviation of at least 0, found {noise}.")
-        self.guide = MeanTeacher(self.transformer, decay)
+        self.guide = MovingAverage(self.transformer, decay)
         self.teaching = teaching
         self.guidance_start = guidance_start
         self.noise = noise

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-__all__ = ["MeanTeacher"]
+__all__ = ["MovingAverage"]
 
 
-class MeanTeacher(nn.Module):
-    """A mean teacher (Tarvainen and Valpola, NeurIPS 2017) of a network.
+class MovingAverage(nn.Module):
+    """Moving average of a network's weights, the teacher of a mean teacher (Tarvainen and Valpola, NeurIPS 2017).
 
     Call :meth:`update_parameters` after each optimiser step: the first one copies the student, the others give
     ``theta' <- decay theta' + (1 - decay) theta``. Buffers, BatchNorm's averages among them, are the student's. It

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from scripts import methods
 from scripts.engine import SemiSupervisedTrainer, poly_schedule
 from scripts.methods import Objective
-from scripts.methods.teacher import MeanTeacher
+from scripts.methods.teacher import MovingAverage
 from scripts.networks import PixelProjection, SpatialAwareFusion, SwinUNet, UNet
 
 METHODS: dict[str, type[Objective]] = {
@@ -67,7 +67,7 @@ def build(name: str, *, seed: int = 0, in_channels: int = 1, dropout: float = 0.
     elif name == "adversarial":
         kwargs["width"] = 4
     objective: Any = METHODS[name](network=network, **kwargs)
-    for average in (module for module in objective.modules() if isinstance(module, MeanTeacher)):
+    for average in (module for module in objective.modules() if isinstance(module, MovingAverage)):
         swin = isinstance(average.module, SwinUNet)
         other: nn.Module = thin_transformer() if swin else thin_network(seed + 2, in_channels)
         average.module.load_state_dict(other.state_dict())

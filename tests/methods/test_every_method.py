@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bundle.workflows import CONFIGS, method_names
 from scripts.checkpoints import RunCheckpoint
-from scripts.methods.teacher import MeanTeacher
+from scripts.methods.teacher import MovingAverage
 from scripts.networks import SwinUNet, UNet
 from scripts.views import WeakView
 from tests.methods.common import METHODS, build, make_batch, run, thin_network, trainer, values
@@ -52,7 +52,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(name: str) -> None:
     objective = build(name, threshold=0.0)
     for parameter, p in objective.named_parameters():
         assert p.requires_grad != parameter.startswith(HELD_BACK), parameter
-    for average in (module for module in objective.modules() if isinstance(module, MeanTeacher)):
+    for average in (module for module in objective.modules() if isinstance(module, MovingAverage)):
         average.requires_grad_(True)  # even so
     for iteration in (0, 30) if name in PHASED else (30,):
         objective.iteration = iteration

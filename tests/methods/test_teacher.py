@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from scripts.methods import Objective
-from scripts.methods.teacher import MeanTeacher
+from scripts.methods.teacher import MovingAverage
 from scripts.networks import UNet
 
 
 def test_weights_follow_the_closed_form_and_take_no_gradient() -> None:
     student = nn.Linear(2, 2)
-    teacher = MeanTeacher(student, decay=0.9)
+    teacher = MovingAverage(student, decay=0.9)
     history = []
     for step in range(5):
         nn.init.constant_(student.weight, float(step))
@@ -28,7 +28,7 @@ def test_weights_follow_the_closed_form_and_take_no_gradient() -> None:
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_decay_is_checked(decay: float) -> None:
     with pytest.raises(ValueError, match="decay"):
-        MeanTeacher(nn.Linear(1, 1), decay)
+        MovingAverage(nn.Linear(1, 1), decay)
 
 
 def test_ramp_up_runs_over_its_share_of_the_training() -> None:
