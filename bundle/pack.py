@@ -19,7 +19,7 @@ from bundle.card import Evaluation, front_matter, model_card, read_evaluation
 from bundle.description import describe
 from bundle.workflows import ROOT
 from scripts.data.datalist import read_datalist
-from scripts.data.readers import PHOTOGRAPH_SUFFIXES
+from scripts.data.readers import is_photograph
 from scripts.files import write_text
 from scripts.inference import load_network_weights
 from scripts.networks import UNet
@@ -133,7 +133,7 @@ def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str
     parts = read_datalist(dataset)
     named = _read_json(Path(dataset)).get("labels") or {}
     image = next(record["image"] for records in parts.values() for record in records)
-    photographs = image.lower().endswith(PHOTOGRAPH_SUFFIXES)
+    photographs = is_photograph(image)
     channels, classes = _shape(weights)
     overlay |= {
         "photographs": photographs,

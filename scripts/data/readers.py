@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from monai.config import KeysCollection, PathLike
-from monai.data import ImageReader, MetaTensor, is_supported_format
+from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImaged
 from monai.utils import SpaceKeys, ensure_tuple
 from PIL import Image
 
-__all__ = ["LPS_TO_RAS", "PHOTOGRAPH_SUFFIXES", "LoadVolumed", "SimpleITKReader", "is_photograph", "voxel_file"]
+__all__ = ["LPS_TO_RAS", "LoadVolumed", "SimpleITKReader", "is_photograph", "voxel_file"]
 
-PHOTOGRAPH_SUFFIXES = ("png", "jpg", "jpeg")
-VOLUME_SUFFIXES = ("mhd", "mha")
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+PHOTOGRAPH_SUFFIXES = (".png", *JPEG_SUFFIXES)
+VOLUME_SUFFIXES = (".mhd", ".mha")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -33,7 +34,7 @@ class SimpleITKReader(ImageReader):
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether all file names end in a suffix of these formats."""
-        return is_supported_format(filename, [*VOLUME_SUFFIXES, *PHOTOGRAPH_SUFFIXES])
+        return all(_ends_in(name, (*VOLUME_SUFFIXES, *PHOTOGRAPH_SUFFIXES)) for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> sitk.Image:
         """Read one file.
@@ -117,7 +118,7 @@ class LoadVolumed(LoadImaged):
 
 def is_photograph(path: PathLike) -> bool:
     """Whether a file is a photograph, whose pixels have no size in mm, by its suffix."""
-    return bool(is_supported_format(path, PHOTOGRAPH_SUFFIXES))
+    return _ends_in(path, PHOTOGRAPH_SUFFIXES)
 
 
 def voxel_file(path: Path) -> Path | None:
@@ -136,13 +137,18 @@ def voxel_file(path: Path) -> Path | None:
     return voxels
 
 
+def _ends_in(path: PathLike, suffixes: Sequence[str]) -> bool:
+    """Whether a path's last suffix is one of these; MONAI's ``is_supported_format`` finds jpg in ``x.jpg.nii.gz``."""
+    return Path(path).suffix.lower() in suffixes
+
+
 def _read(path: Path, **kwargs: Any) -> sitk.Image:
     """Read a file, or say in one line why not: ITK's own reasons name no data file and are often wrong."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     voxels = voxel_file(path)
     try:
-        if is_supported_format(path, ("jpg", "jpeg")):
+        if _ends_in(path, JPEG_SUFFIXES):
             # where a JPEG is cut short, ITK makes up the rest
             with Image.open(path) as file:
                 array = np.asarray(file)

@@ -13,7 +13,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 from PIL import Image
 
 from scripts.data.cache import cached_volumes
-from scripts.data.readers import LoadVolumed, SimpleITKReader
+from scripts.data.readers import LoadVolumed, SimpleITKReader, is_photograph
 
 SHAPE = (7, 6, 5)
 SPACING = (0.625, 1.3, 3.6)
@@ -104,6 +104,16 @@ def test_photographs_are_volumes_of_one_slice_that_nothing_turns(tmp_path: Path,
     assert found.shape == (channels, 24, 16, 1)  # x (columns), y (rows)
     np.testing.assert_allclose(found[..., 0], array.transpose(2, 1, 0), atol=0 if suffix == ".png" else 4)
     np.testing.assert_array_equal(found.affine, np.diag([-1, -1, 1, 1]))
+
+
+@pytest.mark.parametrize("name", ["x.jpg.nii.gz", "x.png.nii", "x.mha.nii.gz"])
+def test_the_last_suffix_alone_tells_the_format(tmp_path: Path, name: str) -> None:
+    nib.save(nib.Nifti1Image(VOXELS, np.diag([*SPACING, 1])), tmp_path / name)
+    assert not is_photograph(tmp_path / name)
+    assert is_photograph(tmp_path / "x.nii.JPG")
+    found = load(tmp_path / name)
+    np.testing.assert_array_equal(found, VOXELS)
+    np.testing.assert_allclose(np.diag(found.affine)[:3], SPACING)
 
 
 def png(path: Path, array: np.ndarray) -> None:
