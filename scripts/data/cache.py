@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +20,7 @@ from scripts.data.fingerprint import fingerprint
 from scripts.data.readers import voxel_file
 from scripts.errors import FaultsError, fault_line
 from scripts.files import replacing, update_digest
+from scripts.threads import in_threads
 
 __all__ = ["Volume", "cached_volumes", "stored_files"]
 
@@ -89,16 +88,15 @@ def cached_volumes(
     root = Path(cache_dir)
     root.mkdir(parents=True, exist_ok=True)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        stems = list(pool.map(lambda record: _try(_stem, record, root, settings), data))
-        missing = [
-            (record, stem)
-            for record, stem in zip(data, stems, strict=True)
-            if isinstance(stem, Path) and not _image_file(stem).is_file()
-        ]
-        if missing:
-            logger.info("preprocessing %d volumes -> %s", len(missing), root)
-        results = list(pool.map(lambda job: _try(_store, *job, preprocessing, num_classes), missing))
+    stems = in_threads(lambda record: _try(_stem, record, root, settings), data)
+    missing = [
+        (record, stem)
+        for record, stem in zip(data, stems, strict=True)
+        if isinstance(stem, Path) and not _image_file(stem).is_file()
+    ]
+    if missing:
+        logger.info("preprocessing %d volumes -> %s", len(missing), root)
+    results = in_threads(lambda job: _try(_store, *job, preprocessing, num_classes), missing)
     faults = [r for r in [*stems, *results] if isinstance(r, str)]
     if faults:
         raise FaultsError(faults)

@@ -11,11 +11,9 @@ poor sample; around what is to be found lie structures that look like it. The ki
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +25,7 @@ from scripts.data.phantom_lesion import write_lesion_patient
 from scripts.data.phantom_patient import PhantomPatient
 from scripts.data.phantom_prostate import write_prostate_patient
 from scripts.data.phantom_scan import Range
+from scripts.threads import in_threads
 
 __all__ = ["make_phantom_cohort"]
 
@@ -133,8 +132,7 @@ def _is_complete(root: Path, parameters: list[Any], pattern: str, labels: int) -
 
 def _write_each(write: Callable[..., None], root: Path, names: Sequence[str], seed: int, **ranges: Range) -> None:
     """Write every patient by a function of ``(root, name, rng, **ranges)``."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda i: write(root, names[i], np.random.default_rng((seed, i)), **ranges), range(len(names))))
+    in_threads(lambda i: write(root, names[i], np.random.default_rng((seed, i)), **ranges), range(len(names)))
 
 
 def _write_heart_patient(root: Path, name: str, rng: np.random.Generator, **ranges: Any) -> None:

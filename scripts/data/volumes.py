@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
 from monai.data import Dataset
 from monai.transforms import Compose, Transform
 
 from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids
 from scripts.errors import fault_line
+from scripts.threads import in_threads
 
 __all__ = ["VolumeDataset"]
 
@@ -25,7 +25,7 @@ class VolumeDataset(Dataset):
         channels: number of channels that the network takes.
         num_classes: with labels: their values must be 0..num_classes - 1; at most 256.
         in_memory: preprocess all volumes now, once, instead of each time one is asked for. Faults are then found
-            before anything else begins.
+            before anything else begins, and labels that were checked are kept in 8 bits.
 
     Raises:
         ValueError: when ``transform`` does not fit ``num_classes``, or for a file that cannot be read or does not fit;
@@ -47,11 +47,16 @@ class VolumeDataset(Dataset):
             check_class_settings(num_classes, Compose(transform).flatten().transforms)
         self._items: list[Any] = []
         if in_memory:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                self._items = list(pool.map(self._load, range(len(data))))
+            self._items = in_threads(self._load_to_keep, range(len(data)))
 
     def _transform(self, index: int) -> Any:
         return self._items[index] if self._items else self._load(index)
+
+    def _load_to_keep(self, index: int) -> Any:
+        item = self._load(index)
+        if "label" in self.data[index] and self.num_classes is not None:
+            item["label"] = item["label"].to(torch.uint8)  # on its file's own grid it is larger than the image
+        return item
 
     def _load(self, index: int) -> Any:
         record = self.data[index]

@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from scripts.data import VolumeDataset, dataset_records
@@ -32,7 +33,10 @@ def rewrite(path: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
 def test_in_memory_and_one_by_one_give_the_same(record: dict[str, str]) -> None:
     eager = VolumeDataset([record], load(), 1, 4, in_memory=True)
     lazy = VolumeDataset([record], load(), 1, 4)
-    assert np.array_equal(lazy[0]["image"], eager[0]["image"])
+    for key in ("image", "label"):
+        assert np.array_equal(lazy[0][key], eager[0][key])
+        assert np.array_equal(lazy[0][key].affine, eager[0][key].affine)
+    assert eager[0]["label"].dtype == torch.uint8
     expected = nib.load(record["image"]).get_fdata()
     Path(record["image"]).unlink()
     assert np.array_equal(eager[0]["image"][0], expected)

@@ -1,0 +1,33 @@
+"""A few threads for what waits for files, as many as this process may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+__all__ = ["in_threads", "thread_count"]
+
+MOST = 8  # more read no faster, and each holds a volume in memory
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def thread_count() -> int:
+    """The cores that this process may use, which Slurm and containers limit, but at most eight."""
+    # os.cpu_count() knows the machine alone; not every system tells the process's own share.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST, usable)
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """A function's results for all items, in order.
+
+    Args:
+        function: called in several threads at once; the first error that it raises is raised here.
+        items: its arguments.
+    """
+    with ThreadPoolExecutor(thread_count()) as pool:
+        return list(pool.map(function, items))
