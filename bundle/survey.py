@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,9 @@ from scripts.data.checks import check_classes, check_finite, check_grids
 from scripts.data.custom import IGNORED, is_label, name_of
 from scripts.data.readers import is_photograph
 from scripts.errors import fault_line, one_line
+from scripts.files import files_below
 from scripts.provenance import file_digest
+from scripts.threads import in_threads
 
 __all__ = ["Finding", "Settings", "load", "passed_over", "survey", "to_classes", "twins"]
 
@@ -76,8 +76,7 @@ def survey(records: Sequence[Mapping[str, str]], settings: Settings) -> list[Fin
     Returns:
         one finding per record, in order.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda record: _look(record, settings), records))
+    return in_threads(lambda record: _look(record, settings), records)
 
 
 def load(path: str) -> MetaTensor:
@@ -122,7 +121,7 @@ def passed_over(root: Path, records: Sequence[Mapping[str, str]]) -> list[str]:
     """Files of a data set's folder that are no image or label of it: a name may be mistyped, a format another.
 
     Args:
-        root: the folder, searched with its subfolders, hidden ones left out.
+        root: the folder, searched as :func:`scripts.files.files_below` does.
         records: all records that were found in it.
 
     Returns:
@@ -130,11 +129,10 @@ def passed_over(root: Path, records: Sequence[Mapping[str, str]]) -> list[str]:
     """
     used = {Path(record[key]) for record in records for key in ("image", "label") if key in record}
     folders: dict[tuple[Path, bool], list[str]] = {}
-    for path in sorted(root.rglob("*")):
-        inside = path.relative_to(root)
-        if path in used or any(part.startswith(".") for part in inside.parts) or not path.is_file():
+    for path in files_below(root):
+        if path in used:
             continue
-        name = (name_of(inside) or "").lower()
+        name = (name_of(path.relative_to(root)) or "").lower()
         if not name.endswith(IGNORED) and not path.name.lower().endswith(NOT_NOTED):
             folders.setdefault((path.parent, bool(name) and is_label(name)), []).append(path.name)
     return [

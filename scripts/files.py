@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and the digest of what is in them."""
+"""Files that are there whole or not at all, the digest of what is in them, and those of a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-__all__ = ["replacing", "update_digest", "write_text"]
+__all__ = ["files_below", "replacing", "update_digest", "write_text"]
 
 
 @contextmanager
@@ -44,3 +44,32 @@ def update_digest(digest: Any, path: str | Path) -> None:
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
+
+
+def files_below(root: Path) -> list[Path]:
+    """Files of a folder and of those below it, in the order of their paths; hidden ones are left out.
+
+    Links to folders are followed. A folder that can be reached in several ways counts once, where it lies itself or
+    else by the first of its links, so that none is found twice and a link to a folder above has no end.
+
+    Args:
+        root: the folder; the paths begin with it.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    starts = [str(root)]
+    while starts:
+        links = []
+        for start in starts:
+            for folder, folders, files in os.walk(start):  # of links to folders it gives the names alone
+                real = os.path.realpath(folder)
+                if real in seen:
+                    folders.clear()
+                    continue
+                seen.add(real)
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                paths = (os.path.join(folder, name) for name in folders)
+                links += [path for path in paths if os.path.islink(path)]
+                found += [Path(folder, name) for name in files if not name.startswith(".")]
+        starts = links
+    return sorted(path for path in found if path.is_file())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from scripts.files import replacing, update_digest, write_text
+from scripts.files import files_below, replacing, update_digest, write_text
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -71,3 +71,18 @@ def test_a_file_larger_than_a_block_is_digested_whole(tmp_path: Path) -> None:
     digest = hashlib.sha256(b"before")
     update_digest(digest, path)
     assert digest.hexdigest() == hashlib.sha256(b"before" + path.read_bytes()).hexdigest()
+
+
+def test_linked_folders_are_searched_and_every_folder_once(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    for name in ("set/z/a.png", "set/z/.a.png", "set/.cache/a.png", "elsewhere/b.png", "elsewhere/deep/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (root / "labels").symlink_to(elsewhere)
+    (root / "more").symlink_to(elsewhere / "deep")  # in it already
+    (root / "alias").symlink_to(root / "z")
+    (elsewhere / "up").symlink_to(root)  # round and round
+    (root / "b.png").symlink_to(elsewhere / "b.png")
+    (root / "gone.png").symlink_to(tmp_path / "nowhere")
+    found = [path.relative_to(root).as_posix() for path in files_below(root)]
+    assert found == ["b.png", "labels/b.png", "labels/deep/c.png", "z/a.png"]

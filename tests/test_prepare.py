@@ -293,6 +293,9 @@ def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys:
     shutil.copytree(photographs, root)
     for name in ("notes.txt", "x.bmp", ".hidden.txt", "p0_superpixels.png"):
         (root / "images" / name).touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "p0.tif").touch()
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "masks" / "p1.png").rename(root / "masks" / "typo.png")
     shutil.copy(root / "images" / "p2.png", root / "images" / "p3.png")
     entries = [{"image": f"set/images/p{i}.png", "label": f"set/masks/p{i}.png", "case": "one"} for i in (2, 3)]
@@ -302,6 +305,7 @@ def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys:
     main("custom", str(root), str(tmp_path / "a.json"), splits=None, **given)
     printed = capsys.readouterr().out
     assert f"{root}/images: files passed over: notes.txt, x.bmp." in printed
+    assert f"{root}/linked: files passed over: p0.tif." in printed
     assert f"{root}/masks: labels of no image in the set: typo.png." in printed
     assert "the split is by image: where a patient has several, only a datalist" in printed
     row = next(line for line in printed.splitlines() if line.startswith("train"))

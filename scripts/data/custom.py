@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.data.checks import add_or_raise
+from scripts.files import files_below
 
 __all__ = ["IGNORED", "IMAGE_SUFFIXES", "custom_cases", "is_label", "name_of"]
 
@@ -29,7 +30,8 @@ def custom_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[
     such as a patient with two visits, need a datalist that says so.
 
     Args:
-        root: folder of the data set, searched with its subfolders, hidden ones left out.
+        root: folder of the data set, searched with its subfolders and linked ones, see
+            :func:`scripts.files.files_below`.
         faults: where given, what is wrong is added here and the first of several files counts.
 
     Returns:
@@ -41,12 +43,9 @@ def custom_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[
     images: dict[str, Path] = {}
     labels: dict[str, list[Path]] = {}
     twins: list[tuple[Path, Path]] = []
-    for path in sorted(root.rglob("*")):
-        inside = path.relative_to(root)
-        name = name_of(inside)
-        if name is None or name.lower().endswith(IGNORED) or any(part.startswith(".") for part in inside.parts):
-            continue
-        if not path.is_file():
+    for path in files_below(root):
+        name = name_of(path.relative_to(root))
+        if name is None or name.lower().endswith(IGNORED):
             continue
         if is_label(name.lower()):
             labels.setdefault(name.lower(), []).append(path)

@@ -143,6 +143,13 @@ def test_labels_go_by_the_names_of_the_images(tmp_path: Path, files: list[str], 
     assert all(len(records) == 1 and records[0]["case"] == name for name, records in cases.items())
 
 
+def test_labels_in_a_linked_folder_are_found(tmp_path: Path) -> None:
+    touch(tmp_path, "set/images/x.png", "elsewhere/x.png")
+    (tmp_path / "set" / "labels").symlink_to(tmp_path / "elsewhere")
+    (record,) = custom_cases(tmp_path / "set")["images/x"]
+    assert record["label"] == str(tmp_path / "set" / "labels" / "x.png")
+
+
 def test_files_that_differ_in_their_suffix_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "x.png", "x.jpg", "y.nii", "y_gt.nii", "y_gt.mha", "gone_gt.nii", "gone_gt.mha")
     with pytest.raises(FaultsError, match=r"x\.jpg' and .*x\.png' differ only in their suffix") as info:
