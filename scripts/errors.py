@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
+import inspect
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["FaultsError", "check_switches", "fault_line", "one_line", "plain_errors", "root_cause"]
+from monai.bundle import ConfigParser, run
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+
+__all__ = [
+    "FaultsError",
+    "check_options",
+    "check_switches",
+    "fault_line",
+    "one_line",
+    "plain_errors",
+    "root_cause",
+]
 
 _EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
 # The programs that run a bundle's workflow for a user: MONAI's command line, and MONAI Label's training process.
-_PROGRAMS = {("monai", "bundle", "__main__.py"), ("interfaces", "utils", "app.py")}
+_MONAI = ("monai", "bundle", "__main__.py")
+_PROGRAMS = {_MONAI, ("interfaces", "utils", "app.py")}
 _UNKNOWN_COMPONENT = "Cannot locate class or function path"  # MONAI's words
 _PACKAGE = Path(__file__).resolve().parent
 _SHOWN = 5
@@ -64,6 +80,44 @@ def check_switches(**switches: object) -> None:
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name}: expected True or False, spelled like this, found {value!r}.")
+
+
+def check_options() -> None:
+    """Refuse an option of ``python -m monai.bundle run`` that its config files have no id for.
+
+    MONAI would add it to the configuration, where nothing reads it: a misspelt ``--labelled 3`` would train with the
+    default. Nothing is checked where the config files are named elsewhere than on the command line.
+
+    Raises:
+        ValueError: if there is such an option.
+    """
+    words = sys.argv[1:]
+    if Path(sys.argv[0]).parts[-3:] != _MONAI:
+        return
+    options: dict[str, str] = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if re.match("--[a-zA-Z]", word):
+            name, equals, value = word[2:].partition("=")
+            options[name.replace("-", "_")] = value if equals else following
+    if "config_file" not in options:
+        return
+    known = {*ConfigParser.load_config_files(_literal(options["config_file"]))}
+    known |= {*inspect.signature(run).parameters, *DEFAULT_MLFLOW_SETTINGS["configs"]}
+    for name in options:
+        top = re.split("#|::", name)[0]
+        if top not in known:
+            near = difflib.get_close_matches(top, known, 1)
+            meant = f"; did you mean --{near[0]}?" if near else "."
+            raise ValueError(f"--{name}: the config files have no id '{top}'{meant}")
+
+
+def _literal(text: str) -> str | list[str]:
+    """What the command line makes of a list of files, or of one file."""
+    try:
+        value: str | list[str] = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+    return value
 
 
 def plain_errors() -> None:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from scripts.errors import FaultsError, check_switches, fault_line
+from scripts.errors import FaultsError, check_options, check_switches, fault_line
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def test_a_fault_names_its_file_once() -> None:
@@ -25,3 +30,34 @@ def test_a_switch_is_true_or_false(value: object) -> None:
     check_switches(one=True, other=False)
     with pytest.raises(ValueError, match=f"other: expected True or False, spelled like this, found {value!r}"):
         check_switches(one=True, other=value)
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(Path("site-packages", "monai", "bundle", "__main__.py")), "run", *words])
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_misspelt_option_is_refused(monkeypatch: pytest.MonkeyPatch, joined: bool) -> None:
+    files = str([str(CONFIGS / "train.json"), str(CONFIGS / "cpu.json")])
+    given = [f"--config_file={files}"] if joined else ["--config_file", files]
+    known = ["--labeled", "3", "--train#trainer#max_epochs", "2", "--weak_view::mode=flip", "--tracking", "mlflow"]
+    command_line(monkeypatch, "training", *given, *known, "--tracking_uri", "sqlite:///runs.db", "--learning_rate=-1")
+    check_options()
+    command_line(monkeypatch, "training", *given, "--labelled=3")
+    with pytest.raises(ValueError, match=r"--labelled: .* no id 'labelled'; did you mean --labeled\?"):
+        check_options()
+
+
+def test_an_id_of_an_overlay_is_an_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    overlay = tmp_path / "mine.json"
+    overlay.write_text('{"sharpness": 1}')
+    command_line(monkeypatch, "--config_file", f"{CONFIGS / 'train.json'},{overlay}", "--sharpness", "2")
+    check_options()
+    command_line(monkeypatch, "--config_file", str(CONFIGS / "train.json"), "--sharpness", "2")
+    with pytest.raises(ValueError, match="no id 'sharpness'"):
+        check_options()
+
+
+def test_other_programs_have_options_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["pytest", "--config_file", str(CONFIGS / "train.json"), "--verbose"])
+    check_options()
