@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scripts.checkpoints import RunCheckpoint
+from scripts.checkpoints import RunCheckpoint, data_protocol
 from scripts.data import SemiSupervisedLoader, SliceDataset
 from scripts.engine import autocast_dtype, flag
 from scripts.errors import root_cause
@@ -54,8 +54,8 @@ def main(
             raise ValueError(f"{', '.join(unknown)}: neither an option of this command nor an id of the config.")
         parser.update(overrides)
         objective = parser.get_parsed_content("method_on_device")
-        iteration = load_run(checkpoint, objective)
         loader = parser.get_parsed_content("train#dataloader")
+        iteration = load_run(checkpoint, objective, loader)
         parser["train#dataset#data#labeled"] = None
         records = hidden_records(loader.dataset.data, parser.get_parsed_content("train#dataset#data"))
         settings = (parser.get_parsed_content(key) for key in ("train#preprocessing", "cache_dir", "num_classes"))
@@ -77,19 +77,30 @@ def main(
     print("\n".join("".join(f"{cell:>13}" for cell in line) for line in table))
 
 
-def load_run(path: Path, objective: Objective) -> int:
+def load_run(path: Path, objective: Objective, loader: SemiSupervisedLoader) -> int:
     """Load an objective's state from a run's checkpoint; returns the iteration after which it was written.
 
+    Args:
+        path: the checkpoint.
+        objective: the run's.
+        loader: of the run's batches.
+
     Raises:
-        ValueError: if the file is no checkpoint of a run, or one of another method or network.
+        ValueError: if the file is no checkpoint of a run, or one of another method or network, or of other data.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         objective.load_state_dict(content["method"])
-        return int(content["state"]["iteration"])
+        state = content["state"]
+        iteration = int(state["iteration"])
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ValueError(f"{path}: is no checkpoint of the configured method and network: {what}") from None
+    configured = data_protocol(loader)
+    for name in ("labelled slices", "unlabelled slices", "image size"):
+        if state.get(name) != configured[name]:
+            raise ValueError(f"{path}: a run with {name} {state.get(name)}, the configuration has {configured[name]}.")
+    return iteration
 
 
 def hidden_records(data: Sequence[Mapping[str, Any]], annotated: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
