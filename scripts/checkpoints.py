@@ -15,9 +15,10 @@ from torch import nn
 from scripts.data import SemiSupervisedLoader
 from scripts.engine import SemiSupervisedTrainer, flag
 from scripts.errors import one_line
-from scripts.provenance import is_synthetic, write_record
+from scripts.methods import Objective
+from scripts.provenance import code_version, is_synthetic, write_record
 
-__all__ = ["RunCheckpoint", "guard_output"]
+__all__ = ["RunCheckpoint", "data_protocol", "guard_output"]
 
 
 class RunCheckpoint:
@@ -66,6 +67,8 @@ class RunCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: SemiSupervisedTrainer) -> None:
+        # A commit that is made while the training runs is not the code that trains.
+        self.data["code"] = code_version()
         self.save = DiskSaver(str(self.output_dir), create_dir=True, require_empty=False)
         path = self.output_dir / self.name if isinstance(self.resume, bool) else Path(self.resume)
         if not self.resume:
@@ -99,7 +102,8 @@ class RunCheckpoint:
             )
         try:
             for name, part in parts.items():
-                part.load_state_dict(content[name])
+                if part is not engine.grad_scaler or content[name]:  # nothing is known of it where none was needed
+                    part.load_state_dict(content[name])
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path}: does not fit the configured method and network: {one_line(error)}") from None
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
@@ -122,9 +126,9 @@ class RunCheckpoint:
         self.save({**content, "state": state}, self.name)
 
     def _finish(self, engine: SemiSupervisedTrainer) -> None:
-        self._save_network(engine, "model_last.pt", {})
         if self._best_epoch() < 0:
             self._save_network(engine, "model.pt", {})
+        self._save_network(engine, "model_last.pt", {})  # the last of all: where it is, the run is complete
 
     def _save_network(self, engine: SemiSupervisedTrainer, name: str, result: dict[str, Any]) -> None:
         self.save(self.network.state_dict(), name)
@@ -146,17 +150,35 @@ def _protocol(engine: SemiSupervisedTrainer) -> dict[str, Any]:
         "objective": type(engine.objective).__name__,
         "epoch_length": engine.state.epoch_length,
         "seed": engine.seed,
+        "learning rate": engine.optimizer.defaults["lr"],
+        **_settings(engine.objective),
     }
     loader = engine.data_loader
-    if isinstance(loader, SemiSupervisedLoader):
-        protocol |= {
-            "labelled slices": len(loader.dataset.labeled),
-            "unlabelled slices": len(loader.dataset.unlabeled),
-            "batch size": loader.batch_size,
-            "processes": loader.world_size,
-            "image size": loader.dataset.volumes[0].shape[-1],
-        }
-    return protocol
+    return protocol | data_protocol(loader) if isinstance(loader, SemiSupervisedLoader) else protocol
+
+
+def data_protocol(loader: SemiSupervisedLoader) -> dict[str, Any]:
+    """What whoever goes on with a run, or judges it, must share of its data; as a checkpoint's state has it."""
+    return {
+        "labelled slices": len(loader.dataset.labeled),
+        "unlabelled slices": len(loader.dataset.unlabeled),
+        "batch size": loader.batch_size,
+        "processes": loader.world_size,
+        "image size": loader.dataset.volumes[0].shape[-1],
+    }
+
+
+def _settings(objective: Objective) -> dict[str, Any]:
+    """The options of an objective and of its views: their attributes that are numbers or words, or some of them."""
+    parts = {"": objective, "weak_view ": objective.weak, "strong_view ": objective.strong}
+    return {
+        prefix + name: value
+        for prefix, part in parts.items()
+        for name, value in vars(part).items()
+        if isinstance(value, (bool, int, float, str, tuple))
+        and not name.startswith("_")
+        and name not in ("training", "iteration", "total_iterations")
+    }
 
 
 def _training(engine: SemiSupervisedTrainer) -> dict[str, Any]:
@@ -166,6 +188,8 @@ def _training(engine: SemiSupervisedTrainer) -> dict[str, Any]:
     if isinstance(fusion := getattr(objective, "fusion", None), nn.Module):
         record["fusion"] = type(fusion).__name__
     record |= {
+        "settings": _settings(objective),
+        "learning_rate": engine.optimizer.defaults["lr"],
         "seed": engine.seed,
         "iteration": engine.state.iteration,
         "iterations": cast(int, engine.state.max_epochs) * cast(int, engine.state.epoch_length),
@@ -202,5 +226,5 @@ def guard_output(output_dir: str, resume: bool | str) -> None:
     elsewhere = isinstance(resume, str) and Path(resume).resolve() != path.resolve()
     if path.exists() and (not resume or elsewhere):
         raise FileExistsError(
-            f"{path}: an earlier run stands here. Continue it with --resume true, or choose another --output_dir."
+            f"{path}: an earlier run stands here. Continue it with --resume True, or choose another --output_dir."
         )

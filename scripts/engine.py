@@ -145,7 +145,8 @@ class SemiSupervisedTrainer(Trainer):
             raise FloatingPointError(
                 f"The loss is not finite at iteration {self.state.iteration}: "
                 + ", ".join(f"{name} {value:.4g}" for name, value in output.items())
-                + ". The last checkpoint is intact; a lower learning rate or `--amp false` may help."
+                + ". The last checkpoint is intact: `--resume True --amp False` may get past this point; if not, "
+                "start anew with a lower learning rate."
             )
         self.grad_scaler.scale(losses["loss"]).backward()
         self.grad_scaler.step(self.optimizer)

@@ -86,9 +86,9 @@ def is_synthetic(image: str | Path) -> bool:
 
 
 def write_record(weights: str | Path, record: Mapping[str, Any]) -> None:
-    """Write the record of a file of weights beside it, with the file's digest and the code's version."""
+    """Write the record of a file of weights beside it, with the file's digest and, unless given, the code's version."""
     path = Path(weights).with_suffix(".json")
-    content = {**record, "code": code_version(), "sha256": file_digest(weights)}
+    content = {"code": code_version(), **record, "sha256": file_digest(weights)}
     write_text(path, json.dumps(content, indent=4) + "\n")
 
 

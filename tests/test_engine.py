@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -136,6 +137,45 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     assert root_cause(info.value) is info.value
 
 
+def test_a_run_without_gradient_scaling_resumes_with_it(tmp_path: Path) -> None:
+    """Begun in bfloat16 or float32, gone on with on a card that needs float16."""
+    for resume in (False, True):
+        net = network()
+        engine = trainer(FixMatch(net), 1 + resume, handlers=[RunCheckpoint(str(tmp_path), net, resume)])
+        engine.grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=resume)
+        engine.run()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["grad_scaler"]["scale"] == 8
+    net = network()
+    again = trainer(FixMatch(net), 3, handlers=[RunCheckpoint(str(tmp_path), net, True)])
+    again.grad_scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    again.run()
+    assert again.grad_scaler.get_scale() == 8, "the scale of the run before, where it has one"
+
+
+def test_records_name_the_code_and_the_settings_that_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit made during a training is not what trains."""
+    commits = iter(["first", "second", "third"])
+    monkeypatch.setattr("scripts.checkpoints.code_version", lambda: next(commits))
+    monkeypatch.setattr("scripts.provenance.code_version", lambda: next(commits))
+    net = network()
+    trainer(FixMatch(net, WeakView("flip"), threshold=0.75), 2, handlers=[RunCheckpoint(str(tmp_path), net)]).run()
+    for name in ("model", "model_last"):
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        assert record["code"] == "first"
+        assert record["settings"].items() >= {"threshold": 0.75, "weak_view mode": "flip"}.items()
+        assert record["learning_rate"] == 0.01
+
+
+def test_the_last_weights_are_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds model_last.pt takes the run as complete."""
+    written: list[str] = []
+    monkeypatch.setattr("scripts.checkpoints.write_record", lambda path, _: written.append(path.name))
+    net = network()
+    trainer(FixMatch(net), 1, handlers=[RunCheckpoint(str(tmp_path), net)]).run()
+    assert written == ["model.pt", "model_last.pt"]
+
+
 def test_another_length_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     net = network()
     for resume, epochs in ((False, 1), (True, 1), (True, 2)):
@@ -153,9 +193,9 @@ def test_output_guard(tmp_path: Path) -> None:
     guard_output(str(tmp_path), str(tmp_path / "checkpoint.pt"))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "checkpoint.pt").touch()
-    with pytest.raises(FileExistsError, match="--resume true"):
+    with pytest.raises(FileExistsError, match="--resume True"):
         guard_output(str(tmp_path), str(tmp_path / "elsewhere" / "checkpoint.pt"))
-    with pytest.raises(FileExistsError, match="--resume true"):
+    with pytest.raises(FileExistsError, match="--resume True"):
         guard_output(str(tmp_path), False)
 
 
@@ -301,6 +341,10 @@ def test_a_resumed_run_must_follow_the_same_protocol(phantom: Path, tmp_path: Pa
         ({"seed": 1}, "expected a run with seed 1, found 0"),
         ({"image_size": 48}, "expected a run with image size 48, found 32"),
         ({"num_classes": 5}, "does not fit the configured method and network"),
+        ({"learning_rate": 0.5}, "expected a run with learning rate 0.5, found 0.01"),
+        ({"method#threshold": 0.5}, "expected a run with threshold 0.5, found 0.95"),
+        ({"weak_view#mode": "flip"}, "expected a run with weak_view mode flip, found rotate_flip"),
+        ({"strong_view#blur": 0.25}, "expected a run with strong_view blur 0.25, found 0.5"),
     ):
         again = arguments(phantom, tmp_path, resume=True, **{"train#trainer#max_epochs": 3, **overrides})
         with pytest.raises(Exception) as info:  # noqa: PT011

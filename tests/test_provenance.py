@@ -39,6 +39,8 @@ def test_record_names_its_weights_and_no_other(weights: Path, caplog: pytest.Log
         "code": code_version(),
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
+    write_record(weights, {**record, "code": "commit abc"})
+    assert read_record(weights) == {**record, "code": "commit abc"}, "a known version stays"
     torch.save({"weight": torch.ones(2)}, weights)
     assert read_record(weights) is None
     assert "record of other weights" in caplog.text
