@@ -83,6 +83,10 @@ class SegmentationReport:
     def _start(self) -> None:
         self.files.clear()
         self.scores.clear()
+        if self.checkpoint is not None:
+            # Now: by the time the last volume is scored, a training may have replaced the file.
+            digest = file_digest(self.checkpoint)
+            self.about = {"part": self.part, "weights_sha256": digest, "code": code_version()}
 
     def _score(self, engine: Engine) -> None:
         """Score the volumes of one iteration.
@@ -124,8 +128,7 @@ class SegmentationReport:
         _write_csv(self.output_dir / "per_volume.csv", volumes)
         _write_csv(self.output_dir / "summary.csv", summary)
         if self.checkpoint is not None:
-            about = {"part": self.part, "weights_sha256": file_digest(self.checkpoint), "code": code_version()}
-            write_text(self.output_dir / "evaluation.json", json.dumps(about, indent=4) + "\n")
+            write_text(self.output_dir / "evaluation.json", json.dumps(self.about, indent=4) + "\n")
         print(f"{_table(summary)}\n{self.output_dir / 'summary.csv'}, per volume in per_volume.csv")
 
     def _name(self, key: str) -> str:

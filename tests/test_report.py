@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -190,6 +191,19 @@ def test_evaluation_scores_what_inference_writes(cohort, monkeypatch):
             total = pred.sum() + label.sum()
             assert float(row["dsc"]) == pytest.approx(2 * (pred & label).sum() / total if total else 1, abs=1e-6)
     assert any(0 < float(row["dsc"]) < 1 for row in rows)
+
+
+def test_evaluation_names_the_weights_that_it_scored(cohort):
+    """A training that goes on replaces its best weights while they are evaluated."""
+    weights = cohort / "model.pt"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    report = SegmentationReport(cohort / "eval", 2, checkpoint=weights, part="val")
+    engine = Engine(lambda engine, batch: weights.write_bytes(b"newer") and [])
+    report.attach(engine)
+    engine.run([0])
+    assert weights.read_bytes() == b"newer"
+    about = json.loads((cohort / "eval" / "evaluation.json").read_text())
+    assert (about["part"], about["weights_sha256"]) == ("val", digest)
 
 
 def test_evaluation_of_a_folder(cohort):
