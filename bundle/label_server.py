@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -120,13 +120,17 @@ class LabelServer:
 
     def stop(self) -> None:
         """End the server and the trainings that it started."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self._signal(signal.SIGKILL)
             self.process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the server and to its trainings, which outlive a server that crashed."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
     def _wait(self) -> None:
         end = time.monotonic() + TIMEOUT
