@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,17 +32,17 @@ def find_images(source: str | Path) -> list[dict[str, str]]:
 
     Args:
         source: an image file (NIfTI, MetaImage, PNG or JPEG); a folder, whose images are those of
-            :func:`scripts.data.custom.custom_cases`: no labels, nor what inference writes; or a datalist JSON in the
-            decathlon style, of which ``testing`` or ``test`` is taken, else ``validation``, else ``training``, with
-            paths relative to the JSON's folder.
+            :func:`scripts.data.custom.custom_cases`: no labels, nor what inference writes; or a datalist JSON, see
+            :func:`scripts.data.datalist.read_datalist`, of which ``test`` and ``testing`` are taken, else
+            ``validation``, else ``training``.
 
     Returns:
         Records ``{"image": absolute path}``; a folder's in sorted order, a datalist's in its own.
 
     Raises:
-        FileNotFoundError: if the source or an image that a datalist names does not exist, or a folder has no image.
-        ValueError: if the file is of another type, the datalist names no image, or two images of one folder differ
-            only in their suffix: their results would have the same name.
+        FileNotFoundError: if the source does not exist, or a folder has no image.
+        ValueError: if the file is of another type, the datalist names no image or one that does not exist, or two
+            images of one folder differ only in their suffix: their results would have the same name.
     """
     path = Path(os.path.abspath(source))
     if path.is_dir():
@@ -204,21 +203,8 @@ class NetworkLoader(CheckpointLoader):
 
 
 def _images_of_datalist(path: Path) -> list[Path]:
-    """Images that a datalist JSON names."""
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"Datalist '{path}' is no JSON: {error}") from None
-    keys = ("testing", "test", "validation", "training")
-    entries = next((parts[key] for key in keys if parts.get(key)), None) if isinstance(parts, dict) else None
-    if entries is None:
-        raise ValueError(f"Datalist '{path}' lists no images: expected one of the keys {', '.join(keys)}.")
-    images = []
-    for entry in entries:
-        name = entry.get("image") if isinstance(entry, dict) else entry
-        if not isinstance(name, str):
-            raise ValueError(f"Datalist '{path}': expected a path, or one under 'image', found the entry {entry}.")
-        images.append(Path(os.path.abspath(path.parent / name)))
-        if not images[-1].is_file():
-            raise FileNotFoundError(f"Datalist '{path}' names '{images[-1]}', which does not exist.")
-    return images
+    """Images of the first part that a datalist has some of, whether their labels are there or not."""
+    for part in ("test", "val", "train"):
+        if records := read_datalist(path, only=part, labels=False).get(part):
+            return [Path(record["image"]) for record in records]
+    raise ValueError(f"{path}: the datalist names no image.")

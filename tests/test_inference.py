@@ -137,7 +137,8 @@ def test_single_file_is_taken_as_it_is(tmp_path):
     ("parts", "expected"),
     [
         ({"training": [{"image": "a.nii", "label": "b.nii"}], "testing": ["c.nii"]}, ["c.nii"]),
-        ({"training": ["a.nii"], "test": [{"image": "c.nii"}]}, ["c.nii"]),
+        ({"training": ["a.nii"], "test": [{"image": "c.nii", "label": "not at hand.nii"}]}, ["c.nii"]),
+        ({"training": ["not at hand.nii"], "testing": ["c.nii"], "test": ["b.nii"]}, ["b.nii", "c.nii"]),
         ({"training": ["a.nii"], "validation": [{"image": "b.nii"}], "testing": []}, ["b.nii"]),
         ({"training": [{"image": "b.nii", "label": "a.nii"}, {"image": "../list/a.nii"}]}, ["b.nii", "a.nii"]),
     ],
@@ -156,10 +157,11 @@ def test_datalist_takes_the_part_to_predict(tmp_path, parts, expected):
     [
         ("missing", None, FileNotFoundError, "missing' does not exist"),
         ("text.txt", "", ValueError, r"text.txt' is no image"),
-        ("list.json", "{", ValueError, "list.json' is no JSON"),
-        ("list.json", "[]", ValueError, "expected one of the keys testing"),
-        ("list.json", '{"training": [{"label": "a"}]}', ValueError, "found the entry {'label': 'a'}"),
-        ("list.json", '{"test": ["gone.nii"]}', FileNotFoundError, "gone.nii', which does not exist"),
+        ("list.json", "{", ValueError, "list.json: expected a datalist, found no JSON"),
+        ("list.json", "[]", ValueError, "list.json: expected a datalist with lists under training"),
+        ("list.json", '{"training": [{"label": "a"}]}', ValueError, "in 'training', found {'label': 'a'}"),
+        ("list.json", '{"test": ["gone.nii"]}', ValueError, "gone.nii', which does not exist"),
+        ("list.json", '{"test": [], "training": []}', ValueError, "list.json: the datalist names no image"),
     ],
 )
 def test_unusable_source_is_named(tmp_path, name, content, error, message):
