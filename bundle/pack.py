@@ -18,7 +18,8 @@ from monai.bundle import ConfigParser
 from bundle.card import Evaluation, front_matter, model_card, read_evaluation
 from bundle.description import describe
 from bundle.workflows import ROOT
-from scripts.data.datalist import read_datalist
+from scripts.data.checks import check_class_values
+from scripts.data.datalist import read_class_values, read_datalist
 from scripts.data.readers import is_photograph
 from scripts.files import write_text
 from scripts.inference import load_network_weights
@@ -50,7 +51,8 @@ def main(
     ``semsim_<dataset>_segmentation_v<version>.zip``, and that file's SHA-256. The same input gives the same bytes.
 
     Args:
-        dataset: ``acdc``, ``promise12``, ``isic``, or a datalist JSON, whose ``labels`` name the classes.
+        dataset: ``acdc``, ``promise12``, ``isic``, or a datalist JSON, whose ``labels`` name the classes and whose
+            ``label_values`` are what label files store for each.
         weights: the network's weights, with the record of their training beside them.
         output: folder for the results, created if need be. An earlier bundle of the same name is replaced.
         evaluation: folder or folders that ``evaluate.json`` wrote for these weights.
@@ -59,6 +61,11 @@ def main(
         weights_url: where the weights can be downloaded, for ``large_files.yml``.
         data_source: what the images of a datalist are.
         data_license: licence of the images of a datalist; default: the bundle says that it is not stated.
+
+    Raises:
+        ValueError: if data set, weights and evaluations do not belong together, or an option does not fit them.
+        FileNotFoundError: if a file is missing.
+        FileExistsError: if the bundle's folder is there and holds something else.
     """
     evaluations = [read_evaluation(folder) for folder in ([evaluation] if isinstance(evaluation, str) else evaluation)]
     name, overlay, own = _dataset(dataset, Path(weights))
@@ -73,23 +80,15 @@ def main(
         raise FileExistsError(f"'{folder}' is there and is no bundle: remove it, or choose another --output.")
 
     folder.parent.mkdir(parents=True, exist_ok=True)
+    archive = folder.parent / archive_name(folder.name, metadata["version"])
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         bundle = staging / folder.name
         _write_configs(bundle / "configs", overlay, record, metadata)
-        shutil.copytree(
-            ROOT / "scripts", bundle / "scripts", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-        )
         _write_models(bundle / "models", Path(weights), record, metadata)
-        shutil.copyfile(ROOT / "LICENSE", bundle / "LICENSE")
         write_text(bundle / "large_files.yml", _large_files(weights_url, record))
-        card = model_card(folder.name, metadata, overlay, record, evaluations, _method_overlay(record))
-        (bundle / "docs").mkdir()
-        for page in _pages(card):
-            shutil.copyfile(ROOT / "docs" / page, bundle / "docs" / page)
-        write_text(bundle / "docs" / "README.md", card)
-        write_text(bundle / "README.md", front_matter(metadata["data_license"]) + card)
-        archive = folder.parent / archive_name(folder.name, metadata["version"])
+        _write_code(bundle)
+        _write_pages(bundle, metadata, overlay, record, evaluations)
         write_archive(bundle, staging / archive.name)
         if folder.exists():
             shutil.rmtree(folder)
@@ -130,17 +129,20 @@ def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str
     if not is_datalist:
         return dataset, overlay, own
 
-    parts = read_datalist(dataset)
-    named = _read_json(Path(dataset)).get("labels") or {}
-    image = next(record["image"] for records in parts.values() for record in records)
-    photographs = is_photograph(image)
+    images = [record["image"] for records in read_datalist(dataset).values() for record in records]
+    if not images:
+        raise ValueError(f"{dataset}: the datalist names no image.")
+    names, values = read_class_values(dataset)
+    photographs = all(map(is_photograph, images))
     channels, classes = _shape(weights)
+    check_class_values(classes, values)
     overlay |= {
         "photographs": photographs,
         "output_ext": ".png" if photographs else overlay["output_ext"],
         "in_channels": channels,
         "num_classes": classes,
-        "class_names": {str(c): str(named.get(str(c), f"class {c}")) for c in range(1, classes)},
+        "class_names": {str(c): names.get(str(c), f"class {c}") for c in range(1, classes)},
+        "label_values": values,
     }
     name = re.sub(r"[^a-z0-9]+", "_", Path(dataset).stem.lower()).strip("_")
     return name, overlay, own
@@ -189,8 +191,6 @@ def _write_configs(folder: Path, overlay: Mapping[str, Any], record: Mapping[str
     inference |= {key: value for key, value in overlay.items() if key in inference}
     # A network works at the size that it was trained at: all three workflows take it.
     train["image_size"] = cpu["image_size"] = inference["image_size"]["default"] = record["image_size"]
-    if overlay["layout"] != "acdc":
-        cpu.pop("labeled")  # three of ACDC's patients
     for name, config in (("train.json", train), ("inference.json", inference), ("cpu.json", cpu)):
         _write_json(folder / name, config)
     _write_json(folder / "metadata.json", metadata)
@@ -202,6 +202,29 @@ def _write_models(folder: Path, weights: Path, record: Mapping[str, Any], metada
     shutil.copyfile(weights, folder / "model.pt")
     _write_json(folder / "model.json", {**record, "license": metadata["data_license"]})
     write_terms(folder, metadata["data_source"], metadata["data_license"])
+
+
+def _write_code(bundle: Path) -> None:
+    """The code that the configs name, and its licence."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+    shutil.copytree(ROOT / "scripts", bundle / "scripts", ignore=ignored)
+    shutil.copyfile(ROOT / "LICENSE", bundle / "LICENSE")
+
+
+def _write_pages(
+    bundle: Path,
+    metadata: Mapping[str, Any],
+    overlay: Mapping[str, Any],
+    record: Mapping[str, Any],
+    evaluations: Sequence[Evaluation],
+) -> None:
+    """The card, alone and behind the front matter that Hugging Face reads, and the documents that it names."""
+    card = model_card(bundle.name, metadata, overlay, record, evaluations, _method_overlay(record))
+    (bundle / "docs").mkdir()
+    for page in _pages(card):
+        shutil.copyfile(ROOT / "docs" / page, bundle / "docs" / page)
+    write_text(bundle / "docs" / "README.md", card)
+    write_text(bundle / "README.md", front_matter(metadata["data_license"]) + card)
 
 
 def _pages(card: str) -> list[str]:

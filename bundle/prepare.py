@@ -15,9 +15,8 @@ from monai.bundle import ConfigParser
 from bundle.montage import draw_montage
 from bundle.survey import Finding, Settings, passed_over, some, survey, twins
 from bundle.workflows import CONFIGS, ROOT
-from scripts.data import LabelValuesd
-from scripts.data.checks import check_class_settings
-from scripts.data.datalist import PARTS
+from scripts.data.checks import check_class_values
+from scripts.data.datalist import PARTS, read_class_values
 from scripts.data.records import Split, split_cases
 from scripts.files import write_text
 from scripts.report import aligned
@@ -38,78 +37,104 @@ def main(
 ) -> None:
     """Find the cases of a data set, check every file, and write them as a datalist with their split and checksums.
 
-    All faults are listed; with any, nothing is written. Beside the datalist a picture of some images with their
-    labels' outlines is drawn. Train on the result with ``--dataset_dir datalist.json``.
+    All faults are listed; with any, nothing is written. The datalist also names the classes and says what label files
+    store for each. Beside it a picture of some images with their labels' outlines is drawn. Train on the result with
+    ``--dataset_dir datalist.json``.
 
     Args:
         dataset: acdc, promise12, isic or custom: an overlay in configs/datasets.
-        source: folder of the data set, or a datalist, whose checksums are compared where it has some.
+        source: folder of the data set, or a datalist, whose checksums are compared where it has some and whose
+            names of classes are kept.
         output: the datalist to write; the picture is NAME_montage.png beside it.
         splits: JSON file of case names by part; default: that of the overlay, else a seeded split.
         in_channels: channels of an image; default: the overlay's.
         num_classes: classes with the background; default: the overlay's.
-        label_values: what label files store for each class, [0,255] for many masks; default: the overlay's.
+        label_values: what label files store for each class, [0,255] for many masks; default: what a datalist as
+            ``source`` says, else the overlay's.
+
+    Raises:
+        ValueError: if an option, the folder's names, the datalist or the splits file is not what it should be.
+        FileNotFoundError: if the source or the splits file does not exist, or there is no case.
     """
+    settings = _settings(dataset, source, in_channels, num_classes, label_values)
+    target = _target(output, source)
+    splits = splits or settings["splits"]
     faults: list[str] = []
-    try:
-        settings = _settings(dataset, in_channels, num_classes, label_values)
-        target = Path(os.path.abspath(output))
-        if target.suffix != ".json":
-            raise ValueError(f"output: expected the name of a .json file, found '{output}'.")
-        if target == Path(os.path.abspath(source)):
-            raise ValueError(f"output: '{output}' is the source itself.")
-        split = split_cases(settings["layout"], source, splits or settings["splits"], faults)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    split = split_cases(settings["layout"], source, splits, faults)
     expected = Settings(settings["in_channels"], settings["num_classes"], settings["label_values"])
-    missing, notes = _missing(split.missing, split.parts, split.where)
-    faults += missing
     findings = {
         part: survey([record for of_case in cases.values() for record in of_case], expected)
         for part, cases in split.parts.items()
     }
-    everything = [finding for of_part in findings.values() for finding in of_part]
-    torn, doubled = twins(findings)
-    faults += [fault for finding in everything for fault in finding.faults] + torn
-    faults += _changed(source, everything) if str(source).endswith(".json") else []
-    notes += [note for finding in everything for note in finding.notes] + doubled
-    unlabelled_faults, unlabelled_notes = _unlabelled(findings)
-    faults, notes = faults + unlabelled_faults, notes + unlabelled_notes
-    if not str(source).endswith(".json"):
-        seeded = settings["layout"] == "custom" and not (splits or settings["splits"])
-        notes += _left_out(source, split, seeded)
+    found, notes = _judge(source, split, findings)
+    faults += found
+    if not _is_datalist(source):
+        notes += _left_out(source, split, by_image=settings["layout"] == "custom" and not splits)
     print("\n".join(_table(findings)))
     _list("note", notes)
     _list("fault", faults)
     if faults:
         sys.exit(f"\nerror: {_count('fault', faults)} in '{source}'; no datalist was written.")
-
-    datalist = _datalist(findings, target.parent, dataset, settings, split.where)
-    write_text(target, json.dumps(datalist, indent=1) + "\n")
-    picture = target.with_name(f"{target.stem}_montage.png")
-    labelled = [finding.record for finding in everything if finding.classes]
-    if labelled:
-        draw_montage(labelled, picture, expected.num_classes, settings["class_colors"], expected.label_values)
-    print(f"\n{target}" + (f", {picture}" if labelled else "") + f": train with --dataset_dir {target}")
+    written = _write(target, dataset, settings, split.where, findings)
+    print(f"\n{', '.join(map(str, written))}: train with --dataset_dir {target}")
 
 
-def _settings(dataset: str, in_channels: Any, num_classes: Any, label_values: Any) -> dict[str, Any]:
-    """The data set's overlay with the command line's values."""
+def _is_datalist(source: str) -> bool:
+    return source.lower().endswith(".json")
+
+
+def _target(output: str, source: str) -> Path:
+    """The absolute path of the datalist to write.
+
+    Raises:
+        ValueError: when it is no .json file, or the source.
+    """
+    target = Path(os.path.abspath(output))
+    if target.suffix != ".json":
+        raise ValueError(f"output: expected the name of a .json file, found '{output}'.")
+    if target == Path(os.path.abspath(source)):
+        raise ValueError(f"output: '{output}' is the source itself.")
+    return target
+
+
+def _settings(dataset: str, source: str, in_channels: Any, num_classes: Any, label_values: Any) -> dict[str, Any]:
+    """The data set's overlay with what a datalist says of its classes, and with the command line's values.
+
+    Raises:
+        ValueError: when there is no such overlay, or the classes do not fit each other.
+    """
     path = CONFIGS / "datasets" / f"{dataset}.json"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
         raise ValueError(f"dataset: expected one of {known}, found '{dataset}'.")
     parser = ConfigParser(ConfigParser.load_config_file(path))
     parser["bundle_root"] = str(ROOT)
-    given = {"in_channels": in_channels, "num_classes": num_classes, "label_values": label_values}
+    names, values = read_class_values(source) if _is_datalist(source) else ({}, None)
+    given = {
+        "in_channels": in_channels,
+        "num_classes": num_classes,
+        "label_values": values if label_values is None else label_values,
+    }
     for key, value in given.items():
         if value is not None:
             parser[key] = value
     keys = ("layout", "splits", "in_channels", "num_classes", "label_values", "class_names", "class_colors")
     settings = {key: parser.get_parsed_content(key) for key in keys}
-    values = settings["label_values"]
-    check_class_settings(settings["num_classes"], [] if values is None else [LabelValuesd("label", values)])
+    settings["class_names"] = {**settings["class_names"], **names}
+    check_class_values(settings["num_classes"], settings["label_values"])
     return settings
+
+
+def _judge(source: str, split: Split, findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
+    """Faults and notes of all files and of how they belong together."""
+    everything = [finding for of_part in findings.values() for finding in of_part]
+    missing, absent = _missing(split.missing, split.parts, split.where)
+    torn, doubled = twins(findings)
+    changed = _changed(source, everything) if _is_datalist(source) else []
+    bare, unscored = _unlabelled(findings)
+    faults = [fault for finding in everything for fault in finding.faults]
+    notes = [note for finding in everything for note in finding.notes]
+    return [*missing, *faults, *torn, *changed, *bare], [*absent, *notes, *doubled, *unscored]
 
 
 def _missing(missing: Mapping[str, Sequence[str]], parts: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
@@ -214,15 +239,28 @@ def _range(values: Sequence[float]) -> str:
     return f"{low:g}" if low == high else f"{low:g}-{high:g}"
 
 
+def _write(
+    target: Path, dataset: str, settings: Mapping[str, Any], where: str, findings: Mapping[str, Sequence[Finding]]
+) -> list[Path]:
+    """Write the datalist and, where there are labels to outline, its picture; returns their paths."""
+    write_text(target, json.dumps(_datalist(findings, target.parent, dataset, settings, where), indent=1) + "\n")
+    labelled = [finding.record for of_part in findings.values() for finding in of_part if finding.classes]
+    if not labelled:
+        return [target]
+    picture = target.with_name(f"{target.stem}_montage.png")
+    draw_montage(labelled, picture, settings["num_classes"], settings["class_colors"], settings["label_values"])
+    return [target, picture]
+
+
 def _datalist(
     findings: Mapping[str, Sequence[Finding]], folder: Path, dataset: str, settings: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
     """The datalist's content, paths relative to its folder."""
-    names = {str(number): f"class {number}" for number in range(1, settings["num_classes"])}
+    names = {"0": "background", **settings["class_names"]}
     lists = {
         KEYS.get(part, part): [
             {
-                **{key: os.path.relpath(finding.record[key], folder) for key in finding.sha256},
+                **{key: _relative(finding.record[key], folder) for key in finding.sha256},
                 "case": finding.record["case"],
                 "sha256": finding.sha256,
             }
@@ -233,9 +271,19 @@ def _datalist(
     return {
         "name": dataset,
         "description": f"split: {Path(where).name}",
-        "labels": {"0": "background", **names, **settings["class_names"]},
+        "labels": {str(c): names.get(str(c), f"class {c}") for c in range(settings["num_classes"])},
+        "label_values": settings["label_values"],
         "counts": {
             key: {"images": len(entries), "cases": len({e["case"] for e in entries})} for key, entries in lists.items()
         },
         **lists,
     }
+
+
+def _relative(path: str, folder: str | Path) -> str:
+    """A path relative to a folder, with forward slashes as every system reads them; as it is on another drive."""
+    try:
+        relative = os.path.relpath(path, folder)
+    except ValueError:  # Windows has no way from one drive to another
+        relative = path
+    return relative.replace(os.sep, "/")

@@ -242,6 +242,25 @@ def test_a_datalist_names_bundle_and_classes(trained: Trained, datalist: Path, t
     assert str(tmp_path) not in (bundle / "configs" / "train.json").read_text()
 
 
+def test_what_label_files_store_is_packed(trained: Trained, datalist: Path, tmp_path: Path) -> None:
+    content = read(datalist)
+    datalist.write_text(json.dumps({**content, "label_values": [0, 128, 255]}))
+    weights = str(trained("custom", 3, 3))
+    pack(str(datalist), weights, str(tmp_path))
+    configs = tmp_path / "semsim_knee_photos_segmentation" / "configs"
+    for name in ("train.json", "inference.json"):
+        assert read(configs / name)["label_values"] == [0, 128, 255]
+    datalist.write_text(json.dumps({**content, "label_values": [0, 255]}))
+    with pytest.raises(ValueError, match=r"label_values: expected one value for each of the 3 classes"):
+        pack(str(datalist), weights, str(tmp_path))
+
+
+def test_a_datalist_without_an_image_is_refused(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps({"training": []}))
+    with pytest.raises(ValueError, match=r"list\.json: the datalist names no image"):
+        pack(str(tmp_path / "list.json"), str(trained("custom", 3, 3)), str(tmp_path / "out"))
+
+
 def test_weights_can_be_named_by_their_address(trained: Trained, tmp_path: Path) -> None:
     weights = trained()
     pack("acdc", str(weights), str(tmp_path), weights_url="https://example.org/model.pt")

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ntpath
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
+from bundle import prepare
 from bundle.prepare import main
 from bundle.workflows import execute
 from scripts.data import dataset_records, make_phantom_cohort
@@ -97,6 +100,33 @@ def test_a_datalist_is_frozen_with_split_counts_and_checksums(
     assert Image.open(target.with_name(f"{target.stem}_montage.png")).size[0] > 500
 
 
+def test_what_label_files_store_and_the_names_of_classes_are_kept(photographs: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    main("custom", str(photographs), str(first), in_channels=3, label_values=[0, 255])
+    content = json.loads(first.read_text())
+    assert content["label_values"] == [0, 255]
+    assert content["labels"] == {"0": "background", "1": "class 1"}
+    content["labels"] = {"0": "skin", "1": "lesion", "2": "no class of it"}
+    first.write_text(json.dumps(content))
+    main("custom", str(first), str(second), in_channels=3)
+    content = json.loads(second.read_text())
+    assert content["labels"] == {"0": "skin", "1": "lesion"}
+    assert content["label_values"] == [0, 255]
+    first.write_text(json.dumps({**content, "labels": ["lesion"]}))
+    with pytest.raises(ValueError, match=r"a\.json: labels: expected names by class, .* found \['lesion'\]"):
+        main("custom", str(first), str(second), in_channels=3)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [(r"C:\data\a b\x.nii", "../data/a b/x.nii"), (r"D:\data\x.nii", "D:/data/x.nii")]
+)
+def test_a_datalist_written_on_windows_has_forward_slashes(
+    monkeypatch: pytest.MonkeyPatch, path: str, expected: str
+) -> None:
+    monkeypatch.setattr(prepare, "os", SimpleNamespace(path=ntpath, sep=ntpath.sep))
+    assert prepare._relative(path, r"C:\lists") == expected
+
+
 def test_the_picture_beside_the_list_is_no_image_of_the_set(photographs: Path, tmp_path: Path) -> None:
     root = shutil.copytree(photographs, tmp_path / "set")
     for _ in range(2):
@@ -162,12 +192,12 @@ def test_missing_cases_and_mistakes_are_named(niftis: Path, tmp_path: Path, caps
     printed = capsys.readouterr().out
     assert "case 'images/s9' of part 'train'" in printed
     assert "none of the 1 'test' cases" in printed
-    with pytest.raises(SystemExit, match=r"dataset: expected one of acdc, custom, isic, promise12, found 'brain'"):
+    with pytest.raises(ValueError, match=r"dataset: expected one of acdc, custom, isic, promise12, found 'brain'"):
         main("brain", str(niftis))
-    with pytest.raises(SystemExit, match=r"expected the name of a \.json file"):
+    with pytest.raises(ValueError, match=r"expected the name of a \.json file"):
         main("custom", str(niftis), str(tmp_path / "set"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SystemExit, match="no case in dataset_dir"):
+    with pytest.raises(FileNotFoundError, match="no case in dataset_dir"):
         main("custom", str(tmp_path / "empty"), str(tmp_path / "set.json"))
 
 
@@ -329,13 +359,13 @@ def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num_classes": 300}, r"error: num_classes: expected a whole number in 2\.\.256"),
-        ({"label_values": 255}, "error: label_values: expected a list of different numbers, one per class, found 255"),
-        ({"label_values": [0, 127, 255]}, "error: label_values: expected one value for each of the 2 classes"),
+        ({"num_classes": 300}, r"num_classes: expected a whole number in 2\.\.256"),
+        ({"label_values": 255}, "label_values: expected a list of different numbers, one per class, found 255"),
+        ({"label_values": [0, 127, 255]}, "label_values: expected one value for each of the 2 classes"),
     ],
 )
 def test_classes_that_cannot_be_are_refused(photographs: Path, tmp_path: Path, given: dict, message: str) -> None:
-    with pytest.raises(SystemExit, match=f"^{message}"):
+    with pytest.raises(ValueError, match=f"^{message}"):
         main("custom", str(photographs), str(tmp_path / "a.json"), in_channels=3, **given)
     assert not list(tmp_path.iterdir())
 

@@ -16,7 +16,7 @@ from scripts.data.readers import is_photograph
 from scripts.data.transforms import LabelValuesd
 from scripts.errors import FaultsError
 
-__all__ = ["add_or_raise", "check_class_settings", "check_classes", "check_finite", "check_grids"]
+__all__ = ["add_or_raise", "check_class_settings", "check_class_values", "check_classes", "check_finite", "check_grids"]
 
 MOST_CLASSES = 256  # label maps are kept and written in 8 bits
 
@@ -49,6 +49,15 @@ def check_class_settings(num_classes: int, transforms: Iterable[Any]) -> None:
                 f"label_values: expected one value for each of the {num_classes} classes (num_classes), "
                 f"found {transform.values}."
             )
+
+
+def check_class_values(num_classes: int, values: Sequence[float] | None) -> None:
+    """The same of the ``label_values`` themselves; None: label files store the classes.
+
+    Raises:
+        ValueError: see :func:`check_class_settings`, or where they are no list of different numbers.
+    """
+    check_class_settings(num_classes, [] if values is None else [LabelValuesd("label", values)])
 
 
 def check_finite(image: torch.Tensor, path: str) -> None:
