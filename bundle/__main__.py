@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import import_module
+from inspect import signature
+from pathlib import Path
 
 import fire
+from fire.decorators import SetParseFns
 
 __all__ = ["COMMANDS", "main"]
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Named, not imported: starting one command does not load what the others need.
 COMMANDS = {
@@ -24,14 +30,31 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     """Find the command that the first argument names and hand it the others.
 
+    A user's mistake ends it with one line instead of a traceback.
+
     Args:
         argv: arguments without the program's name; default: those of this process.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] not in COMMANDS:
         sys.exit(f"usage: python -m bundle COMMAND [--help], COMMAND one of: {', '.join(sorted(COMMANDS))}")
-    module, function = COMMANDS[arguments[0]].split(":")
-    fire.Fire(getattr(import_module(module), function), command=arguments[1:], name=f"python -m bundle {arguments[0]}")
+    module, name = COMMANDS[arguments[0]].split(":")
+    function = getattr(import_module(module), name)
+    # Fire makes numbers of words: a folder may be called 2018
+    texts = [p.name for p in signature(function).parameters.values() if p.annotation in ("str", "str | None")]
+    command = SetParseFns(**dict.fromkeys(texts, str))(function)
+    try:
+        fire.Fire(command, command=arguments[1:], name=f"python -m bundle {arguments[0]}")
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        if isinstance(error, ValueError) and not _raised_here(error):
+            raise  # no message of ours: where it comes from is worth knowing
+        sys.exit(f"error: {error}")
+
+
+def _raised_here(error: Exception) -> bool:
+    """Whether this repository's code raised an error, not a library that it calls."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return any(ROOT / folder in Path(last).resolve().parents for folder in ("bundle", "scripts"))
 
 
 if __name__ == "__main__":

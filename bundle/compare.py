@@ -50,16 +50,17 @@ def main(
         output: folder of the runs, the tables and the picture.
         part: part of the data set that is reported, ``val`` or ``test``.
         **overrides: further config overrides of all runs, for example ``--labeled 3``.
+
+    Raises:
+        ValueError: see :func:`bundle.runs.plan` and :func:`bundle.runs.store`, or if there is no such part.
+        FileNotFoundError: if there is no such config file.
     """
     command = command_line(methods, seeds, overlays, config_file, output, part, overrides)
     folder = Path(output).resolve()
-    try:
-        if part not in PARTS:
-            raise ValueError(f"part: expected one of {', '.join(PARTS)}, found {part}.")
-        runs = plan(methods, seeds, overlays, config_file, overrides)
-        store(folder, runs, config_file, overrides, command)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    if part not in PARTS:
+        raise ValueError(f"part: expected one of {', '.join(PARTS)}, found {part}.")
+    runs = plan(methods, seeds, overlays, config_file, overrides)
+    store(folder, runs, config_file, overrides, command)
     failed: dict[str, str] = {}
     for number, run in enumerate(runs, start=1):
         print(f"[{number}/{len(runs)}] {run}: ", end="", flush=True)

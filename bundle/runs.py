@@ -65,8 +65,8 @@ def plan(
     """Every run with its whole configuration.
 
     Raises:
-        ValueError: if there is no such method, ablation or config id, if an override would undo an ablation, if two
-            runs would share a folder, or if there is no run at all.
+        ValueError: if there is no such method, ablation or config id, if a file cannot be read, if an override would
+            undo an ablation, if two runs would share a folder, or if there is no run at all.
         FileNotFoundError: if there is no such config file.
     """
     methods = method_names() if methods == "all" else _words(methods)
@@ -109,7 +109,7 @@ def plan(
 def _words(value: Any) -> list[str]:
     """A list from the command line: read as such, or text with commas, of which those in brackets do not count."""
     words = re.split(r",(?![^\[]*\])", value) if isinstance(value, str) else value
-    words = [words] if isinstance(words, int) else words
+    words = words if isinstance(words, (list, tuple)) else [words]
     return list(dict.fromkeys(str(word).strip() for word in words if str(word).strip()))
 
 
@@ -120,6 +120,15 @@ def _overlay_file(kind: str, name: str) -> str:
         known = ", ".join(sorted(file.stem for file in (CONFIGS / kind).glob("*.json")))
         more = f", {PLAIN}, or a value as ID=VALUE with :: for # in the id" if kind == "ablations" else ""
         raise ValueError(f"{'overlays' if kind == 'ablations' else kind}: no '{name}'; there are {known}{more}.")
+    return _readable(path)
+
+
+def _readable(path: Path) -> str:
+    """The path of a config file, once it is sure that it can be read."""
+    try:
+        ConfigParser.load_config_file(path)
+    except ValueError as error:  # it names no file
+        raise ValueError(f"{path}: cannot be read as a config file: {error}") from None
     return str(path)
 
 
@@ -139,7 +148,7 @@ def _base_files(config_file: str | Sequence[str]) -> list[str]:
     files = [Path(name) for name in _words(config_file)]
     if missing := [str(file) for file in files if not file.is_file()]:
         raise FileNotFoundError(f"config_file: no file {', '.join(missing)}.")
-    return [str(train), *(str(file) for file in files if file.resolve() != train)]
+    return [str(train), *(_readable(file) for file in files if file.resolve() != train)]
 
 
 def _merged(files: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -184,6 +184,8 @@ def test_a_method_that_has_changed_is_refused(tmp_path: Path, phantom: Path, mon
         ("overlays", "table9", "overlays: no 'table9'; there are table4_cross, .*, default, or a value as ID=VALUE"),
         ("config_file", "configs/gpu.json", "config_file: no file configs/gpu.json"),
         ("seeds", "one", "seeds: expected whole numbers from 0, found one"),
+        ("seeds", 1.5, "seeds: expected whole numbers from 0, found 1.5"),
+        ("config_file", ROOT / "README.md", ".*README.md: cannot be read as a config file"),
         ("part", "train", "part: expected one of val, test, found train"),
         ("seed", 3, "seed: the comparison sets it itself"),
         ("label", 3, "label: no option of compare, and no id of the configuration"),

@@ -209,7 +209,7 @@ def read_split(path: str | Path, faults: list[str] | None = None) -> dict[str, l
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is no JSON of lists.
+        ValueError: when it is no JSON of lists of names.
         FaultsError: when it names a case twice, in one part or in two; all such cases.
     """
     path = Path(path)
@@ -226,6 +226,8 @@ def read_split(path: str | Path, faults: list[str] | None = None) -> dict[str, l
     found = []
     for part, names in parts.items():
         for name in names:
+            if not isinstance(name, str):
+                raise ValueError(f"{path}: expected the names of cases in '{part}', found {name!r}.")
             if name in first:
                 where = f"part '{part}' twice" if first[name] == part else f"parts '{first[name]}' and '{part}'"
                 found.append(f"{path} names '{name}' in {where}: a case belongs to one part, once.")

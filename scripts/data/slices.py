@@ -90,7 +90,7 @@ class SemiSupervisedLoader:
 
     Args:
         dataset: the slices.
-        batch_size: labelled slices per process, and as many unlabelled ones.
+        batch_size: labelled slices per process, and as many unlabelled ones; at least 1.
         seed: seed of the permutations, not negative.
         rank: this process's number: it takes its own part of the global batch. Default: that of
             ``torch.distributed`` where initialised, else 0.
@@ -101,7 +101,8 @@ class SemiSupervisedLoader:
         iteration: number of the next batch.
 
     Raises:
-        ValueError: when ``dataset`` has no labelled slice, or none that is unlabelled and the method needs them.
+        ValueError: when ``dataset`` has no labelled slice, or none that is unlabelled and the method needs them; or for
+            a batch size or seed that is none.
     """
 
     def __init__(
@@ -113,6 +114,9 @@ class SemiSupervisedLoader:
         world_size: int | None = None,
         requires_unlabeled: bool = False,
     ) -> None:
+        for name, value, lowest in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if not isinstance(value, int) or value < lowest:
+                raise ValueError(f"{name}: expected a whole number of at least {lowest}, found {value!r}.")
         if len(dataset.labeled) == 0:
             raise ValueError(f"none of the {len(dataset)} training slices has a label: training needs labelled cases.")
         if requires_unlabeled and len(dataset.unlabeled) == 0:

@@ -50,6 +50,8 @@ def test_labelled_counts_out_of_range(labeled: float) -> None:
     [
         ("{train: [", "expected JSON"),
         ("[1]", "expected a JSON object"),
+        (json.dumps({"train": [1, 2]}), "expected the names of cases in 'train', found 1"),
+        (json.dumps({"train": [["a"]]}), r"expected the names of cases in 'train', found \['a'\]"),
         (json.dumps({"train": ["a", "a"]}), "names 'a' in part 'train' twice"),
         (json.dumps({"train": ["a"], "val": ["a"]}), "names 'a' in parts 'train' and 'val'"),
     ],

@@ -115,6 +115,16 @@ def test_all_labelled(tmp_path: Path) -> None:
     assert set(next(iter(loader))) == {"image", "label"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "lowest"), [("batch_size", 0, 1), ("batch_size", 2.5, 1), ("seed", -1, 0), ("seed", None, 0)]
+)
+def test_batch_sizes_and_seeds_that_are_none_are_named(
+    dataset: SliceDataset, name: str, value: Any, lowest: int
+) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected a whole number of at least {lowest}, found {value}"):
+        SemiSupervisedLoader(dataset, **{"batch_size": 4, "seed": 0, name: value})
+
+
 def test_no_label_at_all(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none of the 3 training slices has a label"):
         SemiSupervisedLoader(_dataset(tmp_path, [], [3]), 2, seed=0)
