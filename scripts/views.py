@@ -75,7 +75,7 @@ class WeakView(nn.Module):
         device = image.device
         turn, rotate = _coin(0.5, batch, device), _coin(0.5, batch, device)
         rotate = rotate & ~turn
-        quarter = torch.randint(0, 4, (batch,)).to(device)[:, None, None, None]
+        quarter = torch.randint(0, 4, (batch,)).to(device, non_blocking=True)[:, None, None, None]
         by_rows = _coin(0.5, batch, device)
         angle = torch.deg2rad(_uniform(-self.max_degrees, self.max_degrees, batch, device=device))
         angle = torch.where(rotate.flatten(), angle, 0.0).expand(image.shape[0])
@@ -224,8 +224,8 @@ def _luma(image: Tensor) -> Tensor:
     """Grey value ``[B, 1, H, W]``: ITU-R BT.601 luma of RGB, or the one channel itself."""
     if image.shape[1] != 3:
         return image
-    weights = torch.tensor([0.299, 0.587, 0.114], device=image.device, dtype=image.dtype)
-    return (image * weights[:, None, None]).sum(dim=1, keepdim=True)
+    red, green, blue = image.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -237,6 +237,6 @@ def _rotate_hue(image: Tensor, turn: Tensor) -> Tensor:
     angle = 2 * math.pi * turn
     cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
     rotation = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
-    to_yiq, from_yiq = (matrix.to(image.device) for matrix in (_TO_YIQ, _FROM_YIQ))
+    to_yiq, from_yiq = (matrix.to(image.device, non_blocking=True) for matrix in (_TO_YIQ, _FROM_YIQ))
     matrix = (from_yiq @ rotation @ to_yiq).to(image.dtype)
     return torch.einsum("bij,bjhw->bihw", matrix, image)

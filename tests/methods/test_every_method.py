@@ -12,6 +12,7 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bundle.workflows import CONFIGS, method_names
 from scripts.checkpoints import RunCheckpoint
@@ -119,13 +120,25 @@ def test_bf16_autocast(name: str) -> None:
     objective.after_step()
 
 
+class NoWaiting(TorchDispatchMode):
+    """Fails where a copy between devices makes the host wait for it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device", args[0].device) != args[0].device:
+            assert kwargs.get("non_blocking"), f"waits for {tuple(args[0].shape)} on its way to {kwargs['device']}"
+        return func(*args, **kwargs)
+
+
 @every_step
 def test_meta_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor is made on another device than the batch's, and nothing waits for one."""
+    """No tensor is made on another device than the batch's, and no copy to it or from it is waited for."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # it knows no meta device
     options = {"lambda_query": 0.5} if "semsim" in name else {}
-    objective = build(name, weak=WeakView("rotate_flip"), **options).to("meta")
-    losses = run(objective, {k: v.to("meta") for k, v in make_batch().items()})
+    objective = build(name, weak=WeakView("rotate_flip"), in_channels=3, **options).to("meta")
+    batch = {k: v.to("meta") for k, v in make_batch(channels=3).items()}
+    with NoWaiting():
+        losses = run(objective, batch)
     assert all(loss.is_meta for loss in losses.values())
     losses["loss"].backward()
     objective.after_step()
