@@ -92,8 +92,9 @@ def matrix_rate(dtype: torch.dtype, device: str) -> float:
 
 
 def _autocast(dtype: torch.dtype, device: str) -> torch.autocast:
+    """Autocast as the trainer has it."""
     enabled = dtype is not torch.float32
-    return torch.autocast(device, dtype=dtype if enabled else None, enabled=enabled)
+    return torch.autocast(device, dtype=dtype if enabled else None, enabled=enabled, cache_enabled=False)
 
 
 def _batch(image_size: int, batch_size: int, device: str, memory_format: torch.memory_format) -> dict[str, Tensor]:

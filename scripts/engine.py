@@ -49,7 +49,7 @@ def autocast_dtype(device: torch.device | str, amp: bool | str) -> torch.dtype |
         probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
         if any(probe is not None and probe() for probe in probes):
             return torch.bfloat16
-        logger.info("This CPU has no bfloat16 instructions: training in float32.")
+        logger.info("This CPU has no bfloat16 instructions: computing in float32.")
     return None
 
 

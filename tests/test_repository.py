@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from packaging.requirements import Requirement
 
 from bundle.__main__ import COMMANDS
+from scripts.errors import check_options
 
 ROOT = Path(__file__).resolve().parent.parent
 METADATA = ROOT / "configs" / "metadata.json"
@@ -119,14 +121,42 @@ def test_checkpoint_exports_to_torchscript(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.jit.load(str(exported))(image), network(image))
 
 
-def test_readme_and_card_name_files_that_exist() -> None:
-    for page in (ROOT / "README.md", ROOT / "docs" / "README.md", ROOT / "docs" / "protocol.md"):
-        text = page.read_text()
-        linked = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-        missing = [name for name in linked if not (page.parent / name).exists()]
-        configs = re.findall(r"configs/[\w/]+\.json", text)
-        missing += [name for name in configs if not (ROOT / name).exists()]
-        assert not missing, f"{page.name} names {missing}"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """What a heading is linked by: its words in lower case with hyphens, without punctuation."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_name_files_and_headings_that_exist(page: Path) -> None:
+    text = page.read_text()
+    missing = []
+    for name, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", text):
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(f"{name}#{anchor}")
+    missing += [name for name in re.findall(r"configs/[\w/]+\.json", text) if not (ROOT / name).exists()]
+    missing = [name for name in missing if "NAME" not in name]
+    assert not missing
+
+
+@pytest.mark.usefixtures("at_root")
+def test_options_in_the_pages_are_ids_of_the_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI takes any option. Overlays that a page has its reader write are left out."""
+    lines = [line for page in PAGES for line in page.read_text().splitlines()]
+    commands = [re.sub(r"^.*?-m monai\.bundle run ", "run ", line) for line in lines if "-m monai.bundle run " in line]
+    checked = 0
+    for words in map(shlex.split, (line.partition("`")[0] for line in commands)):
+        files = re.findall(r"[\w/]+\.json", " ".join(words))
+        if "--config_file" in words and files and all((ROOT / file).exists() for file in files):
+            monkeypatch.setattr(sys, "argv", ["monai/bundle/__main__.py", *words])
+            check_options()
+            checked += 1
+    assert checked > 15
 
 
 def run_bundle(*arguments: str) -> subprocess.CompletedProcess:

@@ -98,16 +98,12 @@ class Objective(nn.Module):
     def after_step(self) -> None:
         """What follows an optimiser step (an EMA update, say). Nothing by default."""
 
-    def ramp_up(self, length: float = 1.0) -> float:
-        """Gaussian ramp ``exp(-5 (1 - t)^2)`` (Laine and Aila, ICLR 2017): weights that grow as the training goes on.
+    def ramp_up(self) -> float:
+        """Gaussian ramp ``exp(-5 (1 - t)^2)``, t being the share of the training that has passed.
 
-        Args:
-            length: share of the training, in (0, 1], over which t grows from 0 to 1; it stays 1 afterwards.
-
-        Returns:
-            The ramp's value at the current iteration, in [exp(-5), 1].
+        Weights grow by it from exp(-5) to 1 (Laine and Aila, ICLR 2017).
         """
-        t = min(1.0, self.iteration / (length * self.total_iterations))
+        t = min(1.0, self.iteration / self.total_iterations)
         return math.exp(-5 * (1 - t) ** 2)
 
     def labeled_view(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
