@@ -102,7 +102,7 @@ def check_options() -> None:
     if "config_file" not in options:
         return
     known = {*ConfigParser.load_config_files(_literal(options["config_file"]))}
-    known |= {*inspect.signature(run).parameters, *DEFAULT_MLFLOW_SETTINGS["configs"]}
+    known |= {*inspect.signature(run).parameters, *dict(DEFAULT_MLFLOW_SETTINGS["configs"])}
     for name in options:
         top = re.split("#|::", name)[0]
         if top not in known:
