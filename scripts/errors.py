@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from monai.bundle import ConfigParser, run
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
@@ -102,7 +103,8 @@ def check_options() -> None:
     if "config_file" not in options:
         return
     known = {*ConfigParser.load_config_files(_literal(options["config_file"]))}
-    known |= {*inspect.signature(run).parameters, *dict(DEFAULT_MLFLOW_SETTINGS["configs"])}
+    tracking: Any = DEFAULT_MLFLOW_SETTINGS["configs"]
+    known |= {*inspect.signature(run).parameters, *tracking}
     for name in options:
         top = re.split("#|::", name)[0]
         if top not in known:
