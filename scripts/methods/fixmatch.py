@@ -17,10 +17,10 @@ class FixMatch(Objective):
     """``(L_s + L_u) / 2`` with one strong view: the weak view's confident arg max teaches the strong view.
 
     Trained and deployed: the network, 1,813,764 parameters (1 channel, 4 classes). Deviations from the original and
-    from UniMatch's repository (LiheYoung/UniMatch, ``more-scenarios/medical/fixmatch.py``), whose views and threshold
-    these are: CutMix pastes other images of the same unlabelled batch, whose pseudo-labels are there already, where
-    that code loads and predicts further ones; labelled and weak images pass the network separately, each under the
-    batch statistics of its own.
+    from UniMatch's repository (LiheYoung/UniMatch: ``fixmatch.py``; views and threshold are those of
+    ``more-scenarios/medical``): CutMix pastes other images of the same unlabelled batch, whose pseudo-labels are there
+    already, where that code loads and predicts further ones; labelled and weak images pass the network separately,
+    each under the batch statistics of its own.
     """
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

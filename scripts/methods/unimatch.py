@@ -19,8 +19,9 @@ class UniMatch(Objective):
     """``(L_s + L_u(S1)/4 + L_u(S2)/4 + L_fp/2) / 2``: two strong views and one stream with perturbed features.
 
     Trained and deployed: the network, 1,813,764 parameters (1 channel, 4 classes). Deviations from the reference code
-    (LiheYoung/UniMatch, ``more-scenarios/medical/unimatch.py``): those of :class:`scripts.methods.FixMatch`; CutMix
-    partners are predicted in training mode, as the weak views that they are, not in evaluation mode.
+    (LiheYoung/UniMatch, ``more-scenarios/medical/unimatch.py``): those of :class:`scripts.methods.FixMatch`; the two
+    strong views, and the weak view's features with and without channels, pass in turn, not joined under shared batch
+    statistics; CutMix partners are predicted in training mode, as the weak views that they are, not in evaluation mode.
 
     Args:
         feature_dropout: probability of a channel to vanish from every encoder level in the feature stream.
