@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
 import fire
 from fire.decorators import SetParseFns
+
+from scripts.errors import raised_in
 
 __all__ = ["COMMANDS", "main"]
 
@@ -46,15 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         fire.Fire(command, command=arguments[1:], name=f"python -m bundle {arguments[0]}")
     except (ValueError, FileNotFoundError, FileExistsError) as error:
-        if isinstance(error, ValueError) and not _raised_here(error):
+        if isinstance(error, ValueError) and not raised_in(error, ROOT / "bundle", ROOT / "scripts"):
             raise  # no message of ours: where it comes from is worth knowing
         sys.exit(f"error: {error}")
-
-
-def _raised_here(error: Exception) -> bool:
-    """Whether this repository's code raised an error, not a library that it calls."""
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    return any(ROOT / folder in Path(last).resolve().parents for folder in ("bundle", "scripts"))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ __all__ = [
     "fault_line",
     "one_line",
     "plain_errors",
+    "raised_in",
     "root_cause",
 ]
 
@@ -56,6 +57,12 @@ def root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def raised_in(error: BaseException, *folders: Path) -> bool:
+    """Whether the code that raised an error lies in one of these folders, not in a library that it calls."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and any(folder in Path(frames[-1].filename).resolve().parents for folder in folders)
 
 
 def one_line(error: BaseException) -> str:
@@ -136,8 +143,7 @@ def plain_errors() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         cause = root_cause(error)
-        raised_in = [Path(frame.filename).resolve() for frame in traceback.extract_tb(cause.__traceback__)]
-        ours = isinstance(cause, _EXPECTED) and raised_in and _PACKAGE in raised_in[-1].parents
+        ours = isinstance(cause, _EXPECTED) and raised_in(cause, _PACKAGE)
         if ours or str(cause).startswith(_UNKNOWN_COMPONENT):
             print(f"error: {cause}", file=sys.stderr)
         else:
