@@ -1,4 +1,4 @@
-"""Several methods, ablations and seeds, one after another: ``python -m bundle compare``.
+"""Several methods, ablations and seeds, in one command: ``python -m bundle compare``.
 
 Every run has a folder and a process of its own. What is finished is not repeated, what was interrupted goes on from
 its checkpoint, what fails is named at the end while the others go on. :mod:`bundle.runs` says which runs
@@ -14,12 +14,15 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bundle.comparison import CHECKPOINTS, PARTS, collect, write_comparison
-from bundle.runs import PLAIN, command_line, plan, store
+from bundle.runs import PLAIN, Run, command_line, plan, store
 from bundle.workflows import ROOT, execute, isolated
 from scripts.errors import one_line
 
@@ -33,6 +36,7 @@ def main(
     config_file: str | Sequence[str] = (),
     output: str = str(ROOT / "output" / "compare"),
     part: str = "val",
+    jobs: int = 1,
     **overrides: Any,
 ) -> None:
     """Train and evaluate every method with every ablation and seed; write a CSV, a table and the validation curves.
@@ -49,33 +53,47 @@ def main(
             ``configs/cpu.json``.
         output: folder of the runs, the tables and the picture.
         part: part of the data set that is reported, ``val`` or ``test``.
+        jobs: runs at a time; each gets its share of the threads that PyTorch would use. On a CPU as many as there are
+            cores take the least time, as long as the memory holds them.
         **overrides: further config overrides of all runs, for example ``--labeled 3``.
 
     Raises:
-        ValueError: see :func:`bundle.runs.plan` and :func:`bundle.runs.store`, or if there is no such part.
+        ValueError: see :func:`bundle.runs.plan` and :func:`bundle.runs.store`, or if there is no such part
+            or no job.
         FileNotFoundError: if there is no such config file.
     """
     command = command_line(methods, seeds, overlays, config_file, output, part, overrides)
     folder = Path(output).resolve()
     if part not in PARTS:
         raise ValueError(f"part: expected one of {', '.join(PARTS)}, found {part}.")
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise ValueError(f"jobs: expected a whole number from 1, found {jobs}.")
     runs = plan(methods, seeds, overlays, config_file, overrides)
     store(folder, runs, config_file, overrides, command)
-    failed: dict[str, str] = {}
-    for number, run in enumerate(runs, start=1):
-        print(f"[{number}/{len(runs)}] {run}: ", end="", flush=True)
+    threads = max(1, torch.get_num_threads() // jobs)
+
+    def work(number: int, run: Run) -> str:
+        name = f"[{number}/{len(runs)}] {run}:"
         if _finished(folder / run.name, part):
-            print("is finished")
-            continue
-        print(f"log in {Path(output, run.name, 'log.txt')} ... ", end="", flush=True)
+            print(name, "is finished", flush=True)
+            return ""
+        print(name, f"log in {Path(output, run.name, 'log.txt')}", flush=True)
         start = time.perf_counter()
         try:
-            problem = isolated(_train_and_evaluate, folder / run.name, part)
+            problem: str = isolated(_train_and_evaluate, folder / run.name, part, threads)
         except BrokenProcessPool:
             problem = "the process was killed; out of memory?"
-        print(f"failed: {problem}" if problem else f"done in {time.perf_counter() - start:.0f} s", flush=True)
-        if problem:
-            failed[str(run)] = problem
+        print(name, f"failed: {problem}" if problem else f"done in {time.perf_counter() - start:.0f} s", flush=True)
+        return problem
+
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(work, *numbered) for numbered in enumerate(runs, start=1)]
+        try:
+            problems = [future.result() for future in waiting]
+        except BaseException:  # an interruption ends the runs that have begun; it must not begin the others
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    failed = {str(run): problem for run, problem in zip(runs, problems, strict=True) if problem}
     rows = collect(folder, part)
     if rows:
         print(f"\n{write_comparison(folder, rows, part, command)}")
@@ -83,7 +101,7 @@ def main(
         sys.exit("\n".join(f"error: {run}: {problem}" for run, problem in failed.items()))
 
 
-def _train_and_evaluate(folder: Path, part: str) -> str:
+def _train_and_evaluate(folder: Path, part: str, threads: int) -> str:
     """What is left to do in a run's folder, in the run's own process.
 
     Returns:
@@ -93,6 +111,7 @@ def _train_and_evaluate(folder: Path, part: str) -> str:
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
+    torch.set_num_threads(threads)
     root = {"bundle_root": str(ROOT)}
     try:
         if not (folder / "model_last.pt").is_file():

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def done(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """A folder with two runs that went well after one that failed, and what the command ended with."""
     folder = tmp_path_factory.mktemp("compare") / "all"
     with pytest.raises(SystemExit) as end:
-        main(arguments(phantom, folder, overlays=f"{BROKEN},default", seeds="0,1"))
+        main(arguments(phantom, folder, overlays=f"{BROKEN},default", seeds="0,1", jobs=2))
     return folder, str(end.value)
 
 
@@ -177,6 +178,39 @@ def test_a_method_that_has_changed_is_refused(tmp_path: Path, phantom: Path, mon
         main(arguments(phantom, tmp_path / "out", methods=overlay))
 
 
+def test_jobs_run_at_a_time_and_share_the_threads(
+    tmp_path: Path, phantom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = Barrier(2)
+    given = []
+
+    def work(_: Any, folder: Path, part: str, threads: int) -> str:
+        together.wait(timeout=20)  # a run that is alone waits in vain
+        given.append((folder.name, part, threads))
+        return ""
+
+    monkeypatch.setattr(compare, "isolated", work)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    main(arguments(phantom, tmp_path / "out", seeds="0,1,2,3", jobs=2))
+    assert sorted(given) == [(f"supervised-default-seed{seed}", "val", 3) for seed in range(4)]
+
+
+def test_an_interruption_begins_no_further_run(tmp_path: Path, phantom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def work(_: Any, folder: Path, *__: Any) -> str:
+        begun.append(folder.name)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        time.sleep(1)  # the next may have begun before the interruption is known
+        return ""
+
+    monkeypatch.setattr(compare, "isolated", work)
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments(phantom, tmp_path / "out", seeds="0,1,2,3,4,5,6,7"))
+    assert len(begun) <= 2
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -187,6 +221,8 @@ def test_a_method_that_has_changed_is_refused(tmp_path: Path, phantom: Path, mon
         ("seeds", 1.5, "seeds: expected whole numbers from 0, found 1.5"),
         ("config_file", ROOT / "README.md", ".*README.md: cannot be read as a config file"),
         ("part", "train", "part: expected one of val, test, found train"),
+        ("jobs", 0, "jobs: expected a whole number from 1, found 0"),
+        ("jobs", "two", "jobs: expected a whole number from 1, found two"),
         ("seed", 3, "seed: the comparison sets it itself"),
         ("label", 3, "label: no option of compare, and no id of the configuration"),
         ("train#optimizr#lr", 3, "train#optimizr#lr: leads nowhere in the configuration"),
