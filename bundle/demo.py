@@ -41,8 +41,8 @@ def main(output: str = str(ROOT / "demo"), seeds: int | Sequence[int] = (0, 1, 2
     places = {"dataset_dir": str(folder / "cohort"), "cache_dir": str(folder / "cache")}
     # steps this small gain nothing from a second thread, but a CPU can do several runs at a time
     jobs = 1 if torch.cuda.is_available() else min(thread_count(), len(METHODS) * len(seeds))
-    given = {"config_file": str(CONFIGS / "demo.json"), "output": output, "part": "test", "jobs": jobs}
-    compare.main(METHODS, seeds, **given, **places | overrides)
+    config = str(CONFIGS / "demo.json")
+    compare.main(METHODS, seeds, config_file=config, output=output, part="test", jobs=jobs, **(places | overrides))
 
     patient = json.loads((folder / "cohort" / "splits.json").read_text(encoding="utf-8"))["test"][0]
     image = next(path for path in sorted((folder / "cohort" / patient).iterdir()) if "_gt" not in path.name)
