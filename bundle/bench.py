@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from bundle.measurements import (
+    KINDS,
     MATRIX_SIDE,
     SLICES,
     fusion,
@@ -22,6 +23,7 @@ from bundle.measurements import (
     input_pipeline,
     matrix_rate,
     peak_memory,
+    time_by_kind,
     training_step,
 )
 from bundle.workflows import isolated, method_names
@@ -126,6 +128,11 @@ def _print_steps(
     result = isolated(fusion, dtype, image_size, batch_size, repeats, device)
     print("fusion module alone, one batch, forward and backward")
     print(_row("SFM", dtype, True, result, rates[dtype]))
+    print(f"where a step's time goes in the default way, {_short(dtype)} channels_last")
+    print(f"{'':30} {' '.join(f'{kind:>11}' for kind in (*KINDS, 'other'))}")
+    for name in names:
+        shares = isolated(time_by_kind, name, dtype, True, image_size, batch_size, device)
+        print(f"{name:30} {' '.join(f'{share:11.0%}' for share in shares.values())}")
     return references[-1]["seconds"] if references else None
 
 

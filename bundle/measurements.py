@@ -37,6 +37,7 @@ __all__ = [
     "input_pipeline",
     "matrix_rate",
     "peak_memory",
+    "time_by_kind",
     "training_step",
 ]
 
@@ -45,6 +46,17 @@ MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 
 SLICES = 10
 """Slices of a volume."""
+
+KINDS = {
+    "convolution": ("convolution",),
+    "product": ("mm", "addmm", "bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention"),
+    "norm": ("batch_norm", "layer_norm"),
+    "random": ("bernoulli", "dropout", "uniform", "normal_", "rand"),
+    "activation": ("relu", "gelu", "softmax"),
+    "resampling": ("upsample", "interpolate", "grid_sampler", "pool"),
+    "copying": ("copy", "cat", "clone", "flip", "index", "gather", "scatter", "roll"),
+}
+"""Kinds of a training step's work, in this order, by parts of the names of PyTorch's operators."""
 
 
 def _config(device: str, *files: str, **overrides: Any) -> ConfigParser:
@@ -131,6 +143,40 @@ def training_step(
     Returns:
         ``{"seconds", "memory", "flops"}``.
     """
+    step = _step(name, dtype, channels_last, image_size, batch_size, device)
+    result = {"seconds": _seconds(step, repeats, device), "memory": peak_memory(device)}
+    return {**result, "flops": _flops(step) if count else 0.0}
+
+
+def time_by_kind(
+    name: str, dtype: torch.dtype, channels_last: bool, image_size: int, batch_size: int, device: str
+) -> dict[str, float]:
+    """Shares of an objective's training step by :data:`KINDS`, and of ``other`` operators; they add up to 1.
+
+    The operators' own time is counted, on a GPU that of their kernels. Arguments as for :func:`training_step`.
+    """
+    return _shares(_step(name, dtype, channels_last, image_size, batch_size, device), device)
+
+
+def _shares(work: Callable[[], Any], device: str) -> dict[str, float]:
+    """What each kind of operator takes of a call's time, after a call to warm up."""
+    work()
+    with torch.profiler.profile() as profile:
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    times = dict.fromkeys((*KINDS, "other"), 0.0)
+    for event in profile.key_averages():
+        if event.device_type == torch.autograd.DeviceType.CPU:  # kernels stand there once more by their own names
+            kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "other")
+            times[kind] += event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+    return {kind: time / sum(times.values()) for kind, time in times.items()}
+
+
+def _step(
+    name: str, dtype: torch.dtype, channels_last: bool, image_size: int, batch_size: int, device: str
+) -> Callable[[], None]:
+    """An objective's training step, as the trainer does it, on one batch."""
     torch.manual_seed(0)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     parser = _config(device, "train.json", f"methods/{name}.json")
@@ -147,8 +193,7 @@ def training_step(
         optimizer.step()
         method.after_step()
 
-    result = {"seconds": _seconds(step, repeats, device), "memory": peak_memory(device)}
-    return {**result, "flops": _flops(step) if count else 0.0}
+    return step
 
 
 def fusion(dtype: torch.dtype, image_size: int, batch_size: int, repeats: int, device: str) -> dict[str, float]:

@@ -45,6 +45,15 @@ def test_flops_of_products_convolutions_and_attention() -> None:
     assert both == forward + forward // 2 * 5
 
 
+def test_time_goes_to_the_kind_that_takes_it() -> None:
+    a, mask = torch.rand(700, 700), torch.empty(4_000_000)
+    for work, kind in ((lambda: a @ a, "product"), (lambda: mask.bernoulli_(0.5), "random"), (mask.clone, "copying")):
+        shares = measurements._shares(work, "cpu")
+        assert sum(shares.values()) == pytest.approx(1)
+        assert max(shares, key=lambda kind: shares[kind]) == kind
+    assert measurements.time_by_kind("semsim", torch.float32, True, 32, 2, "cpu")["convolution"] > 0
+
+
 def test_peak_memory_belongs_to_one_measurement() -> None:
     idle = isolated(measurements.peak_memory, "cpu")
     assert isolated(allocate, 300) > idle + 290
@@ -85,7 +94,18 @@ def test_command_prints_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     options = [f"--{key}={value}" for key, value in SMALL.items()]
     main(["bench", *options, "--methods=supervised,fixmatch"])
     printed = capsys.readouterr().out
-    for part in ("matrix rate", "supervised", "fixmatch", "SFM", "inference", "input", "strong view", "HD95", "MONAI"):
+    for part in (
+        "matrix rate",
+        "supervised",
+        "fixmatch",
+        "SFM",
+        "inference",
+        "input",
+        "strong view",
+        "HD95",
+        "MONAI",
+        "resampling",
+    ):
         assert part in printed
 
 
