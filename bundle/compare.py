@@ -53,8 +53,7 @@ def main(
             ``configs/cpu.json``.
         output: folder of the runs, the tables and the picture.
         part: part of the data set that is reported, ``val`` or ``test``.
-        jobs: runs at a time; each gets its share of the threads that PyTorch would use. On a CPU as many as there are
-            cores take the least time, as long as the memory holds them.
+        jobs: runs at a time; each gets its share of the threads that PyTorch would use, and memory must hold them all.
         **overrides: further config overrides of all runs, for example ``--labeled 3``.
 
     Raises:

@@ -39,7 +39,7 @@ def main(output: str = str(ROOT / "demo"), seeds: int | Sequence[int] = (0, 1, 2
     seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
     folder = Path(output).resolve()
     places = {"dataset_dir": str(folder / "cohort"), "cache_dir": str(folder / "cache")}
-    # steps this small gain nothing from a second thread, but a CPU can do several runs at a time
+    # steps this small gain little from a second thread: a run on each core takes less time in all
     jobs = 1 if torch.cuda.is_available() else min(thread_count(), len(METHODS) * len(seeds))
     config = str(CONFIGS / "demo.json")
     compare.main(METHODS, seeds, config_file=config, output=output, part="test", jobs=jobs, **(places | overrides))

@@ -49,7 +49,7 @@ SLICES = 10
 
 KINDS = {
     "convolution": ("convolution",),
-    "product": ("mm", "addmm", "bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention"),
+    "product": ("mm", "scaled_dot_product", "flash_attention", "efficient_attention"),
     "norm": ("batch_norm", "layer_norm"),
     "random": ("bernoulli", "dropout", "uniform", "normal_", "rand"),
     "activation": ("relu", "gelu", "softmax"),
