@@ -31,7 +31,7 @@ demo: $(INSTALLED)  ## train on synthetic hearts with few labels, evaluate, segm
 	$(PYTHON) -m bundle demo
 
 test: $(INSTALLED)  ## run the tests (SEMSIM_DATA=folder adds those on real data, SEMSIM_SLOW=1 the longest)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(INSTALLED)  ## check style, types and JSON
 	$(PYTHON) -m ruff check .

@@ -17,6 +17,14 @@ from scripts.networks import UNet
 from scripts.provenance import write_record
 
 
+def pytest_configure() -> None:
+    """Tests that run side by side share the cores: each process, and what it starts, has its part of the threads."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, torch.get_num_threads() // int(workers))
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """A test that draws random numbers without a seed of its own draws the same ones in every run."""
