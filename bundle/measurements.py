@@ -5,6 +5,7 @@ Every function builds what it needs from the bundle's own configs, so that a cha
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import sys
@@ -161,6 +162,7 @@ def time_by_kind(
 def _shares(work: Callable[[], Any], device: str) -> dict[str, float]:
     """What each kind of operator takes of a call's time, after a call to warm up."""
     work()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own messages would stand between the table's rows
     with torch.profiler.profile() as profile:
         work()
         if device == "cuda":

@@ -45,13 +45,15 @@ def test_flops_of_products_convolutions_and_attention() -> None:
     assert both == forward + forward // 2 * 5
 
 
-def test_time_goes_to_the_kind_that_takes_it() -> None:
+def test_time_goes_to_the_kind_that_takes_it(capfd: pytest.CaptureFixture[str]) -> None:
     a, mask = torch.rand(700, 700), torch.empty(4_000_000)
     for work, kind in ((lambda: a @ a, "product"), (lambda: mask.bernoulli_(0.5), "random"), (mask.clone, "copying")):
         shares = measurements._shares(work, "cpu")
         assert sum(shares.values()) == pytest.approx(1)
         assert max(shares, key=lambda kind: shares[kind]) == kind
     assert measurements.time_by_kind("semsim", torch.float32, True, 32, 2, "cpu")["convolution"] > 0
+    printed = capfd.readouterr()
+    assert "profiler" not in printed.out + printed.err, "messages between the rows of a table"
 
 
 def test_peak_memory_belongs_to_one_measurement() -> None:
