@@ -162,8 +162,11 @@ def time_by_kind(
 def _shares(work: Callable[[], Any], device: str) -> dict[str, float]:
     """What each kind of operator takes of a call's time, after a call to warm up."""
     work()
+    activities = [torch.profiler.ProfilerActivity.CPU]  # on a CPU's step CUDA's bookkeeping would count as work
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own messages would stand between the table's rows
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(activities=activities) as profile:
         work()
         if device == "cuda":
             torch.cuda.synchronize()

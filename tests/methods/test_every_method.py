@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from shutil import copyfile
@@ -142,6 +143,31 @@ def test_meta_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(loss.is_meta for loss in losses.values())
     losses["loss"].backward()
     objective.after_step()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@every_step
+def test_a_gpu_step_makes_no_host_wait(name: str) -> None:
+    """CUDA itself says what the test on the meta device can only look for in copies."""
+    options = {"lambda_query": 0.5} if "semsim" in name else {}
+    objective = build(name, weak=WeakView("rotate_flip"), in_channels=3, **options).to("cuda")
+    batch = {k: v.to("cuda") for k, v in make_batch(channels=3).items()}
+
+    def step() -> dict[str, Tensor]:
+        with torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False):
+            losses = run(objective, batch)
+        losses["loss"].backward()
+        objective.after_step()
+        return losses
+
+    step()  # libraries may wait when they are first used
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(math.isfinite(value) for value in values(losses).values())
+    assert trained_gradients_are_there(objective)
 
 
 def flat(state: Any) -> list[Any]:
