@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import json
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -94,10 +95,12 @@ def check_options() -> None:
     """Refuse an option of ``python -m monai.bundle run`` that its config files have no id for.
 
     MONAI would add it to the configuration, where nothing reads it: a misspelt ``--labelled 3`` would train with the
-    default. Nothing is checked where the config files are named elsewhere than on the command line.
+    default, and so would ``--train#max_epochs 5``. The same holds for an id of an overlay that nothing refers to, if it
+    is nearly one of the files before it. What an id adds to a component is its constructor's to judge. Nothing is
+    checked where the config files are named elsewhere than on the command line.
 
     Raises:
-        ValueError: if there is such an option.
+        ValueError: if there is such an option or id.
     """
     words = sys.argv[1:]
     if Path(sys.argv[0]).parts[-3:] != _MONAI:
@@ -109,24 +112,60 @@ def check_options() -> None:
             options[name.replace("-", "_")] = value if equals else following
     if "config_file" not in options:
         return
-    known = {*ConfigParser.load_config_files(_literal(options["config_file"]))}
-    tracking: Any = DEFAULT_MLFLOW_SETTINGS["configs"]
-    known |= {*inspect.signature(run).parameters, *tracking}
+    files = _files(options["config_file"])
+    config = ConfigParser.load_config_files(files)
+    tracking: Any = DEFAULT_MLFLOW_SETTINGS
+    others = {*inspect.signature(run).parameters, *tracking["configs"]} - {*tracking["handlers_id"]}
     for name in options:
-        top = re.split("#|::", name)[0]
-        if top not in known:
-            near = difflib.get_close_matches(top, known, 1)
+        if name not in others and (missing := _missing(re.split("#|::", name), config)):
+            near = difflib.get_close_matches(name.replace("::", "#"), [*_ids(config), *others], 1)
             meant = f"; did you mean --{near[0]}?" if near else "."
-            raise ValueError(f"--{name}: the config files have no id '{top}'{meant}")
+            raise ValueError(f"--{name}: the config files have no id '{missing}'{meant}")
+    _check_overlays(files, config, words)
 
 
-def _literal(text: str) -> str | list[str]:
-    """What the command line makes of a list of files, or of one file."""
+def _missing(keys: Sequence[str], config: Any) -> str:
+    """The part of an id that a configuration does not have, as far as a component's constructor would not notice."""
+    for depth, key in enumerate(keys, start=1):
+        if isinstance(config, list):
+            config = dict(zip(map(str, range(len(config))), config, strict=True))
+        if not isinstance(config, dict) or (key not in config and "_target_" not in config):
+            return "#".join(keys[:depth])
+        if key not in config:
+            break
+        config = config[key]
+    return ""
+
+
+def _ids(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """All ids of a configuration, those within lists apart."""
+    for key, value in config.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _ids(value, f"{prefix}{key}#")
+
+
+def _check_overlays(files: Sequence[str], config: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Refuse an id that nothing reads and that is nearly one of an earlier file, see :func:`check_options`."""
+    text = json.dumps(config, default=str)
+    for number, name in enumerate(files):
+        before = ConfigParser.load_config_files(files[:number])
+        for key in ConfigParser.load_config_file(name):
+            parts = re.split("#|::", key.lstrip("+"))
+            read = "#".join(parts) in words or re.search(rf"[@%]{'(#|::)'.join(map(re.escape, parts))}\b", text)
+            if not read and _missing(parts, before):
+                near = difflib.get_close_matches("#".join(parts), _ids(before), 1, cutoff=0.8)
+                if near:
+                    raise ValueError(f"{name}: nothing reads the id '{key}'; did you mean '{near[0]}'?")
+
+
+def _files(text: str) -> list[str]:
+    """What the command line makes of one file, of files with commas between them or of a list."""
     try:
-        value: str | list[str] = ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (SyntaxError, ValueError):
-        return text
-    return value
+        return [text] if Path(text).is_file() else text.split(",")
+    return [value] if isinstance(value, str) else [*value]
 
 
 def plain_errors() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -45,6 +46,54 @@ def test_a_misspelt_option_is_refused(monkeypatch: pytest.MonkeyPatch, joined: b
     check_options()
     command_line(monkeypatch, "training", *given, "--labelled=3")
     with pytest.raises(ValueError, match=r"--labelled: .* no id 'labelled'; did you mean --labeled\?"):
+        check_options()
+
+
+@pytest.mark.parametrize(
+    ("option", "missing", "meant"),
+    [
+        ("train#max_epochs", "train#max_epochs", "train#trainer#max_epochs"),
+        ("trainer#max_epochs", "trainer", "train#trainer#max_epochs"),
+        ("evaluator::amp", "evaluator", "validate#evaluator#amp"),
+        ("train#handlers#99#interval", "train#handlers#99", "train#handlers"),
+        ("image_size#width", "image_size#width", "image_size"),
+    ],
+)
+def test_an_id_that_is_nowhere_is_refused(
+    monkeypatch: pytest.MonkeyPatch, option: str, missing: str, meant: str
+) -> None:
+    """MONAI would make a new branch of it, beside the one that is read."""
+    command_line(monkeypatch, "training", "--config_file", str(CONFIGS / "train.json"), f"--{option}", "1")
+    with pytest.raises(ValueError, match=f"--{option}: .* no id '{missing}'; did you mean --{meant}\\?"):
+        check_options()
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [("labelled", "labeled"), ("photograph", "photographs"), ("train#max_epochs", "train#trainer#")]
+)
+def test_a_misspelt_id_of_an_overlay_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, meant: str
+) -> None:
+    overlay = tmp_path / "mine.json"
+    files = f"{CONFIGS / 'train.json'},{CONFIGS / 'datasets' / 'custom.json'},{overlay}"
+    command_line(monkeypatch, "training", "--config_file", files)
+    overlay.write_text(json.dumps({key: 5}))
+    with pytest.raises(ValueError, match=f"mine.json: nothing reads the id '{key}'; did you mean '{meant}"):
+        check_options()
+    overlay.write_text(json.dumps({key: 5, "image_size": f"$@{key} * 32"}))
+    check_options()
+
+
+def test_the_overlays_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of their ids is taken for another's misspelling."""
+    data, methods = (sorted((CONFIGS / name).glob("*.json")) for name in ("datasets", "methods"))
+    others = [CONFIGS / f"{name}.json" for name in ("cpu", "demo", "multi_gpu_train", "evaluate")]
+    for overlay in (*data, *methods, *sorted((CONFIGS / "ablations").glob("*.json"))):
+        for other in others:
+            command_line(monkeypatch, "--config_file", f"{CONFIGS / 'train.json'},{overlay},{other}")
+            check_options()
+    for overlay in data:
+        command_line(monkeypatch, "--config_file", f"{CONFIGS / 'inference.json'},{overlay}")
         check_options()
 
 
