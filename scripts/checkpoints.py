@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,17 +16,19 @@ from torch import nn
 from scripts.data import SemiSupervisedLoader
 from scripts.engine import SemiSupervisedTrainer, flag
 from scripts.errors import one_line
+from scripts.files import replacing
 from scripts.methods import Objective
 from scripts.provenance import code_version, is_synthetic, write_record
 
-__all__ = ["RunCheckpoint", "data_protocol", "guard_output"]
+__all__ = ["RunCheckpoint", "data_protocol", "guard_output", "run_settings"]
 
 
 class RunCheckpoint:
     """Writes a run's checkpoints and resumes from them. Attach it after the validation handler.
 
     - ``checkpoint.pt``, after every epoch: all that is needed to resume.
-    - ``model.pt``: the network's weights alone, best by validation (the last ones if there is no validation).
+    - ``model.pt``: the network's weights alone, best by validation (the last ones if there is no validation). A run
+      that resumes from another folder takes over the one that lies there.
     - ``model_last.pt``: the network's weights after the last epoch.
     - ``model.json`` and ``model_last.json``: where these weights come from, see :mod:`scripts.provenance`.
 
@@ -91,8 +94,8 @@ class RunCheckpoint:
             raise ValueError(f"{path}: expected a checkpoint with {sorted(expected)}, found {found}.")
         state = content["state"]
         for name, value in _protocol(engine).items():
-            if state.get(name) != value:
-                raise ValueError(f"{path}: expected a run with {name} {value}, found {state.get(name)}.")
+            if state.get(name, value) != value:  # an option that came later is not in the file
+                raise ValueError(f"{path}: expected a run with {name} {value}, found {state[name]}.")
         if state["epoch"] > engine.state.max_epochs:
             raise ValueError(f"{path}: holds {state['epoch']} epochs, more than max_epochs {engine.state.max_epochs}.")
         if state["max_epochs"] != engine.state.max_epochs:
@@ -107,9 +110,24 @@ class RunCheckpoint:
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path}: does not fit the configured method and network: {one_line(error)}") from None
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
-        if self.evaluator is not None:
+        if self.evaluator is not None and self._bring_best(engine, path, state["best_metric_epoch"]):
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+
+    def _bring_best(self, engine: SemiSupervisedTrainer, path: Path, epoch: int) -> bool:
+        """Whether the best network so far is, or now comes, into this run's folder, if its checkpoint lay elsewhere."""
+        best, there = self.output_dir / "model.pt", path.with_name("model.pt")
+        if epoch < 0 or best.is_file():
+            return True
+        if not there.is_file():
+            engine.logger.warning(f"{there}: the best network so far is missing; the best from here on will be kept.")
+            return False
+        if engine.state.rank == 0:
+            for file in (there.with_suffix(".json"), there):
+                if file.is_file():
+                    with replacing(self.output_dir / file.name) as temporary:
+                        shutil.copyfile(file, temporary)
+        return True
 
     def _epoch(self, engine: SemiSupervisedTrainer) -> None:
         state = {
@@ -151,7 +169,9 @@ def _protocol(engine: SemiSupervisedTrainer) -> dict[str, Any]:
         "epoch_length": engine.state.epoch_length,
         "seed": engine.seed,
         "learning rate": engine.optimizer.defaults["lr"],
-        **_settings(engine.objective),
+        "optimizer": type(engine.optimizer).__name__,
+        **{f"optimizer {name}": value for name, value in _plain(engine.optimizer.defaults).items() if name != "lr"},
+        **run_settings(engine.objective),
     }
     loader = engine.data_loader
     return protocol | data_protocol(loader) if isinstance(loader, SemiSupervisedLoader) else protocol
@@ -168,13 +188,18 @@ def data_protocol(loader: SemiSupervisedLoader) -> dict[str, Any]:
     }
 
 
-def _settings(objective: Objective) -> dict[str, Any]:
-    """The options of an objective and of its views: their attributes that are numbers or words, or some of them."""
-    parts = {"": objective, "weak_view ": objective.weak, "strong_view ": objective.strong}
+def run_settings(objective: Objective) -> dict[str, Any]:
+    """The options of an objective and of its parts (views, network, teacher ...) that they keep as attributes."""
+    ids = {"weak": "weak_view", "strong": "strong_view"}
+    parts = {"": objective, **{f"{ids.get(name, name)} ": part for name, part in objective.named_children()}}
+    return {prefix + name: value for prefix, part in parts.items() for name, value in _plain(vars(part)).items()}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is an option among attributes: numbers and words, or some of them, that training does not move."""
     return {
-        prefix + name: value
-        for prefix, part in parts.items()
-        for name, value in vars(part).items()
+        name: value
+        for name, value in values.items()
         if isinstance(value, (bool, int, float, str, tuple))
         and not name.startswith("_")
         and name not in ("training", "iteration", "total_iterations")
@@ -188,7 +213,7 @@ def _training(engine: SemiSupervisedTrainer) -> dict[str, Any]:
     if isinstance(fusion := getattr(objective, "fusion", None), nn.Module):
         record["fusion"] = type(fusion).__name__
     record |= {
-        "settings": _settings(objective),
+        "settings": run_settings(objective),
         "learning_rate": engine.optimizer.defaults["lr"],
         "seed": engine.seed,
         "iteration": engine.state.iteration,

@@ -15,6 +15,7 @@ from ignite.handlers import ProgressBar
 from monai.engines import Trainer
 from torch import Tensor, nn
 
+from scripts.errors import check_switches
 from scripts.methods import Objective
 
 __all__ = [
@@ -38,8 +39,12 @@ def autocast_dtype(device: torch.device | str, amp: bool | str) -> torch.dtype |
 
     CUDA takes bfloat16, or float16 (with gradient scaling) where the card lacks it. A CPU takes bfloat16 only if it
     has instructions for it (AVX512-BF16 or AMX): without them PyTorch emulates it, many times slower than float32.
+
+    Raises:
+        ValueError: if ``amp`` is neither True nor False, nor such a word.
     """
     device = torch.device(device)
+    check_switches(amp=flag(amp))
     if not flag(amp):
         return None
     if device.type == "cuda":

@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a run with objective Supervised, found FixMatch"):
         trainer(Supervised(net), 2, handlers=[RunCheckpoint(str(tmp_path), net, True)]).run()
     other = UNet(num_classes=2)
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="expected a run with network num_classes 2, found 3"):
         trainer(FixMatch(other), 2, handlers=[RunCheckpoint(str(tmp_path), other, True)]).run()
     path = str(tmp_path / "model.pt")
     with pytest.raises(ValueError, match="expected a checkpoint with"):
@@ -205,6 +205,13 @@ def test_output_guard(tmp_path: Path) -> None:
 def test_switches_from_the_command_line(value: bool | str, expected: bool | str) -> None:
     assert flag(value) == expected
     assert type(flag(value)) is type(expected)
+
+
+@pytest.mark.parametrize("word", ["off", "no", 1])
+def test_amp_is_true_or_false(word: Any) -> None:
+    """Another word counted as true, unseen."""
+    with pytest.raises(ValueError, match=f"amp: expected True or False, spelled like this, found {word!r}"):
+        autocast_dtype("cpu", word)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights(tmp_path: Path) -> None:
@@ -314,6 +321,30 @@ def test_best_weights_survive_a_resume(phantom: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.pt").read_bytes() == best
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_that_resumes_elsewhere_has_the_best_weights_too(
+    phantom: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, there: bool
+) -> None:
+    run(arguments(phantom, tmp_path), "methods/supervised.json")
+    old, new = tmp_path / "run", tmp_path / "new"
+    content = torch.load(old / "checkpoint.pt", weights_only=True)
+    content["state"] |= {"best_metric": 2.0, "best_metric_epoch": 1}
+    torch.save(content, old / "checkpoint.pt")
+    best, record = (old / "model.pt").read_bytes(), (old / "model.json").read_bytes()
+    if not there:
+        (old / "model.pt").unlink()
+    resumed = {"resume": str(old / "checkpoint.pt"), "output_dir": str(new), "train#trainer#max_epochs": 3}
+    flow = workflow("methods/supervised.json", **arguments(phantom, tmp_path, **resumed))
+    flow.initialize()
+    flow.parser.get_parsed_content("train#trainer").logger.addHandler(caplog.handler)
+    flow.run()
+    assert ((new / "model.pt").read_bytes() == best) == there
+    assert ((new / "model.json").read_bytes() == record) == there
+    assert (f"{old / 'model.pt'}: the best network so far is missing" in caplog.text) != there
+    state = torch.load(new / "checkpoint.pt", weights_only=True)["state"]
+    assert state["best_metric_epoch"] == (1 if there else 3)
+
+
 def test_losses_and_coverage_reach_tensorboard_and_the_loss_mlflow(phantom: Path, tmp_path: Path) -> None:
     flow = workflow("methods/semsim_minus.json", tracking="mlflow", **arguments(phantom, tmp_path))
     flow.initialize()
@@ -340,7 +371,9 @@ def test_a_resumed_run_must_follow_the_same_protocol(phantom: Path, tmp_path: Pa
         ({"labeled": 2}, "expected a run with labelled slices"),
         ({"seed": 1}, "expected a run with seed 1, found 0"),
         ({"image_size": 48}, "expected a run with image size 48, found 32"),
-        ({"num_classes": 5}, "does not fit the configured method and network"),
+        ({"num_classes": 5}, "expected a run with network num_classes 5, found 4"),
+        ({"network_def#dropout": 0.5}, "expected a run with network dropout (0.5, 0.5, 0.5, 0.5, 0.5), found (0.05"),
+        ({"optimizer#momentum": 0.5}, "expected a run with optimizer momentum 0.5, found 0.9"),
         ({"learning_rate": 0.5}, "expected a run with learning rate 0.5, found 0.01"),
         ({"method#threshold": 0.5}, "expected a run with threshold 0.5, found 0.95"),
         ({"weak_view#mode": "flip"}, "expected a run with weak_view mode flip, found rotate_flip"),

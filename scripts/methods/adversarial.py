@@ -40,6 +40,8 @@ class Adversarial(RampedConsistency):
 
     def __init__(self, *, learning_rate: float = 1e-4, width: int = 64, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.learning_rate = learning_rate
+        self.width = width
         self.discriminator = Discriminator(self.network.in_channels, self.network.num_classes, width)
         self.discriminator.requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=(0.9, 0.99))
@@ -85,4 +87,6 @@ class Adversarial(RampedConsistency):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`get_extra_state`."""
+        for moments in state["state"].values():  # Adam counts its steps on the CPU: it asks for the number at each
+            moments["step"] = moments["step"].cpu()
         self.optimizer.load_state_dict(state)

@@ -48,8 +48,8 @@ class Objective(nn.Module):
         weak: weak view of labelled and unlabelled images.
         strong: strong view, drawn on the weak one.
         threshold: confidence tau that a pseudo-label needs.
-        per_image_dice: Dice sums per image instead of per batch. Per-batch sums are over the images of one process:
-            with this switch the gradients of N processes equal those of one with the same global batch.
+        per_image_dice: Dice sums per image instead of per batch. Per-batch sums are over the images of one process;
+            per image, L_s of N processes is that of one with the same global batch, batch norm and dropout apart.
 
     Attributes:
         requires_unlabeled: whether the objective learns from unlabelled images.
@@ -77,6 +77,7 @@ class Objective(nn.Module):
         self.weak = weak or WeakView()
         self.strong = strong or StrongView()
         self.threshold = threshold
+        self.per_image_dice = per_image_dice
         self.supervised_loss = DiceCrossEntropy(per_image_dice)
         self.dice = MaskedDice(per_image_dice)
 

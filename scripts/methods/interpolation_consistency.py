@@ -41,6 +41,7 @@ class InterpolationConsistency(TaughtConsistency):
         super().__init__(**kwargs)
         if alpha <= 0:
             raise ValueError(f"alpha: expected a positive number, found {alpha}.")
+        self.alpha = alpha
         self.mixing = Beta(alpha, alpha)
 
     def pairs(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:

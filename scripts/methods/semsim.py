@@ -64,8 +64,8 @@ class SemSim(Objective):
         **kwargs: of :class:`scripts.methods.Objective`.
 
     Raises:
-        ValueError: for an unknown choice, a view outside 1 to 3, a negative weight, or a temperature that is not
-            positive.
+        ValueError: for an unknown choice, a view outside 1 to 3, no region, a negative weight or rate, or a
+            temperature that is not positive.
     """
 
     dropout_rate = 0.5
@@ -107,6 +107,10 @@ class SemSim(Objective):
         for name, value in temperatures.items():
             if value <= 0:
                 raise ValueError(f"{name}: expected a positive temperature, found {value}.")
+        if regions < 1:
+            raise ValueError(f"regions: expected at least 1 per side, found {regions}.")
+        if uncertainty_rate < 0:
+            raise ValueError(f"uncertainty_rate: expected a rate of at least 0, found {uncertainty_rate}.")
         choices = {"affinity_space": affinity_space, "gate": gate, "channel_dropout": channel_dropout}
         for name, choice in choices.items():
             if choice not in _CHOICES[name]:

@@ -90,6 +90,7 @@ class SSNet(RampedConsistency):
         )
         self.memory: Tensor
         self.filled: Tensor
+        self.memory_size = memory_size
         self.register_buffer("memory", torch.zeros(foreground, memory_size, width))
         self.register_buffer("filled", torch.zeros(foreground, memory_size, dtype=torch.bool))
 

@@ -35,8 +35,9 @@ class MovingAverage(nn.Module):
         if not 0 <= decay < 1:
             raise ValueError(f"decay: expected a number in [0, 1), found {decay}.")
         self.module = deepcopy(student).requires_grad_(False)
-        self.average = get_ema_multi_avg_fn(decay)
-        self.updates = 0
+        self.decay = decay
+        self._average = get_ema_multi_avg_fn(decay)
+        self._updates = 0
 
     def forward(self, image: Tensor) -> Tensor:
         """What the averaged network makes of an image."""
@@ -46,18 +47,18 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def update_parameters(self, student: nn.Module) -> None:
         """Follow the student's weights, and copy its buffers."""
-        if self.updates == 0:
+        if self._updates == 0:
             self.module.load_state_dict(student.state_dict())
         else:
-            self.average(list(self.module.parameters()), list(student.parameters()), self.updates)
+            self._average(list(self.module.parameters()), list(student.parameters()), self._updates)
             for buffer, other in zip(self.module.buffers(), student.buffers(), strict=True):
                 buffer.copy_(other)
-        self.updates += 1
+        self._updates += 1
 
     def get_extra_state(self) -> dict[str, int]:
         """What a checkpoint holds beside the weights."""
-        return {"updates": self.updates}
+        return {"updates": self._updates}
 
     def set_extra_state(self, state: Any) -> None:
         """Resume from a checkpoint."""
-        self.updates = int(state["updates"])
+        self._updates = int(state["updates"])

@@ -65,7 +65,7 @@ class SpatialAwareFusion(nn.Module):
         reference_size: image side for which the position embeddings are stored.
 
     Raises:
-        ValueError: if a stage does not exist.
+        ValueError: if a stage does not exist, or if the heads do not divide ``dim``.
     """
 
     output_stage = 3
@@ -83,9 +83,12 @@ class SpatialAwareFusion(nn.Module):
         super().__init__()
         if not stages or not set(stages) <= set(range(1, len(channels) + 1)) or len(set(stages)) != len(stages):
             raise ValueError(f"stages: expected distinct numbers from 1 to {len(channels)}, found {list(stages)}.")
+        if heads < 1 or dim % heads:
+            raise ValueError(f"heads: expected a divisor of dim {dim}, found {heads}.")
         self.stages = tuple(stages)
         self.windows = windows
         self.dim = dim
+        self.heads = heads
         self.project = nn.ModuleList(
             nn.Identity() if channels[s - 1] == dim else nn.Conv2d(channels[s - 1], dim, 1) for s in stages
         )

@@ -90,6 +90,9 @@ class SwinUNet(nn.Module):
         if len(depths) != len(heads):
             raise ValueError(f"depths and heads: expected one number per stage in both, found {depths} and {heads}.")
         self.num_classes = num_classes
+        self.heads = tuple(heads)
+        self.window = window
+        self.drop_path = drop_path
         self.multiple = patch * 2 ** (len(depths) - 1)
         dims = [embed_dim * 2**i for i in range(len(depths))]
         rates = list(torch.linspace(0, drop_path, sum(depths)).split(list(depths)))

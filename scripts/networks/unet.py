@@ -63,6 +63,7 @@ class UNet(nn.Module):
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.channels = tuple(channels)
+        self.dropout = tuple(rates)
         inputs = (in_channels, *channels[:-1])
         self.encoder = nn.ModuleList(ConvBlock(i, o, rate) for i, o, rate in zip(inputs, channels, rates, strict=True))
         self.decoder = nn.ModuleList(UpBlock(channels[k], channels[k - 1]) for k in range(len(channels) - 1, 0, -1))

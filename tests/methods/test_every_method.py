@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import math
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bundle.workflows import CONFIGS, method_names
-from scripts.checkpoints import RunCheckpoint
+from scripts.checkpoints import RunCheckpoint, run_settings
 from scripts.methods.teacher import MovingAverage
 from scripts.networks import SwinUNet, UNet
 from scripts.views import WeakView
@@ -47,6 +49,21 @@ def test_overlay(name: str) -> None:
     method = ConfigParser(ConfigParser.load_config_files(files))["method"]
     assert method["_target_"] == f"scripts.methods.{METHODS[name].__name__}"
     assert (method["network"], method["weak"]) == ("@network", "@weak_view")
+
+
+@every_method
+def test_every_option_is_among_the_settings(name: str) -> None:
+    """By them a resumed run is held against the one before it, and they stand in the weights' record."""
+    options = {
+        option: parameter.default
+        for kind in METHODS[name].__mro__
+        for option, parameter in inspect.signature(kind.__init__).parameters.items()
+        if isinstance(parameter.default, (bool, int, float, str, tuple))
+    }
+    assert options.keys() >= {"threshold", "per_image_dice"}
+    settings = {key.split()[-1]: value for key, value in run_settings(build(name, dropout=0.25)).items()}
+    assert options.keys() <= settings.keys()
+    assert settings["dropout"] == (0.25,) * 5
 
 
 @every_method
@@ -161,6 +178,10 @@ def test_a_gpu_step_makes_no_host_wait(name: str) -> None:
         return losses
 
     step()  # libraries may wait when they are first used
+    file = io.BytesIO()  # a resumed run reads its state onto the device
+    torch.save(objective.state_dict(), file)
+    file.seek(0)
+    objective.load_state_dict(torch.load(file, map_location="cuda", weights_only=True))
     torch.cuda.set_sync_debug_mode("error")
     try:
         losses = step()

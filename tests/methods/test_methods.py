@@ -619,6 +619,8 @@ def test_shared_target_may_name_a_class_that_no_labelled_image_shows() -> None:
     "options",
     [
         {"gate": "both"},
+        {"regions": 0},
+        {"uncertainty_rate": -1.0},
         {"channel_dropout": "weak"},
         {"affinity_space": "logits"},
         {"affinity_temperature": 0.0},

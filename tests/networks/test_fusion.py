@@ -152,6 +152,12 @@ def test_full_width() -> None:
     assert (fused >= 0).all()
 
 
+@pytest.mark.parametrize("heads", [0, 3])
+def test_heads_that_do_not_divide_the_width_are_refused(heads: int) -> None:
+    with pytest.raises(ValueError, match=f"heads: expected a divisor of dim 128, found {heads}"):
+        SpatialAwareFusion(heads=heads)
+
+
 @pytest.mark.parametrize("stages", [(), (0, 1), (6,), (2, 2)])
 def test_wrong_stages_are_refused(stages: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="stages"):
