@@ -73,9 +73,10 @@ def describe(
     image = metadata["network_data_format"]["inputs"]["image"]
     image["num_channels"] = channels
     image["channel_def"] = {"0": "image"} if channels == 1 else {str(i): c for i, c in enumerate(("R", "G", "B"))}
-    image["modality"] = "photograph" if overlay["photographs"] else "MR"
     if overlay["photographs"]:
-        image["format"] = "rgb" if channels == 3 else "magnitude"
+        image |= {"modality": "photograph", "format": "rgb" if channels == 3 else "magnitude"}
+    elif overlay["layout"] == "custom":
+        image["modality"] = "n/a"  # CT, MR: nobody told
     metadata["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(classes), "channel_def": classes}
     return metadata
 

@@ -50,18 +50,26 @@ def files_below(root: Path) -> list[Path]:
     """Files of a folder and of those below it, in the order of their paths; hidden ones are left out.
 
     Links to folders are followed. A folder that can be reached in several ways counts once, where it lies itself or
-    else by the first of its links, so that none is found twice and a link to a folder above has no end.
+    else by the first of its links, so that none is found twice and a link to a folder above has no end. A link that
+    leads nowhere is among the files: what it is called tells whether that matters.
 
     Args:
         root: the folder; the paths begin with it.
+
+    Raises:
+        ValueError: where a folder may not be read, which must not look as if it were empty.
     """
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"'{error.filename}' cannot be read: {error.strerror}.")
+
     found: list[Path] = []
     seen: set[str] = set()
     starts = [str(root)]
     while starts:
         links = []
         for start in starts:
-            for folder, folders, files in os.walk(start):  # of links to folders it gives the names alone
+            for folder, folders, files in os.walk(start, onerror=refuse):  # of linked folders the names alone
                 real = os.path.realpath(folder)
                 if real in seen:
                     folders.clear()
@@ -72,4 +80,4 @@ def files_below(root: Path) -> list[Path]:
                 links += [path for path in paths if os.path.islink(path)]
                 found += [Path(folder, name) for name in files if not name.startswith(".")]
         starts = links
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in found if path.is_file() or not path.exists())

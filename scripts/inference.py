@@ -12,7 +12,7 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 
 from scripts.data import dataset_records
-from scripts.data.custom import IMAGE_SUFFIXES, custom_cases, name_of
+from scripts.data.custom import IMAGE_SUFFIXES, custom_cases, image_files, name_of
 from scripts.data.datalist import read_datalist
 from scripts.errors import one_line
 from scripts.provenance import check_size
@@ -32,7 +32,7 @@ def find_images(source: str | Path) -> list[dict[str, str]]:
 
     Args:
         source: an image file (NIfTI, MetaImage, PNG or JPEG); a folder, whose images are those of
-            :func:`scripts.data.custom.custom_cases`: no labels, nor what inference writes; or a datalist JSON, see
+            :func:`scripts.data.custom.image_files`: no labels, nor what inference writes; or a datalist JSON, see
             :func:`scripts.data.datalist.read_datalist`, of which ``test`` and ``testing`` are taken, else
             ``validation``, else ``training``.
 
@@ -46,7 +46,7 @@ def find_images(source: str | Path) -> list[dict[str, str]]:
     """
     path = Path(os.path.abspath(source))
     if path.is_dir():
-        images = [Path(record["image"]) for records in custom_cases(path).values() for record in records]
+        images = image_files(path)
         if not images:
             raise FileNotFoundError(f"No image ({', '.join(IMAGE_SUFFIXES)}) in folder '{path}' or below.")
     elif not path.exists():

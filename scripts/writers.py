@@ -16,8 +16,10 @@ from monai.config import KeysCollection
 from monai.data import NibabelWriter
 from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy
+from PIL import Image
 
 from scripts.data.readers import LPS_TO_RAS
+from scripts.errors import one_line
 
 __all__ = ["OUTPUT_SUFFIXES", "SaveVolumed", "VolumeWriter"]
 
@@ -35,13 +37,19 @@ class VolumeWriter(NibabelWriter):
     Args:
         output_dtype: type of the voxels; ignored where ``label_values`` are given.
         label_values: what to write for each class, in the order of the classes; None: the classes' numbers.
+        failures: takes in one line what a file could not be written for, as ``SaveImaged`` buries it in a traceback.
         **kwargs: further attributes, as :class:`monai.data.ImageWriter` takes them.
     """
 
     def __init__(
-        self, output_dtype: Any = np.float32, label_values: Sequence[float] | None = None, **kwargs: Any
+        self,
+        output_dtype: Any = np.float32,
+        label_values: Sequence[float] | None = None,
+        failures: list[str] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(output_dtype=output_dtype, **kwargs)
+        self.failures = [] if failures is None else failures
         self.values = None if label_values is None else np.asarray(label_values)
         if self.values is not None:
             whole = np.array_equal(self.values, np.round(self.values)) and self.values.min() >= 0
@@ -68,29 +76,48 @@ class VolumeWriter(NibabelWriter):
         """Write to a hidden folder beside the file, then rename; see :meth:`monai.data.NibabelWriter.write`.
 
         Raises:
-            ValueError: for a PNG of more than one slice or channel, or of values beyond 8 bits.
+            ValueError: where the file cannot be written, as on a full disk, or does not hold what there is: a PNG more
+                than one slice or channel, or values beyond 8 bits.
         """
         target = Path(filename)
+        try:
+            self._write(target, **obj_kwargs)
+        except (OSError, RuntimeError, ValueError) as error:
+            self.failures.append(f"{target} cannot be written: {one_line(error)}")
+            raise ValueError(self.failures[-1]) from None
+        if verbose:
+            logger.info("Wrote %s", target)
+
+    def _write(self, target: Path, **obj_kwargs: Any) -> None:
         with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             temporary = Path(folder, target.name)
             if target.name.lower().endswith((".nii", ".nii.gz")):
                 super().write(temporary, verbose=False, **obj_kwargs)
+            elif target.suffix.lower() == ".png":
+                # by Python's own stream: ITK says nothing where the disk is full
+                with open(temporary, "wb") as stream:
+                    Image.fromarray(self._pixels()).save(stream, format="PNG")
             else:
                 # compressed headers with voxels beside them are what few programs read
-                sitk.WriteImage(self._image(target), str(temporary), target.suffix.lower() != ".mhd")
+                sitk.WriteImage(self._image(), str(temporary), target.suffix.lower() != ".mhd")
+                try:
+                    sitk.ReadImage(str(temporary))  # ITK says nothing of small compressed ones
+                except RuntimeError:
+                    raise OSError("what was written cannot be read again, as when the disk is full.") from None
             # The header comes last: when it is there, the voxels that it names are.
             for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
                 os.replace(file, target.parent / file.name)
-        if verbose:
-            logger.info("Wrote %s", target)
 
-    def _image(self, target: Path) -> sitk.Image:
-        """The array ``[x, y, z]`` or ``[x, y, z, channel]`` as an image, of one slice for PNG."""
+    def _pixels(self) -> np.ndarray:
+        """The array ``[x, y, 1]`` as rows of pixels."""
         array = convert_to_numpy(self.data_obj).astype(self.output_dtype)
-        if target.suffix.lower() == ".png":
-            if array.ndim != 3 or array.shape[2] != 1 or array.dtype != np.uint8:
-                raise ValueError(f"{target}: a PNG holds one slice of 8 bits, found {array.dtype} {array.shape}.")
-            return sitk.GetImageFromArray(array[..., 0].T)
+        if array.ndim != 3 or array.shape[2] != 1 or array.dtype != np.uint8:
+            raise ValueError(f"a PNG holds one slice of 8 bits, found {array.dtype} {array.shape}.")
+        return np.ascontiguousarray(array[..., 0].T)
+
+    def _image(self) -> sitk.Image:
+        """The array ``[x, y, z]`` or ``[x, y, z, channel]`` as an image."""
+        array = convert_to_numpy(self.data_obj).astype(self.output_dtype)
         image = sitk.GetImageFromArray(array.transpose(2, 1, 0, *range(3, array.ndim)), isVector=array.ndim == 4)
         affine = LPS_TO_RAS @ convert_to_numpy(self.affine).astype(np.float64)  # its own inverse: RAS -> LPS
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -126,18 +153,24 @@ class SaveVolumed(SaveImaged):
         root = options.get("data_root_dir")
         if root and os.path.realpath(options.get("output_dir", ".")) == os.path.realpath(root):
             raise ValueError(f"output_dir '{root}' is the folder of the images: choose another, or one below it.")
-        writer: Any = partial(VolumeWriter, label_values=label_values)
+        self.failures: list[str] = []
+        writer: Any = partial(VolumeWriter, label_values=label_values, failures=self.failures)
         super().__init__(keys, output_ext=output_ext, separate_folder=False, writer=writer, **options)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write every map of the dictionary.
 
         Raises:
-            ValueError: for a volume of several slices as PNG, which ``SaveImaged`` would bury in a traceback.
+            ValueError: for a volume of several slices as PNG, or a file that cannot be written.
         """
         for key in self.key_iterator(dict(data)):
             shape = tuple(data[key].shape)
             if self.saver.output_ext == ".png" and np.prod(shape[3:]) != 1:
                 file = getattr(data[key], "meta", {}).get("filename_or_obj", "volume")
                 raise ValueError(f"{file}: PNG holds no volume of {shape[3]} slices: choose another output_ext.")
-        return super().__call__(data)
+        try:
+            return super().__call__(data)
+        except RuntimeError:
+            if self.failures:
+                raise ValueError(self.failures.pop()) from None
+            raise

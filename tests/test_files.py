@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,4 +86,18 @@ def test_linked_folders_are_searched_and_every_folder_once(tmp_path: Path) -> No
     (root / "b.png").symlink_to(elsewhere / "b.png")
     (root / "gone.png").symlink_to(tmp_path / "nowhere")
     found = [path.relative_to(root).as_posix() for path in files_below(root)]
-    assert found == ["b.png", "labels/b.png", "labels/deep/c.png", "z/a.png"]
+    assert found == ["b.png", "gone.png", "labels/b.png", "labels/deep/c.png", "z/a.png"]
+
+
+def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shut").mkdir()
+    scan = os.scandir
+
+    def scandir(path: str) -> object:  # whoever runs the tests may be allowed everything
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match=r"shut' cannot be read: Permission denied"):
+        files_below(tmp_path)

@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.nn import functional as F  # noqa: N812
 
 from scripts.data.custom import custom_cases
+from scripts.errors import one_line
 from scripts.inference import (
     evaluation_records,
     find_images,
@@ -340,11 +341,19 @@ def test_axis_order_names_and_probabilities(tmp_path, infer):
     assert np.array_equal(load(out / "flipped_seg.nii.gz")[::-1, :, ::-1], reference)
 
 
+def test_label_values_that_do_not_fit_the_classes_are_refused_at_once(tmp_path, infer):
+    save_volume(tmp_path / "in" / "a.nii.gz", phantom(), np.eye(4))
+    with pytest.raises(RuntimeError) as info:
+        infer(tmp_path / "in", label_values=[0, 255])
+    assert one_line(info.value).startswith("label_values: expected one value for each of the 4 classes")
+    assert not (tmp_path / "out").exists()
+
+
 def test_truncated_image_is_named_and_results_stay(tmp_path, infer):
     save_volume(tmp_path / "in" / "a.nii.gz", phantom(), np.eye(4))
     whole = (tmp_path / "in" / "a.nii.gz").read_bytes()
     (tmp_path / "in" / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"in/b\.nii\.gz: cannot be read: ") as error:
+    with pytest.raises(ValueError, match=r"in/b\.nii\.gz is no image .* cut short") as error:
         infer(tmp_path / "in")
     assert "\n" not in str(error.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_seg.nii.gz"]

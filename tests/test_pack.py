@@ -15,6 +15,7 @@ from typing import Any
 import monai.bundle.scripts as monai_scripts
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.bundle import ConfigParser, onnx_export, push_to_hf_hub
 from PIL import Image
@@ -119,6 +120,7 @@ def test_each_data_set_is_described(
     assert (inference["in_channels"], inference["num_classes"]) == (channels, len(classes))
     assert inference["output_ext"] == extension
     data = metadata["network_data_format"]
+    assert data["inputs"]["image"]["modality"] == ("photograph" if dataset == "isic" else "MR")
     assert data["inputs"]["image"]["num_channels"] == channels == len(data["inputs"]["image"]["channel_def"])
     assert data["outputs"]["pred"]["channel_def"] == {str(i): name for i, name in enumerate(classes)}
     assert words in metadata["data_source"]
@@ -218,6 +220,20 @@ def test_terms_of_data_and_of_earlier_weights_are_stated_wherever_terms_stand(
     pack(str(datalist), str(bundle / "models" / "model.pt"), str(tmp_path / "again"))
     again = tmp_path / "again" / bundle.name
     assert read(again / "configs" / "metadata.json")["data_license"] == terms
+
+
+@pytest.mark.parametrize(("suffix", "modality"), [(".nii", "n/a"), (".png", "photograph")])
+def test_nothing_is_said_of_the_modality_of_volumes_of_ones_own(
+    trained: Trained, tmp_path: Path, suffix: str, modality: str
+) -> None:
+    for name in ("a", "b"):
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((8, 8), np.uint8)), str(tmp_path / f"{name}{suffix}"))
+    entries = [{"image": f"a{suffix}", "label": f"b{suffix}"}]
+    source = tmp_path / "own.json"
+    source.write_text(json.dumps({"training": entries, "labels": {"0": "background", "1": "bone"}}))
+    pack(str(source), str(trained("custom", 1, 2, synthetic=False)), str(tmp_path / "out"))
+    metadata = read(tmp_path / "out" / "semsim_own_segmentation" / "configs" / "metadata.json")
+    assert metadata["network_data_format"]["inputs"]["image"]["modality"] == modality
 
 
 def test_a_licence_that_was_left_open_can_be_stated_later(trained: Trained, datalist: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 
 from scripts.data.readers import LoadVolumed
-from scripts.writers import SaveVolumed, VolumeWriter
+from scripts.writers import SaveVolumed
 
 SHAPE = (6, 5, 4)
 CORNERS = ((0, 0, 0), (5, 0, 0), (0, 4, 0), (0, 0, 3))
@@ -122,24 +123,27 @@ def test_unknown_suffix_is_refused_at_once() -> None:
         SaveVolumed("pred", ".jpg")
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".mhd", ".png"])
-def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    shape = (6, 5, 1)
-    path = save(label_map(shape), tmp_path, suffix)
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".mhd", ".png"])
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, suffix: str) -> None:
+    first, second = (label_map((64, 64, 1), np.diag([spacing, 1, 1, 1])) for spacing in (1, 2))
+    save(first, tmp_path, suffix)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-
-    def fail(image: Any, filename: Any, *_: Any) -> None:
-        Path(filename).write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(nib, "save", fail)
-    monkeypatch.setattr(sitk, "WriteImage", fail)
-    writer = VolumeWriter(output_dtype=np.uint8)
-    writer.set_data_array(np.zeros((1, *shape), np.uint8))
-    writer.set_metadata({"affine": np.eye(4), "original_affine": np.eye(4)}, resample=False)
-    with pytest.raises(OSError, match="disk full"):
-        writer.write(path)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # no file may be longer
+    try:
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/case_seg{suffix} cannot be written: ") as error:
+            save(second, tmp_path, suffix)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert "\n" not in str(error.value)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_png_of_more_than_8_bits_is_refused(tmp_path: Path) -> None:
+    item = label_map((6, 5, 1))
+    with pytest.raises(ValueError, match=r"case_seg\.png cannot be written: a PNG holds .* 8 bits, found uint16"):
+        save(item, tmp_path, ".png", label_values=[0, 600])
+    assert not list(tmp_path.iterdir())
 
 
 def test_overlays_know_their_suffixes() -> None:

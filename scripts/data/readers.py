@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from monai.config import KeysCollection, PathLike
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImaged
 from monai.utils import SpaceKeys, ensure_tuple
-from PIL import Image
+from PIL import Image, ImageOps
 
 __all__ = ["LPS_TO_RAS", "LoadVolumed", "SimpleITKReader", "is_photograph", "voxel_file"]
 
@@ -104,8 +106,10 @@ class LoadVolumed(LoadImaged):
         """Load every file of the dictionary, to ``[x, y, z]`` or ``[x, y, z, channel]``.
 
         Raises:
-            ValueError: for a NIfTI of one dimension.
+            ValueError: for a damaged file, or a NIfTI of one dimension.
         """
+        for key in self.key_iterator(dict(data)):
+            _check_gzip(Path(data[key]))
         d: dict[Hashable, Any] = super().__call__(data, reader)
         for key in self.key_iterator(d):
             if d[key].ndim < 2:
@@ -151,12 +155,25 @@ def _read(path: Path, **kwargs: Any) -> sitk.Image:
         if _ends_in(path, JPEG_SUFFIXES):
             # where a JPEG is cut short, ITK makes up the rest
             with Image.open(path) as file:
-                array = np.asarray(file)
+                # masks are drawn on the picture as it is shown, which a camera that was turned notes beside the pixels
+                array = np.asarray(ImageOps.exif_transpose(file))
             return sitk.GetImageFromArray(array, isVector=array.ndim == 3)
         return sitk.ReadImage(str(path), **kwargs)
     except (RuntimeError, OSError):
         together = f" (with '{voxels.name}')" if voxels else ""
         raise ValueError(f"{path}{together} is no image of this type, damaged or cut short.") from None
+
+
+def _check_gzip(path: Path) -> None:
+    """Read a compressed file to its end, where its checksum is: nibabel stops at the last voxel and never sees it."""
+    if not _ends_in(path, (".gz",)) or not path.is_file():
+        return
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(1 << 20):
+                pass
+    except (OSError, EOFError, zlib.error):
+        raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
 
 
 def _affine(image: sitk.Image) -> np.ndarray:

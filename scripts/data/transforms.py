@@ -43,7 +43,8 @@ class LabelValuesd(MapTransform):
 
     MONAI's ``MapLabelValued`` passes other values on as they are, so that a faulty mask would teach a faulty class.
     A label that has other values, but none beside the classes' own numbers, is kept: so do viewers write what a
-    MONAI Label server's clinicians draw.
+    MONAI Label server's clinicians draw. It is refused where a class's number is what another one stores, as 2 of
+    [0, 2, 3]: some of a viewer's labels would pass for stored ones.
 
     Args:
         keys: keys of label maps of any shape.
@@ -60,6 +61,7 @@ class LabelValuesd(MapTransform):
         if not numeric or len(set(values)) < len(values):
             raise ValueError(f"label_values: expected a list of different numbers, one per class, found {values!r}.")
         self.values = list(values)
+        self.ambiguous = any(number != values.index(number) for number in range(len(values)) if number in values)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Map every label of the dictionary.
@@ -73,12 +75,14 @@ class LabelValuesd(MapTransform):
             classes = torch.full_like(label, -1, dtype=torch.float32)
             for number, value in enumerate(self.values):
                 classes[label == value] = number
-            if (classes < 0).any() and torch.isin(label, torch.arange(len(self.values), dtype=label.dtype)).all():
+            strange = label[classes < 0]
+            own = torch.arange(len(self.values), dtype=label.dtype)
+            if strange.numel() and not self.ambiguous and torch.isin(label, own).all():
                 classes = label.float()
-            if (classes < 0).any():
-                strange = ", ".join(f"{v:g}" for v in torch.unique(label[classes < 0]).tolist()[:5])
+            elif strange.numel():
+                found = ", ".join(f"{v:g}" for v in torch.unique(strange).tolist()[:5])
                 file = label.meta.get("filename_or_obj") if isinstance(label, MetaTensor) else None
-                what = f"label values must be {', '.join(map(str, self.values))}, found {strange}."
+                what = f"label values must be {', '.join(map(str, self.values))}, found {found}."
                 raise ValueError(f"{file}: {what}" if file else what)
             d[key] = classes
         return d

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scripts.data import dataset_records
-from scripts.data.custom import custom_cases
+from scripts.data.custom import custom_cases, image_files, is_label
 from scripts.data.datalist import read_datalist
 from scripts.errors import FaultsError
 
@@ -132,6 +132,12 @@ def test_training_without_any_label_is_refused_before_a_file_is_read(folder: Pat
         (["images/x.jpg", "labels/x_mask.png", ".hidden/z.png"], {"images/x": "labels/x_mask.png"}),
         (["x.nii", "x_GT.nii", "Images/y.png", "Masks/Y.PNG"], {"x": "x_GT.nii", "Images/y": "Masks/Y.PNG"}),
         (["A_Input/x.jpg", "A_GroundTruth/x_segmentation.png"], {"A_Input/x": "A_GroundTruth/x_segmentation.png"}),
+        (["imagesTs/x_0000.nii", "labelsTs/x.nii"], {"imagesTs/x_0000": "labelsTs/x.nii"}),
+        (["s/images/p1/a.nii", "s/labels/p1/a.nii"], {"s/images/p1/a": "s/labels/p1/a.nii"}),
+        (["s/images/p1/a.nii", "s/labels/p2/a.nii"], {"s/images/p1/a": None}),
+        (["masks/images/a.png", "masks/masks/a.png"], {"masks/images/a": "masks/masks/a.png"}),
+        (["A_Input/p/x.jpg", "B_GroundTruth/p/x.png"], {"A_Input/p/x": "B_GroundTruth/p/x.png"}),
+        (["A_Input/p/x.jpg", "B_GroundTruth/x.png"], {"A_Input/p/x": None}),
         (["x.nii", "x_prob.nii", "x_4d.nii", "x_pred.nii", "x_superpixels.png"], {"x": None}),
     ],
 )
@@ -158,6 +164,36 @@ def test_files_that_differ_in_their_suffix_are_refused(tmp_path: Path) -> None:
         (False, False),
         (True, True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["images/x.nii", "labels/x.nii", "images/x_seg.nii"], r"x_seg\.nii' and .* are both labels of .*x\.nii'"),
+        (["images/x.png", "labels/x.png", "masks/x_mask.png"], r"are both labels of .*x\.png': which of the two"),
+        (["x.png", "X.png", "x_mask.png"], r"X\.png' and .*x\.png' have the same label .*x_mask\.png'"),
+        (["x_0000.nii", "x.nii", "x_gt.nii"], r"x\.nii' and .*x_0000\.nii' have the same label .*x_gt\.nii'"),
+    ],
+)
+def test_labels_that_may_be_meant_otherwise_stop_training_alone(tmp_path: Path, files: list[str], message: str) -> None:
+    touch(tmp_path, *files)
+    with pytest.raises(FaultsError, match=message) as info:
+        custom_cases(tmp_path)
+    assert len(info.value.faults) == 1
+    assert len(image_files(tmp_path)) == len([name for name in files if not is_label(name[: name.rindex(".")].lower())])
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "x.png")
+    (tmp_path / "x_mask.png").symlink_to(tmp_path / "gone_mask.png")
+    (tmp_path / "readme").symlink_to(tmp_path / "gone")
+    with pytest.raises(FaultsError, match=r"x_mask\.png' is a link that leads nowhere") as info:
+        custom_cases(tmp_path)
+    assert len(info.value.faults) == 1
+    assert image_files(tmp_path) == [tmp_path / "x.png"]
+    (tmp_path / "y.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(FaultsError, match=r"y\.png' is a link that leads nowhere"):
+        image_files(tmp_path)
 
 
 def test_only_labelled_cases_validate_in_a_folder(tmp_path: Path) -> None:

@@ -202,3 +202,10 @@ def test_viewers_write_classes_where_files_store_other_values(stored: list[int],
             transform(label)
     else:
         assert transform(label)["label"].tolist() == expected
+
+
+def test_a_viewers_classes_are_refused_where_they_could_pass_for_stored_values() -> None:
+    transform = LabelValuesd("label", [0, 2, 3])  # 2 is what the first class stores, and the second class's number
+    assert transform({"label": torch.tensor([0.0, 3.0, 2.0])})["label"].tolist() == [0, 2, 1]
+    with pytest.raises(ValueError, match="label values must be 0, 2, 3, found 1"):
+        transform({"label": torch.tensor([0.0, 1.0, 2.0])})

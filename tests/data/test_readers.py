@@ -190,6 +190,36 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, fault: 
     assert "\n" not in str(error.value)
 
 
+def test_a_compressed_volume_of_which_a_bit_is_wrong_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.nii.gz"
+    nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), path)
+    sound = path.read_bytes()
+    for place in range(20, len(sound), len(sound) // 50):  # of a gzip file of this kind 10 bytes hold no data
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        with pytest.raises(ValueError, match=r"x\.nii\.gz is no image of this type, damaged or cut short\."):
+            load(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_read_as_it_is_shown(tmp_path: Path, orientation: int) -> None:
+    shown = np.add.outer(np.arange(8) * 20, np.arange(16) * 4).astype(np.uint8)  # brighter downwards, and to the right
+    # what a camera stores, by the standard's names of the sides that its first row and column are
+    stored = {
+        1: shown,
+        2: shown[:, ::-1],
+        3: shown[::-1, ::-1],
+        4: shown[::-1],
+        5: shown.T,
+        6: np.rot90(shown),
+        7: shown[::-1, ::-1].T,
+        8: np.rot90(shown, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "x.jpg", quality=100, exif=exif)
+    np.testing.assert_allclose(load(tmp_path / "x.jpg")[..., 0], shown.T, atol=4)
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"x\.mha"):
         SimpleITKReader().read(tmp_path / "x.mha")
