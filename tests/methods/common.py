@@ -105,9 +105,16 @@ def calls(module: nn.Module) -> list[tuple[Any, Tensor]]:
 
 
 class Batches:
-    """A loader whose batch is a function of the iteration, like the real one; two batches to the epoch."""
+    """A loader whose batch is a function of the iteration, like the real one; two batches to the epoch.
+
+    Args:
+        rank: of the process; each has batches of its own.
+    """
 
     iteration = 0
+
+    def __init__(self, rank: int = 0) -> None:
+        self.rank = rank
 
     def __len__(self) -> int:
         return 2
@@ -115,7 +122,7 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         while True:
             self.iteration += 1
-            yield make_batch(labeled=2, unlabeled=2, seed=self.iteration)
+            yield make_batch(labeled=2, unlabeled=2, seed=self.iteration + 100 * self.rank)
 
 
 def trainer(method: Objective, epochs: int = 2, handlers: Sequence[Any] = ()) -> SemiSupervisedTrainer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import math
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from shutil import copyfile
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from ignite.engine import Events
 from monai.bundle import ConfigParser
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bundle.workflows import CONFIGS, method_names
@@ -22,7 +25,7 @@ from scripts.checkpoints import RunCheckpoint, run_settings
 from scripts.methods.teacher import MovingAverage
 from scripts.networks import SwinUNet, UNet
 from scripts.views import WeakView
-from tests.methods.common import METHODS, build, make_batch, run, thin_network, trainer, values
+from tests.methods.common import METHODS, Batches, build, make_batch, run, thin_network, trainer, values
 
 HELD_BACK = ("teacher.", "guide.", "discriminator.")  # parts that the main loss does not train
 PHASED = ("bcp", "s4cvnet")  # other losses at the start
@@ -230,3 +233,28 @@ def test_resume_equals_uninterrupted(name: str, options: dict[str, float], tmp_p
         assert not torch.equal(whole[0]["memory"], half["memory"])
     deployed = torch.load(tmp_path / "resumed" / "model_last.pt", weights_only=True)
     assert all(torch.equal(deployed[k], resumed[0][f"network.{k}"]) for k in thin_network().state_dict())
+
+
+def _train_of_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    ends = {}
+    for name in METHODS:
+        objective = build(name, dropout=0.2)
+        engine = trainer(objective)
+        engine.method = nn.parallel.DistributedDataParallel(objective)
+        engine.data_loader = Batches(rank)
+        engine.run()
+        ends[name] = (dict(objective.named_parameters()), engine.state.output[0]["loss"])
+    torch.save(ends, f"{folder}/{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # see tests/test_engine.py
+
+
+def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    """Each learns from images of its own; what lies beside the network, or learns by itself, must not drift apart."""
+    mp.spawn(_train_of_rank, args=(str(tmp_path),), nprocs=2)
+    ends = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, (first, second) in {name: [end[name] for end in ends] for name in METHODS}.items():
+        assert first[1] != second[1], name
+        assert [key for key, value in first[0].items() if not torch.equal(value, second[0][key])] == [], name
