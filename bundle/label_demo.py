@@ -63,7 +63,7 @@ def main(output: Path = ROOT / "label-demo") -> None:
             if "epistemic_entropy" in study["image"]["info"]:
                 print(f"                        {name}: entropy {study['image']['info']['epistemic_entropy']:.3f}")
         for name in annotated:
-            server.save_label(name, labels[name])
+            server.save_label(name, labels[name], segments=info["labels"])
         print(f"PUT  /datastore/label   {', '.join(annotated)}")
         begin = time.perf_counter()
         status, log = server.train(MODEL, max_epochs=EPOCHS)

@@ -94,6 +94,8 @@ class LabelServer:
         self.log = folder / "server.log"
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
+        self.session = requests.Session()
+        self.session.trust_env = False  # a proxy that the environment names does not reach this machine's loopback
         settings = {"models": ",".join(models), "zoo_source": "local", "sam2": "false", **(conf or {})}
         self.command = [sys.executable, "-m", "monailabel.main", "start_server"]
         self.command += ["--app", str(self.app), "--studies", str(studies), "--host", HOST, "--port", str(self.port)]
@@ -142,17 +144,17 @@ class LabelServer:
 
     def _answers(self) -> bool:
         try:
-            return requests.get(f"{self.url}/info/", timeout=TIMEOUT).ok
+            return self.session.get(f"{self.url}/info/", timeout=TIMEOUT).ok
         except requests.ConnectionError:
             return False
 
     def info(self) -> dict[str, Any]:
         """What the server offers: models, labels, trainers, studies."""
-        return self._json(requests.get(f"{self.url}/info/", timeout=TIMEOUT))
+        return self._json(self.session.get(f"{self.url}/info/", timeout=TIMEOUT))
 
     def datastore(self) -> dict[str, Any]:
         """The server's studies with their labels."""
-        return self._json(requests.get(f"{self.url}/datastore/?output=all", timeout=TIMEOUT))
+        return self._json(self.session.get(f"{self.url}/datastore/?output=all", timeout=TIMEOUT))
 
     def infer(self, model: str, image: str, target: Path, **params: Any) -> Path:
         """Segment a study.
@@ -163,7 +165,7 @@ class LabelServer:
             target: the label map's file.
             **params: of the request.
         """
-        answer = requests.post(
+        answer = self.session.post(
             f"{self.url}/infer/{model}?image={image}&output=image",
             data={"params": json.dumps({**ANSWER, **params})},
             timeout=TIMEOUT,
@@ -176,19 +178,23 @@ class LabelServer:
         """Add a study."""
         with file.open("rb") as stream:
             files = {"file": (file.name, stream)}
-            self._check(requests.put(f"{self.url}/datastore/image?image={image}", files=files, timeout=TIMEOUT))
+            self._check(self.session.put(f"{self.url}/datastore/image?image={image}", files=files, timeout=TIMEOUT))
 
     def remove_image(self, image: str) -> None:
         """Remove a study and its labels."""
-        self._check(requests.delete(f"{self.url}/datastore/image?id={image}", timeout=TIMEOUT))
+        self._check(self.session.delete(f"{self.url}/datastore/image?id={image}", timeout=TIMEOUT))
 
-    def save_label(self, image: str, label: Path, tag: str = "final") -> None:
-        """Hand in a study's label."""
+    def save_label(self, image: str, label: Path, tag: str = "final", segments: Sequence[str] = ()) -> None:
+        """Hand in a study's label, with the names of its segments as 3D Slicer does."""
+        info = {"label_info": [{"name": name, "idx": number} for number, name in enumerate(segments, 1)]}
         with label.open("rb") as stream:
-            files = {"label": (label.name, stream)}
-            self._check(
-                requests.put(f"{self.url}/datastore/label?image={image}&tag={tag}", files=files, timeout=TIMEOUT)
+            answer = self.session.put(
+                f"{self.url}/datastore/label?image={image}&tag={tag}",
+                files={"label": (label.name, stream)},
+                data={"params": json.dumps(info)} if segments else None,
+                timeout=TIMEOUT,
             )
+        self._check(answer)
 
     def train(self, model: str, **params: Any) -> tuple[str, str]:
         """Train a model and wait until it is done.
@@ -212,14 +218,14 @@ class LabelServer:
 
     def _task(self, kind: str, name: str, params: Mapping[str, Any]) -> tuple[str, str]:
         begin = self.log.stat().st_size
-        self._check(requests.post(f"{self.url}/{kind}/{name}", json=dict(params), timeout=TIMEOUT))
+        self._check(self.session.post(f"{self.url}/{kind}/{name}", json=dict(params), timeout=TIMEOUT))
         end = time.monotonic() + PATIENCE
         status = "SUBMITTED"
         while status in ("SUBMITTED", "RUNNING"):
             if time.monotonic() > end:
                 raise RuntimeError(f"{kind} of {name} did not end: see {self.log}.")
             time.sleep(0.5)
-            status = self._json(requests.get(f"{self.url}/{kind}/", timeout=TIMEOUT))["status"]
+            status = self._json(self.session.get(f"{self.url}/{kind}/", timeout=TIMEOUT))["status"]
         with self.log.open("rb") as stream:
             stream.seek(begin)
             return status, stream.read().decode("utf-8", "replace")

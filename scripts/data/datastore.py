@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +24,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from scripts.data.checks import add_or_raise
 from scripts.data.custom import IMAGE_SUFFIXES
 from scripts.provenance import read_record, write_record
 from scripts.terms import UNSTATED, inherited_terms, join_terms, write_terms
@@ -32,11 +35,14 @@ logger = logging.getLogger(__name__)
 
 INDEX = "datastore_v2.json"
 FINAL = "final"
+RETRIES = 10  # the server writes its index anew at every change, and a reader may come in between
 TERMS = f"{UNSTATED}; ask the studies' owner before any use"
 
 
 def unlabeled_studies(
-    labeled: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]] = ()
+    labeled: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]] = (),
+    class_names: Mapping[str, str] | None = None,
 ) -> list[dict[str, str]]:
     """The records of a datastore's studies without a final label.
 
@@ -44,9 +50,14 @@ def unlabeled_studies(
     learned on them, as FixMatch's authors do with all labelled images, and a method that asks for unlabelled images
     goes on working.
 
+    3D Slicer numbers a label's voxels by the place of its segments, whatever they are called: without its first
+    segment, the second one's voxels come as the first class. A label whose segments the server knows by name is
+    therefore taken only if they are the classes in their order.
+
     Args:
         labeled: training records, with the paths of ``image`` and ``label``.
         validation: validation records; their images are never returned.
+        class_names: name of each foreground class by its number as text, compared without regard to capitals.
 
     Returns:
         records with an absolute ``image`` alone, in the order of their names; none unless the labels lie in a
@@ -54,12 +65,16 @@ def unlabeled_studies(
 
     Raises:
         ValueError: when the datastore's index cannot be read.
+        FaultsError: when final labels have other segments than the classes; all of them.
     """
     root = _datastore(labeled)
     if root is None:
         return []
+    images, segments = _studies(root)
+    if class_names:
+        _check_segments(segments, [class_names[number] for number in sorted(class_names, key=int)])
     known = {os.path.realpath(record["image"]) for record in (*labeled, *validation)}
-    records = [{"image": image} for image in _images_without_label(root) if image not in known]
+    records = [{"image": image} for image in images if image not in known]
     logger.info(
         "MONAI Label datastore: learning from %d labelled and %d unlabelled studies, validating on %d.",
         len(labeled),
@@ -146,6 +161,7 @@ class PublishWeights:
         if getattr(engine.state, "rank", 0) != 0:
             return
         self.target.parent.mkdir(parents=True, exist_ok=True)
+        sizes = [(read_record(path) or {}).get("image_size") for path in (self.target, self.source)]
         served = (self.target, self.target.with_suffix(".json"), self.target.with_name("LICENSE.txt"))
         # All is copied before anything is replaced: weights and record follow each other within a moment.
         with TemporaryDirectory(dir=self.target.parent, prefix=".") as staging:
@@ -153,32 +169,64 @@ class PublishWeights:
             for copy, path in zip(copies, served, strict=True):
                 os.replace(copy, path)
         logger.info("%s is now the network of %s.", self.target, self.source)
+        if None not in sizes and sizes[0] != sizes[1]:
+            # The server reads inference.json, and with it the size, once in its life.
+            logger.warning("The slice size changed from %s to %s: restart the server, which keeps the old.", *sizes)
 
 
 def _datastore(records: Sequence[Mapping[str, Any]]) -> Path | None:
-    """Root of the datastore that the records' labels lie in."""
-    for record in records:
-        if "label" in record:
-            folder = Path(record["label"]).parent
-            root = folder.parent.parent
-            inside = (folder.parent.name, folder.name) == ("labels", FINAL) and (root / INDEX).is_file()
-            return root if inside else None
+    """Root of the datastore that the records' labels lie in.
+
+    The server resolves links, so a linked label is somewhere else; then the datastore is where its image lies.
+    """
+    labeled = [record for record in records if "label" in record]
+    labels = {os.path.realpath(record["label"]) for record in labeled}
+    places = [(Path(record["label"]).parent.parent.parent, Path(record["image"]).parent) for record in labeled]
+    for root in dict.fromkeys(root for pair in places for root in pair):
+        final = root / "labels" / FINAL
+        if not (root / INDEX).is_file() or not final.is_dir():
+            continue
+        if labels & {os.path.realpath(path) for path in final.iterdir()}:
+            return root
     return None
 
 
-def _images_without_label(root: Path) -> list[str]:
-    """Real paths of the images that the datastore lists without a final label."""
+def _studies(root: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Real paths of the images without a final label, and the names of the other studies' segments where known."""
     path = root / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = _read_index(path)
         folder = root / index["images_dir"]
-        names = [
-            f"{name}{entry['image']['ext']}"
-            for name, entry in sorted(index["objects"].items())
-            if FINAL not in entry["labels"]
-        ]
+        names, segments = [], {}
+        for name, entry in sorted(index["objects"].items()):
+            if FINAL not in entry["labels"]:
+                names.append(f"{name}{entry['image']['ext']}")
+                continue
+            known = (entry["labels"][FINAL].get("info") or {}).get("label_info") or []
+            if known and all("name" in segment for segment in known):
+                segments[name] = [str(segment["name"]) for segment in known]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: expected MONAI Label's list of studies, found {error!r}.") from None
     images = [os.path.realpath(folder / name) for name in names if not name.startswith(".")]
     # a datastore may list formats that the preprocessing does not read
-    return [image for image in images if image.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(image)]
+    return [image for image in images if image.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(image)], segments
+
+
+def _read_index(path: Path) -> Any:
+    for _ in range(RETRIES):
+        with suppress(ValueError):
+            return json.loads(path.read_text(encoding="utf-8"))
+        time.sleep(0.1)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check_segments(segments: Mapping[str, Sequence[str]], expected: Sequence[str]) -> None:
+    add_or_raise(
+        [
+            f"The final label of '{study}' has the segments {', '.join(names)}, expected {', '.join(expected)} in this "
+            "order, also where one is empty: add what is missing in the viewer and submit the label again."
+            for study, names in segments.items()
+            if [name.casefold() for name in names] != [name.casefold() for name in expected]
+        ],
+        None,
+    )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from scripts.data import LabelValuesd, PublishWeights, run_folder, unlabeled_studies
+from scripts.errors import FaultsError
 from scripts.provenance import read_record, write_record
 from scripts.terms import SYNTHETIC, join_terms, split_terms
 
@@ -67,6 +69,66 @@ def test_linked_images_are_recognised(tmp_path: Path) -> None:
     assert unlabeled_studies(records) == [{"image": str(archive / "d.nii.gz")}]
 
 
+@pytest.mark.parametrize("linked", ["a", "b", "ab"])
+def test_linked_labels_are_recognised(linked: str, tmp_path: Path) -> None:
+    store, masks = tmp_path / "studies", tmp_path / "masks"
+    masks.mkdir()
+    records = make_datastore(store, ["a", "b"], ["d"])
+    for record in records:
+        label = Path(record["label"])
+        if label.name[0] in linked:
+            label.rename(masks / label.name)
+            label.symlink_to(masks / label.name)
+        record["label"] = os.path.realpath(label)  # as the server does
+    assert unlabeled_studies(records) == [{"image": str(store / "d.nii.gz")}]
+    assert run_folder(tmp_path, records) != str(tmp_path)
+
+
+def name_segments(root: Path, segments: dict[str, list[str]]) -> None:
+    """What 3D Slicer tells the server of final labels: voxels are numbered by the segments' places in this list."""
+    index = json.loads((root / "datastore_v2.json").read_text())
+    for study, names in segments.items():
+        info = {"label_info": [{"name": name, "idx": number} for number, name in enumerate(names, 2)]}
+        index["objects"][study]["labels"]["final"]["info"] = info
+    (root / "datastore_v2.json").write_text(json.dumps(index))
+
+
+CLASSES = {"2": "Myo", "1": "RV", "3": "LV"}
+
+
+def test_segments_that_are_the_classes_in_order_are_taken(tmp_path: Path) -> None:
+    records = make_datastore(tmp_path, ["a", "b", "c"], ["d"])
+    name_segments(tmp_path, {"a": ["rv", "myo", "lv"], "b": ["RV", "Myo", "LV"], "c": []})
+    index = json.loads((tmp_path / "datastore_v2.json").read_text())
+    index["objects"]["c"]["labels"]["final"]["info"] = {"label_info": [{"idx": 1}]}  # nothing is known of names
+    (tmp_path / "datastore_v2.json").write_text(json.dumps(index))
+    assert unlabeled_studies(records, class_names=CLASSES) == [{"image": str(tmp_path / "d.nii.gz")}]
+    assert unlabeled_studies(records, class_names={}) == [{"image": str(tmp_path / "d.nii.gz")}]
+
+
+@pytest.mark.parametrize("names", [["myo", "lv"], ["rv", "lv", "myo"], ["rv", "myo", "lv", "aorta"], ["Segment_1"]])
+def test_labels_whose_segments_are_not_the_classes_are_refused_by_name(names: list[str], tmp_path: Path) -> None:
+    records = make_datastore(tmp_path, ["a", "b", "c"], ["d"])
+    name_segments(tmp_path, {"a": names, "b": ["rv", "myo", "lv"], "c": names})
+    with pytest.raises(FaultsError) as error:
+        unlabeled_studies(records, class_names=CLASSES)
+    found = f"has the segments {', '.join(names)}, expected RV, Myo, LV in this order"
+    first, second = error.value.faults
+    assert first.startswith(f"The final label of 'a' {found}")
+    assert second.startswith(f"The final label of 'c' {found}")
+
+
+def test_an_index_that_is_being_written_is_read_again(tmp_path: Path) -> None:
+    records = make_datastore(tmp_path, ["a"], ["d"])
+    index = tmp_path / "datastore_v2.json"
+    whole = index.read_text()
+    index.write_text("")
+    writer = threading.Timer(0.2, index.write_text, [whole])
+    writer.start()
+    assert unlabeled_studies(records) == [{"image": str(tmp_path / "d.nii.gz")}]
+    writer.join()
+
+
 def test_with_every_study_labelled_they_serve_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     records = make_datastore(tmp_path, ["a", "b", "c"], [])
     with caplog.at_level(logging.INFO):
@@ -115,7 +177,9 @@ def save_weights(path: Path, **record: object) -> None:
     write_record(path, record)
 
 
-def train(run: Path, served: Path, records: list, start: Path | None, broken: bool = False) -> None:
+def train(
+    run: Path, served: Path, records: list, start: Path | None, broken: bool = False, image_size: int = 64
+) -> None:
     """A training of two epochs that begins with a file, writes weights after the first and may break in the second."""
     network = torch.nn.Linear(1, 1)
     old = served.read_bytes()
@@ -129,7 +193,7 @@ def train(run: Path, served: Path, records: list, start: Path | None, broken: bo
     trainer = Engine(step)
     if start:  # MONAI Label's own handler is the first
         trainer.add_event_handler(Events.STARTED, lambda: network.load_state_dict(torch.load(start)))
-    known = {"data": "acdc", "split": "acdc.json", "split_sha256": "0", "labeled_cases": 1}
+    known = {"data": "acdc", "split": "acdc.json", "split_sha256": "0", "labeled_cases": 1, "image_size": image_size}
     trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), lambda: save_weights(run / "model.pt", **known))
     PublishWeights(str(run), str(served), records, network).attach(trainer)
     trainer.run([0], max_epochs=2)
@@ -150,6 +214,17 @@ def test_only_a_finished_training_is_published(tmp_path: Path) -> None:
     train(run, served, records, served)
     assert served.read_bytes() == (run / "model.pt").read_bytes() != old
     assert sorted(p.name for p in served.parent.iterdir()) == ["LICENSE.txt", "model.json", "model.pt"]
+
+
+@pytest.mark.parametrize(("before", "warned"), [(96, True), (64, False), (None, False)])
+def test_a_server_that_keeps_the_old_slice_size_is_to_be_restarted(
+    before: int | None, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = make_datastore(tmp_path, ["a"], ["d"])
+    served = tmp_path / "models" / "model.pt"
+    save_weights(served, license="terms", **({"image_size": before} if before else {}))
+    train(tmp_path / "run", served, records, None)
+    assert ("The slice size changed from 96 to 64: restart the server" in caplog.text) is warned
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from scripts.networks import UNet
 
 ROOT = Path(__file__).resolve().parents[2]
 A, B = "semsim_a_segmentation", "semsim_b_segmentation"
+SEGMENTS = ["rv", "myo", "lv"]
 SMALL = {"image_size": 32, "batch_size": 2}
 
 
@@ -91,10 +92,14 @@ class TestNifti:
     @pytest.fixture(scope="class")
     @staticmethod
     def server(folder: Path) -> Iterator[LabelServer]:
+        """Where the environment names a proxy, requests to this machine still go past it."""
         conf = {"epistemic_model": A, "epistemic_simulation_size": "2"}
         environment = {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false"}
-        with LabelServer(folder, folder / "studies", [A, B], conf, environment) as server:
-            yield server
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("http_proxy", "https_proxy"):
+                patch.setenv(name, "http://127.0.0.1:9")
+            with LabelServer(folder, folder / "studies", [A, B], conf, environment) as server:
+                yield server
 
     @pytest.fixture(scope="class")
     @staticmethod
@@ -103,10 +108,9 @@ class TestNifti:
 
     def test_info_lists_models_and_labels(self, server: LabelServer) -> None:
         info = server.info()
-        names = ["rv", "myo", "lv"]
         assert set(info["models"]) == set(info["trainers"]) == {A, B}
-        assert info["labels"] == names
-        assert info["models"][A]["labels"] == {name: k for k, name in enumerate(names, 1)}
+        assert info["labels"] == SEGMENTS
+        assert info["models"][A]["labels"] == {name: k for k, name in enumerate(SEGMENTS, 1)}
         assert info["datastore"]["total"] == 10
 
     def test_each_copy_predicts_as_its_own_inference_config(
@@ -132,7 +136,7 @@ class TestNifti:
         names = sorted(cohort)
         before = [digest(bundle) for bundle in bundles]
         for name in names[:2]:
-            server.save_label(name, cohort[name][1])
+            server.save_label(name, cohort[name][1], segments=SEGMENTS)
         status, log = server.train(A, max_epochs=1)
         assert status == "DONE", log[-3000:]
         assert "learning from 2 labelled and 8 unlabelled studies, validating on 0" in log
@@ -187,6 +191,19 @@ class TestNifti:
         server.remove_image("broken")
         assert status == "ERROR"
         assert any(line.startswith("error: ") and "broken.nii.gz" in line for line in log.splitlines()), log[-3000:]
+        assert digest(bundles[0]) == before
+
+    def test_a_label_that_lacks_a_segment_is_named_and_the_served_weights_stay(
+        self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict
+    ) -> None:
+        name = sorted(cohort)[0]
+        before = digest(bundles[0])
+        server.save_label(name, cohort[name][1], segments=SEGMENTS[1:])
+        status, log = server.train(A, max_epochs=1)
+        server.save_label(name, cohort[name][1], segments=SEGMENTS)
+        assert status == "ERROR"
+        line = f"error: The final label of '{name}' has the segments myo, lv, expected RV, Myo, LV in this order"
+        assert any(entry.startswith(line) for entry in log.splitlines()), log[-3000:]
         assert digest(bundles[0]) == before
 
     def test_scores_are_entropies(self, server: LabelServer) -> None:
