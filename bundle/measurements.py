@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bundle.workflows import CONFIGS
+from scripts.memory import freed_memory_kept
 from scripts.metrics import surface_distances
 
 __all__ = [
@@ -119,6 +120,7 @@ def _batch(image_size: int, batch_size: int, device: str, memory_format: torch.m
     return {key: value.to(device, memory_format=memory_format) for key, value in batch.items()}
 
 
+@freed_memory_kept()  # as the trainer does
 def training_step(
     name: str,
     dtype: torch.dtype,
@@ -149,6 +151,7 @@ def training_step(
     return {**result, "flops": _flops(step) if count else 0.0}
 
 
+@freed_memory_kept()  # as the trainer does
 def time_by_kind(
     name: str, dtype: torch.dtype, channels_last: bool, image_size: int, batch_size: int, device: str
 ) -> dict[str, float]:
@@ -201,6 +204,7 @@ def _step(
     return step
 
 
+@freed_memory_kept()  # as the trainer does
 def fusion(dtype: torch.dtype, image_size: int, batch_size: int, repeats: int, device: str) -> dict[str, float]:
     """Seconds, peak MiB and FLOPs of the fusion module's forward and backward pass on one batch."""
     method = _config(device, "train.json", "methods/semsim.json").get_parsed_content("method_on_device").train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from monai.engines import Trainer
 from torch import Tensor, nn
 
 from scripts.errors import check_switches
+from scripts.memory import freed_memory_kept
 from scripts.methods import Objective
 
 __all__ = [
@@ -119,6 +121,11 @@ class SemiSupervisedTrainer(Trainer):
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype is torch.float16)
         self.add_event_handler(Events.STARTED, self._tell_length)
         self.add_event_handler(Events.EPOCH_STARTED, self._align_loader)
+
+    def run(self) -> None:  # type: ignore[override]
+        """Train; on a CPU the process keeps freed memory meanwhile, see :func:`scripts.memory.freed_memory_kept`."""
+        with freed_memory_kept() if self.state.device.type == "cpu" else nullcontext():
+            super().run()
 
     def _tell_length(self) -> None:
         """Schedules of the objective's own run over the whole training."""
