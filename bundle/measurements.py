@@ -98,6 +98,14 @@ def _flops(work: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
+def _cost(work: Callable[[], Any], repeats: int, device: str, count: bool = True) -> dict[str, float]:
+    """Seconds of a call, the process's peak MiB and, if asked for, the call's FLOPs; otherwise these read 0."""
+    with freed_memory_kept(device):  # as the trainer does
+        seconds = _seconds(work, repeats, device)
+    memory = peak_memory(device)
+    return {"seconds": seconds, "memory": memory, "flops": _flops(work) if count else 0.0}
+
+
 def matrix_rate(dtype: torch.dtype, device: str) -> float:
     """GFLOP/s of a square matrix product."""
     side = MATRIX_SIDE[device]
@@ -120,7 +128,6 @@ def _batch(image_size: int, batch_size: int, device: str, memory_format: torch.m
     return {key: value.to(device, memory_format=memory_format) for key, value in batch.items()}
 
 
-@freed_memory_kept()  # as the trainer does
 def training_step(
     name: str,
     dtype: torch.dtype,
@@ -147,11 +154,9 @@ def training_step(
         ``{"seconds", "memory", "flops"}``.
     """
     step = _step(name, dtype, channels_last, image_size, batch_size, device)
-    result = {"seconds": _seconds(step, repeats, device), "memory": peak_memory(device)}
-    return {**result, "flops": _flops(step) if count else 0.0}
+    return _cost(step, repeats, device, count)
 
 
-@freed_memory_kept()  # as the trainer does
 def time_by_kind(
     name: str, dtype: torch.dtype, channels_last: bool, image_size: int, batch_size: int, device: str
 ) -> dict[str, float]:
@@ -159,7 +164,9 @@ def time_by_kind(
 
     The operators' own time is counted, on a GPU that of their kernels. Arguments as for :func:`training_step`.
     """
-    return _shares(_step(name, dtype, channels_last, image_size, batch_size, device), device)
+    step = _step(name, dtype, channels_last, image_size, batch_size, device)
+    with freed_memory_kept(device):  # as the trainer does
+        return _shares(step, device)
 
 
 def _shares(work: Callable[[], Any], device: str) -> dict[str, float]:
@@ -204,7 +211,6 @@ def _step(
     return step
 
 
-@freed_memory_kept()  # as the trainer does
 def fusion(dtype: torch.dtype, image_size: int, batch_size: int, repeats: int, device: str) -> dict[str, float]:
     """Seconds, peak MiB and FLOPs of the fusion module's forward and backward pass on one batch."""
     method = _config(device, "train.json", "methods/semsim.json").get_parsed_content("method_on_device").train()
@@ -217,8 +223,7 @@ def fusion(dtype: torch.dtype, image_size: int, batch_size: int, repeats: int, d
             fused = method.fusion(encoded)
         fused.sum().backward()
 
-    result = {"seconds": _seconds(both_ways, repeats, device), "memory": peak_memory(device)}
-    return {**result, "flops": _flops(both_ways)}
+    return _cost(both_ways, repeats, device)
 
 
 def inference(images: list[str], folder: str, image_size: int, repeats: int, device: str) -> tuple[float, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -124,7 +123,7 @@ class SemiSupervisedTrainer(Trainer):
 
     def run(self) -> None:  # type: ignore[override]
         """Train; on a CPU the process keeps freed memory meanwhile, see :func:`scripts.memory.freed_memory_kept`."""
-        with freed_memory_kept() if self.state.device.type == "cpu" else nullcontext():
+        with freed_memory_kept(self.state.device):
             super().run()
 
     def _tell_length(self) -> None:
