@@ -142,12 +142,21 @@ def no_absolute_path(bundle: Path) -> None:
 
 
 def links_lead_somewhere(bundle: Path) -> None:
-    """Links of the documents lead to files of the bundle."""
+    """Links of the documents lead to files of the bundle and to headings in them."""
     for page in sorted(bundle.rglob("*.md")):
-        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
-            target = (page.parent / link).resolve()
+        for link, heading in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve() if link else page.resolve()
             if not target.exists() or bundle.resolve() not in target.parents:
                 raise ValueError(f"{page.relative_to(bundle)}: {link}")
+            if heading and heading not in anchors(target):
+                raise ValueError(f"{page.relative_to(bundle)}: {link}#{heading}")
+
+
+def anchors(page: Path) -> set[str]:
+    """What a page's headings are linked by: their words in lower case with hyphens, without punctuation."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def no_pickled_code(bundle: Path) -> None:

@@ -88,7 +88,10 @@ def write_comparison(folder: Path, rows: Sequence[dict[str, Any]], part: str, co
 
 
 def tables(rows: Sequence[dict[str, Any]], part: str, command: str) -> str:
-    """Markdown: a table for every number of labels, image size and number of iterations; best mean DSC first."""
+    """Markdown: a table for every number of labels, image size and number of iterations; highest mean DSC first.
+
+    The best network leads and ranks, but on the images that it was chosen on the last one does.
+    """
     earlier = [line for line in dict.fromkeys(row["command"] for row in rows) if line != command]
     lines = ["```bash", command, "```", ""]
     if earlier:
@@ -101,22 +104,23 @@ def tables(rows: Sequence[dict[str, Any]], part: str, command: str) -> str:
     groups = sorted({tuple(row[key] for key in GROUP) for row in rows}, key=lambda group: group[::-1], reverse=True)
     for group in groups:
         labeled, size, iterations = group
-        lines += ["", f"### {labeled} labelled, {size} px, {iterations:,} iterations", "", *_table(rows, group)]
+        lines += ["", f"### {labeled} labelled, {size} px, {iterations:,} iterations", "", *_table(rows, group, part)]
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[dict[str, Any]], group: tuple[Any, ...]) -> list[str]:
-    titles = [f"{name} {title}" for name in CHECKPOINTS for title in (*(t for t, _ in _SHOWN.values()), "one empty")]
+def _table(rows: Sequence[dict[str, Any]], group: tuple[Any, ...], part: str) -> list[str]:
+    networks = ["last", "best"] if part == "val" else ["best", "last"]
+    titles = [f"{name} {title}" for name in networks for title in (*(t for t, _ in _SHOWN.values()), "one empty")]
     lines = [f"| method | ablation | seeds | {' | '.join(titles)} | s |", "|---" * (len(titles) + 4) + "|"]
     variants: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if tuple(row[key] for key in GROUP) == group:
             variants.setdefault((row["method"], row["overlay"]), []).append(row)
-    ranked = sorted(variants.items(), key=lambda item: -statistics.mean(row["best_dsc"] for row in item[1]))
+    ranked = sorted(variants.items(), key=lambda item: -statistics.mean(row[f"{networks[0]}_dsc"] for row in item[1]))
     for (method, overlay), runs in ranked:
         runs = sorted(runs, key=lambda row: row["seed"])
         cells = [method, "" if overlay == "default" else f"`{overlay}`", ", ".join(str(row["seed"]) for row in runs)]
-        for name in CHECKPOINTS:
+        for name in networks:
             cells += [mean_and_deviation([row[f"{name}_{m}"] for row in runs], d) for m, (_, d) in _SHOWN.items()]
             cells.append(str(sum(row[f"{name}_one_empty"] for row in runs)))
         times = [row["seconds"] for row in runs if row["seconds"] is not None]

@@ -223,6 +223,9 @@ def _write_pages(
     (bundle / "docs").mkdir()
     for page in _pages(card):
         shutil.copyfile(ROOT / "docs" / page, bundle / "docs" / page)
+        if page.endswith(".md"):  # the repository's card has sections that this one lacks: their names stay, as text
+            text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+            write_text(bundle / "docs" / page, re.sub(r"\[([^\]]+)\]\(README\.md#[^)]+\)", r"\1", text))
     write_text(bundle / "docs" / "README.md", card)
     write_text(bundle / "README.md", front_matter(metadata["data_license"]) + card)
 

@@ -11,14 +11,14 @@ import torch
 from ignite.engine import Events
 from ignite.handlers import DiskSaver
 from monai.engines import Evaluator
-from torch import nn
+from torch import Tensor, nn
 
 from scripts.data import SemiSupervisedLoader
-from scripts.engine import SemiSupervisedTrainer, flag
+from scripts.engine import NOT_FINITE, SemiSupervisedTrainer, flag
 from scripts.errors import one_line
 from scripts.files import replacing
 from scripts.methods import Objective
-from scripts.provenance import code_version, is_synthetic, write_record
+from scripts.provenance import code_version, file_digest, is_synthetic, write_record
 
 __all__ = ["RunCheckpoint", "data_protocol", "guard_output", "run_settings"]
 
@@ -45,6 +45,7 @@ class RunCheckpoint:
     Raises:
         ValueError: on start, if the file cannot be read, belongs to another protocol, objective or network, or has
             more epochs than are asked for.
+        FloatingPointError: after an epoch, before anything of it is saved, if the weights are not finite.
     """
 
     name = "checkpoint.pt"
@@ -62,16 +63,19 @@ class RunCheckpoint:
         self.resume = flag(resume)
         self.evaluator = evaluator
         self.data = dict(data or {})
+        self.trained_by: dict[str, list[str]] = {}
 
     def attach(self, engine: SemiSupervisedTrainer) -> None:
         """Register with the trainer."""
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._note_code)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: SemiSupervisedTrainer) -> None:
         # A commit that is made while the training runs is not the code that trains.
-        self.data["code"] = code_version()
+        precision = str(engine.dtype or torch.float32).removeprefix("torch.")
+        self.current, self.trained_by = {"code": code_version(), "precision": precision}, {}
         self.save = DiskSaver(str(self.output_dir), create_dir=True, require_empty=False)
         path = self.output_dir / self.name if isinstance(self.resume, bool) else Path(self.resume)
         if not self.resume:
@@ -81,6 +85,11 @@ class RunCheckpoint:
             return
         self._load(engine, path)
         engine.logger.info(f"Resumed from {path} after epoch {engine.state.epoch}.")
+
+    def _note_code(self) -> None:
+        """A run that resumes may have seen several versions and precisions; one that is complete sees no more."""
+        for name, value in self.current.items():
+            self.trained_by[name] = list(dict.fromkeys([*self.trained_by.get(name, []), value]))
 
     def _load(self, engine: SemiSupervisedTrainer, path: Path) -> None:
         try:
@@ -110,6 +119,7 @@ class RunCheckpoint:
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path}: does not fit the configured method and network: {one_line(error)}") from None
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        self.trained_by = state.get("trained_by", {name: ["unknown"] for name in self.current})
         if self.evaluator is not None and self._bring_best(engine, path, state["best_metric_epoch"]):
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
@@ -130,8 +140,14 @@ class RunCheckpoint:
         return True
 
     def _epoch(self, engine: SemiSupervisedTrainer) -> None:
+        weights = engine.objective.state_dict()
+        if lost := [
+            name for name, value in weights.items() if isinstance(value, Tensor) and not value.isfinite().all()
+        ]:
+            raise FloatingPointError(f"After epoch {engine.state.epoch} {lost[0]} is not finite. {NOT_FINITE}")
         state = {
             **_protocol(engine),
+            "trained_by": self.trained_by,
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "max_epochs": engine.state.max_epochs,
@@ -151,7 +167,8 @@ class RunCheckpoint:
     def _save_network(self, engine: SemiSupervisedTrainer, name: str, result: dict[str, Any]) -> None:
         self.save(self.network.state_dict(), name)
         if engine.state.rank == 0:
-            write_record(self.output_dir / name, {**self.data, **_training(engine), **result})
+            trained_by = {key: ", then ".join(values) for key, values in self.trained_by.items()}
+            write_record(self.output_dir / name, {**self.data, **_training(engine), **trained_by, **result})
 
     def _best_epoch(self) -> int:
         return int(self.evaluator.state.best_metric_epoch) if self.evaluator else -1
@@ -218,7 +235,6 @@ def _training(engine: SemiSupervisedTrainer) -> dict[str, Any]:
         "seed": engine.seed,
         "iteration": engine.state.iteration,
         "iterations": cast(int, engine.state.max_epochs) * cast(int, engine.state.epoch_length),
-        "precision": str(engine.dtype or torch.float32).removeprefix("torch."),
     }
     if isinstance(loader, SemiSupervisedLoader):
         records = loader.dataset.data
@@ -242,9 +258,10 @@ def guard_output(output_dir: str, resume: bool | str) -> None:
 
     Raises:
         FileNotFoundError: if ``resume`` names a file that is not there.
-        FileExistsError: if ``output_dir`` holds a run's checkpoint and ``resume`` is False or names another file.
+        FileExistsError: if ``output_dir`` holds a run's checkpoint, or weights other than those that the run comes
+            with, and ``resume`` is False or names another file.
     """
-    path = Path(output_dir) / RunCheckpoint.name
+    path, weights = Path(output_dir) / RunCheckpoint.name, Path(output_dir) / "model.pt"
     resume = flag(resume)
     if isinstance(resume, str) and not Path(resume).is_file():
         raise FileNotFoundError(f"resume: expected a checkpoint of a run, found no file at '{resume}'.")
@@ -253,3 +270,13 @@ def guard_output(output_dir: str, resume: bool | str) -> None:
         raise FileExistsError(
             f"{path}: an earlier run stands here. Continue it with --resume True, or choose another --output_dir."
         )
+    # A run that was killed before its first checkpoint may have brought its best network along already.
+    brought = Path(str(resume)).with_name("model.pt")
+    if weights.exists() and (not resume or (elsewhere and not _equal(weights, brought))):
+        raise FileExistsError(
+            f"{weights}: weights stand here, which training would replace. Choose another --output_dir."
+        )
+
+
+def _equal(file: Path, other: Path) -> bool:
+    return other.is_file() and file_digest(file) == file_digest(other)

@@ -20,6 +20,7 @@ from scripts.memory import freed_memory_kept
 from scripts.methods import Objective
 
 __all__ = [
+    "NOT_FINITE",
     "SemiSupervisedTrainer",
     "TrainingProgress",
     "autocast_dtype",
@@ -28,6 +29,12 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+NOT_FINITE = (
+    "What an earlier epoch saved is intact: `--resume True --amp False` may get past this point; if not, start anew "
+    "with a lower learning rate."
+)
+"""What to do when numbers are lost."""
 
 
 def flag(value: bool | str) -> bool | str:
@@ -156,8 +163,7 @@ class SemiSupervisedTrainer(Trainer):
             raise FloatingPointError(
                 f"The loss is not finite at iteration {self.state.iteration}: "
                 + ", ".join(f"{name} {value:.4g}" for name, value in output.items())
-                + ". The last checkpoint is intact: `--resume True --amp False` may get past this point; if not, "
-                "start anew with a lower learning rate."
+                + f". {NOT_FINITE}"
             )
         self.grad_scaler.scale(losses["loss"]).backward()
         self.grad_scaler.step(self.optimizer)

@@ -20,9 +20,11 @@ from nibabel.affines import voxel_sizes
 from scripts.data.readers import is_photograph
 from scripts.files import write_text
 from scripts.metrics import COUNTS, MEASURES, segmentation_scores
-from scripts.provenance import code_version, file_digest
+from scripts.provenance import code_version, file_digest, read_record
 
 __all__ = ["SegmentationReport", "aligned"]
+
+CHOSEN = "These weights were chosen by their Dice on validation cases: on the same cases it flatters them."
 
 
 class SegmentationReport:
@@ -34,6 +36,9 @@ class SegmentationReport:
     - ``per_volume.csv``: one row per volume and class, and per volume the mean over the foreground classes.
     - ``summary.csv``: mean and standard deviation (of the population) over the volumes, per class and of the means.
     - ``evaluation.json``, where ``checkpoint`` is given: the part that was scored and the digest of the weights.
+
+    Under the table a line says so where the weights are, by their record, the best on the validation cases and these
+    are scored.
 
     Distances are in voxels and, for volumes, in mm by the image's spacing; they mean mm only where that spacing
     is true. Photographs (2-D) have none. ``one_empty`` counts where only prediction or label has a class,
@@ -67,6 +72,7 @@ class SegmentationReport:
         self.checkpoint = checkpoint
         self.part = part
         self.keys = (pred_key, label_key)
+        self.chosen = False
         self.files: list[str] = []
         self.scores: list[dict[str, dict[str, float | None]]] = []
 
@@ -87,6 +93,7 @@ class SegmentationReport:
             # Now: by the time the last volume is scored, a training may have replaced the file.
             digest = file_digest(self.checkpoint)
             self.about = {"part": self.part, "weights_sha256": digest, "code": code_version()}
+            self.chosen = self.part == "val" and "validation_dice" in (read_record(self.checkpoint) or {})
 
     def _score(self, engine: Engine) -> None:
         """Score the volumes of one iteration.
@@ -129,7 +136,8 @@ class SegmentationReport:
         _write_csv(self.output_dir / "summary.csv", summary)
         if self.checkpoint is not None:
             write_text(self.output_dir / "evaluation.json", json.dumps(self.about, indent=4) + "\n")
-        print(f"{_table(summary)}\n{self.output_dir / 'summary.csv'}, per volume in per_volume.csv")
+        note = f"{CHOSEN}\n" if self.chosen else ""
+        print(f"{_table(summary)}\n{note}{self.output_dir / 'summary.csv'}, per volume in per_volume.csv")
 
     def _name(self, key: str) -> str:
         return self.class_names.get(key, key)
@@ -190,7 +198,7 @@ def _table(summary: Sequence[Mapping[str, Any]]) -> str:
             cells.append("" if mean is None else f"{mean:.{digits}f} ± {std:.{digits}f}")
         lines.append([row["class"], *cells, *(str(row[count]) for count in COUNTS)])
     volumes = summary[0]["volumes"] if summary else 0
-    return "\n".join([f"{volumes} volumes, mean ± standard deviation", *aligned(lines)])
+    return "\n".join([f"{volumes} volumes, mean ± standard deviation of the population", *aligned(lines)])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -281,20 +281,26 @@ def test_table_by_hand() -> None:
         row("low", 0, 0.5, 10.0),
         row("low", 2, 0.7, 14.0),
         row("low", 1, 0.9, 12.0, last_dsc=0.2),
-        row("one", 0, 0.8, 3.0, overlay="table4_intra"),
+        row("one", 0, 0.65, 3.0, overlay="table4_intra"),
         row("hybrid", 0, 0.99, 1.0, iterations=300),
     ]
-    lines = tables(rows, "val", "now").splitlines()
+    lines = tables(rows, "test", "now").splitlines()
     assert lines[:3] == ["```bash", "now", "```"]
     assert "earlier" in lines
     # .5, .7, .9: mean .7, sample deviation .2; .5, .7, .2: mean .4667, squares .0011, .0544, .0711, sum .1267, / 2.
-    low = (
-        "| low |  | 0, 1, 2 | 0.700 ± 0.200 | 12.0 ± 2.0 | 2.0 ± 0.0 | 3 | 0.467 ± 0.252 | 12.0 ± 2.0 | 2.0 ± 0.0 | 3 "
-    )
-    one = "| one | `table4_intra` | 0 | 0.800 | 3.0 | 2.0 | 0 | 0.800 | 3.0 | 2.0 | 0 | 100 |"
+    best, last = "0.700 ± 0.200 | 12.0 ± 2.0 | 2.0 ± 0.0 | 3", "0.467 ± 0.252 | 12.0 ± 2.0 | 2.0 ± 0.0 | 3"
+    low = "| low |  | 0, 1, 2 |"
+    one = "| one | `table4_intra` | 0 | 0.650 | 3.0 | 2.0 | 0 | 0.650 | 3.0 | 2.0 | 0 | 100 |"
     hybrid = "| hybrid |  | 0 | 0.990 | 1.0 | 2.0 | 0 | 0.990 | 1.0 | 2.0 | 0 | 100 |"
-    found = [line for line in lines if line.startswith("|") and "---" not in line and "method" not in line]
-    assert found == [one, f"{low}| 101 |", hybrid]
+
+    def found(lines: list[str]) -> list[str]:
+        return [line for line in lines if line.startswith("|") and "---" not in line and "method" not in line]
+
+    assert found(lines) == [f"{low} {best} | {last} | 101 |", one, hybrid]
+    chosen_here = tables(rows, "val", "now").splitlines()
+    assert found(chosen_here) == [one, f"{low} {last} | {best} | 101 |", hybrid], "the last network leads and ranks"
+    titles = [next(line for line in part if "method" in line) for part in (lines, chosen_here)]
+    assert [text.index("best DSC") < text.index("last DSC") for text in titles] == [True, False]
     assert [line for line in lines if line.startswith("###")] == [
         "### 3 labelled, 128 px, 1,500 iterations",
         "### 3 labelled, 128 px, 300 iterations",

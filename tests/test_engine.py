@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -167,6 +168,22 @@ def test_records_name_the_code_and_the_settings_that_trained(tmp_path: Path, mon
         assert record["learning_rate"] == 0.01
 
 
+def test_records_name_all_code_and_precision_that_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a run that resumes; starting it once it is complete trains nothing."""
+    net = network()
+    for version, epochs, expected in (
+        ("first", 1, "first"),
+        ("first", 2, "first"),
+        ("second", 3, "first, then second"),
+        ("third", 3, "first, then second"),
+    ):
+        monkeypatch.setattr("scripts.checkpoints.code_version", lambda version=version: version)
+        trainer(FixMatch(net), epochs, handlers=[RunCheckpoint(str(tmp_path), net, True)]).run()
+        record = json.loads((tmp_path / "model_last.json").read_text())
+        assert record["code"] == expected
+        assert record["precision"] == "float32"
+
+
 def test_the_last_weights_are_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever finds model_last.pt takes the run as complete."""
     written: list[str] = []
@@ -199,6 +216,22 @@ def test_output_guard(tmp_path: Path) -> None:
         guard_output(str(tmp_path), False)
 
 
+def test_weights_of_another_origin_are_not_replaced(tmp_path: Path) -> None:
+    run, served = tmp_path / "run", tmp_path / "models"
+    for folder in (run, served):
+        folder.mkdir()
+        (folder / "model.pt").write_text(folder.name)
+    (run / "checkpoint.pt").touch()
+    for resume in (False, str(run / "checkpoint.pt")):
+        with pytest.raises(FileExistsError, match="weights stand here"):
+            guard_output(str(served), resume)
+    # killed before the first checkpoint, after it had brought the best network of the other run along
+    (served / "model.pt").write_text("run")
+    guard_output(str(served), str(run / "checkpoint.pt"))
+    # killed in the first epoch's end, between weights and checkpoint
+    guard_output(str(served), True)
+
+
 @pytest.mark.parametrize(
     ("value", "expected"), [("true", True), ("False", False), (True, True), (False, False), ("run/x.pt", "run/x.pt")]
 )
@@ -222,6 +255,23 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(tmp_path: Path) -> N
     assert all(torch.isfinite(p).all() for p in net.parameters())
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]
     assert state["epoch"] == 1
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """A finite loss may have a gradient that is not."""
+    net = network()
+    engine = trainer(Supervised(net), 2, handlers=[RunCheckpoint(str(tmp_path), net)])
+
+    def spoil() -> None:
+        next(iter(net.parameters())).data[0] = math.nan
+
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=6), spoil)
+    with pytest.raises(FloatingPointError, match=r"After epoch 2 .*weight is not finite"):
+        engine.run()
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert content["state"]["epoch"] == 1
+    assert all(value.isfinite().all() for value in content["method"].values())
+    assert not (tmp_path / "model_last.pt").exists()
 
 
 def test_poly_schedule_follows_its_closed_form() -> None:

@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 
 from scripts.metrics import segmentation_scores
 from scripts.networks import UNet
+from scripts.provenance import write_record
 from scripts.report import SegmentationReport
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,9 +76,21 @@ def test_volumes_and_summary(tmp_path, capsys):
             assert float(summary[name][f"{measure}_std"]) == pytest.approx(deviation, abs=1e-6)
     assert [summary[name]["one_empty"] for name in ("RV", "2", "mean")] == ["0", "1", "1"]
     table = capsys.readouterr().out
-    assert "3 volumes" in table
+    assert "3 volumes, mean ± standard deviation of the population" in table
     assert f"{float(summary['mean']['dsc_mean']):.4f}" in table
     assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == ["per_volume.csv", "summary.csv"]
+
+
+@pytest.mark.parametrize(
+    ("part", "result", "told"),
+    [("val", {"validation_dice": 0.5}, True), ("val", {}, False), ("test", {"validation_dice": 0.5}, False)],
+)
+def test_figures_on_the_cases_that_chose_the_weights_are_marked(tmp_path, capsys, part, result, told):
+    weights = tmp_path / "model.pt"
+    torch.save({}, weights)
+    write_record(weights, result)
+    evaluate([[volume("/d/x.nii", *random_maps(0))]], tmp_path, checkpoint=weights, part=part)
+    assert ("chosen by their Dice on validation cases" in capsys.readouterr().out) == told
 
 
 def test_mm_are_by_the_spacing_of_the_image(tmp_path):

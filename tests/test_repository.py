@@ -18,6 +18,7 @@ from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from packaging.requirements import Requirement
 
 from bundle.__main__ import COMMANDS
+from bundle.checks import anchors
 from scripts.errors import check_options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,13 +123,6 @@ def test_checkpoint_exports_to_torchscript(tmp_path: Path) -> None:
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def anchors(page: Path) -> set[str]:
-    """What a heading is linked by: its words in lower case with hyphens, without punctuation."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

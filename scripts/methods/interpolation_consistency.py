@@ -26,8 +26,7 @@ class InterpolationConsistency(TaughtConsistency):
     Trained: the network's 1,813,764 parameters (1 channel, 4 classes); as many again are averaged, not trained.
     Deployed: the student. Deviations: alpha, decay and w(t) are SSL4MIS's (the authors take .999 and up to 100 w(t),
     ramped over a quarter of the training, for image classification) and L_s is the one shared here, without the
-    authors' mixing of labelled images. Student batches hold labelled and blended images (SSL4MIS), so both enter
-    batch norm's running averages.
+    authors' mixing of labelled images. Student batches hold labelled and blended images (SSL4MIS).
 
     Args:
         alpha: of Beta(alpha, alpha), positive.
