@@ -222,10 +222,12 @@ def _write_pages(
     card = model_card(bundle.name, metadata, overlay, record, evaluations, _method_overlay(record))
     (bundle / "docs").mkdir()
     for page in _pages(card):
-        shutil.copyfile(ROOT / "docs" / page, bundle / "docs" / page)
+        source, target = (folder / "docs" / page for folder in (ROOT, bundle))
         if page.endswith(".md"):  # the repository's card has sections that this one lacks: their names stay, as text
-            text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-            write_text(bundle / "docs" / page, re.sub(r"\[([^\]]+)\]\(README\.md#[^)]+\)", r"\1", text))
+            text = source.read_text(encoding="utf-8")
+            write_text(target, re.sub(r"\[([^\]]+)\]\(README\.md#[^)]+\)", r"\1", text))
+        else:
+            shutil.copyfile(source, target)
     write_text(bundle / "docs" / "README.md", card)
     write_text(bundle / "README.md", front_matter(metadata["data_license"]) + card)
 

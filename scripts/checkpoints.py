@@ -63,19 +63,19 @@ class RunCheckpoint:
         self.resume = flag(resume)
         self.evaluator = evaluator
         self.data = dict(data or {})
-        self.trained_by: dict[str, list[str]] = {}
 
     def attach(self, engine: SemiSupervisedTrainer) -> None:
         """Register with the trainer."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_STARTED, self._note_code)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._note_current)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: SemiSupervisedTrainer) -> None:
         # A commit that is made while the training runs is not the code that trains.
         precision = str(engine.dtype or torch.float32).removeprefix("torch.")
-        self.current, self.trained_by = {"code": code_version(), "precision": precision}, {}
+        self.current = {"code": code_version(), "precision": precision}
+        self.trained_by: dict[str, list[str]] = {}
         self.save = DiskSaver(str(self.output_dir), create_dir=True, require_empty=False)
         path = self.output_dir / self.name if isinstance(self.resume, bool) else Path(self.resume)
         if not self.resume:
@@ -86,7 +86,7 @@ class RunCheckpoint:
         self._load(engine, path)
         engine.logger.info(f"Resumed from {path} after epoch {engine.state.epoch}.")
 
-    def _note_code(self) -> None:
+    def _note_current(self) -> None:
         """A run that resumes may have seen several versions and precisions; one that is complete sees no more."""
         for name, value in self.current.items():
             self.trained_by[name] = list(dict.fromkeys([*self.trained_by.get(name, []), value]))

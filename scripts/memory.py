@@ -28,16 +28,16 @@ def freed_memory_kept(device: torch.device | str) -> Iterator[None]:
     """
     here = sys.platform == "linux" and torch.device(device).type == "cpu"
     library = ctypes.CDLL(None) if here else None
-    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
+    mallopt, malloc_trim = (getattr(library, name, None) for name in ("mallopt", "malloc_trim"))
+    if mallopt is None or malloc_trim is None:
         yield
         return
-    assert library is not None
-    library.mallopt(M_MMAP_MAX, 0)
-    library.mallopt(M_TRIM_THRESHOLD, -1)
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
     try:
         yield
     finally:
-        library.mallopt(M_MMAP_MAX, 65536)  # the default; the others to what they would have grown to with the tensors
-        library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
-        library.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
-        library.malloc_trim(0)
+        mallopt(M_MMAP_MAX, 65536)  # the default; the others to what they would have grown to with the tensors
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
+        malloc_trim(0)
