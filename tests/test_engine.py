@@ -171,17 +171,19 @@ def test_records_name_the_code_and_the_settings_that_trained(tmp_path: Path, mon
 def test_records_name_all_code_and_precision_that_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a run that resumes; starting it once it is complete trains nothing."""
     net = network()
-    for version, epochs, expected in (
-        ("first", 1, "first"),
-        ("first", 2, "first"),
-        ("second", 3, "first, then second"),
-        ("third", 3, "first, then second"),
+    both = ("first, then second", "float32, then bfloat16")
+    for version, dtype, epochs, expected in (
+        ("first", None, 1, ("first", "float32")),
+        ("first", None, 2, ("first", "float32")),
+        ("second", torch.bfloat16, 3, both),
+        ("third", None, 3, both),
     ):
         monkeypatch.setattr("scripts.checkpoints.code_version", lambda version=version: version)
-        trainer(FixMatch(net), epochs, handlers=[RunCheckpoint(str(tmp_path), net, True)]).run()
+        engine = trainer(FixMatch(net), epochs, handlers=[RunCheckpoint(str(tmp_path), net, True)])
+        engine.dtype = dtype
+        engine.run()
         record = json.loads((tmp_path / "model_last.json").read_text())
-        assert record["code"] == expected
-        assert record["precision"] == "float32"
+        assert (record["code"], record["precision"]) == expected
 
 
 def test_the_last_weights_are_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 
 from scripts.metrics import segmentation_scores
@@ -186,6 +186,15 @@ def run_bundle(folder, configs, output, **options):
     assert workflow.check_properties() == []
     workflow.run()
     return folder / output
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_one_part_does_not_overwrite_the_other(part):
+    parser = ConfigParser(
+        ConfigParser.load_config_files([ROOT / "configs" / f"{name}.json" for name in ("train", "evaluate")])
+    )
+    parser["part"] = part
+    assert Path(parser.get_parsed_content("output_dir")) == Path("eval", part)
 
 
 def test_evaluation_scores_what_inference_writes(cohort, monkeypatch):

@@ -144,6 +144,11 @@ def link(bundle: Path) -> None:
             "docs/method.md: gone.md",
         ),
         (lambda b: (b / "docs" / "method.md").write_text("[x](../../x)"), "links_lead_somewhere", "../../x"),
+        (
+            lambda b: (b / "docs" / "method.md").write_text("# Here\n[x](#here) [y](README.md#gone)"),
+            "links_lead_somewhere",
+            "docs/method.md: README.md#gone",
+        ),
         (pickled, "no_pickled_code", "models/model.pt holds more than tensors"),
         (module, "no_pickled_code", "models/best_model.pt holds more than tensors"),
         (lambda b: (b / "models" / "model.ts").write_bytes(b""), "no_pickled_code", "does not name it"),
