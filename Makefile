@@ -45,10 +45,10 @@ bench: $(INSTALLED)  ## time training steps, inference, input pipeline and metri
 	$(PYTHON) -m bundle bench
 
 label-demo: $(LABEL_INSTALLED)  ## a MONAI Label server on synthetic studies: segment, annotate, train, segment
-	$(LABEL_PYTHON) -m bundle.label_demo
+	$(LABEL_PYTHON) -m bundle.label.demo
 
 test-label: $(LABEL_INSTALLED)  ## test the bundle in a real MONAI Label server
-	$(LABEL_PYTHON) -m pytest tests/label
+	$(LABEL_PYTHON) -m pytest tests/bundle/label
 
 clean:  ## remove the environments, the tools' caches and what the demos made; leave output/, eval/ and models/ alone
 	rm -rf $(VENV) $(LABEL_VENV) demo label-demo .pytest_cache .mypy_cache .ruff_cache
@@ -61,12 +61,12 @@ $(VENV)/.installed: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	@touch $@
 
-# Beside a CPU-only PyTorch, pip's torchvision is importable with bundle/torchvision_ops.py alone: it says why.
-$(LABEL_VENV)/.installed: requirements-label.txt bundle/torchvision_ops.py
+# Beside a CPU-only PyTorch, pip's torchvision is importable with bundle/label/torchvision_ops.py alone: it says why.
+$(LABEL_VENV)/.installed: requirements-label.txt bundle/label/torchvision_ops.py
 	@python3 -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else \
 	    f"the pinned packages need Python 3.11 or 3.12, python3 is {sys.version.split()[0]}")'
 	python3 -m venv $(LABEL_VENV)
 	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-label.txt
 	@site=$$($(LABEL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-	    cp bundle/torchvision_ops.py "$$site" && echo 'import torchvision_ops' > "$$site/torchvision_ops.pth"
+	    cp bundle/label/torchvision_ops.py "$$site" && echo 'import torchvision_ops' > "$$site/torchvision_ops.pth"
 	@touch $@

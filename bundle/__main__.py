@@ -10,7 +10,7 @@ from pathlib import Path
 import fire
 from fire.decorators import SetParseFns
 
-from scripts.errors import raised_in
+from scripts.utils.errors import raised_in
 
 __all__ = ["COMMANDS", "main"]
 
@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Named, not imported: starting one command does not load what the others need.
 COMMANDS = {
-    "bench": "bundle.bench:main",
-    "compare": "bundle.compare:main",
+    "bench": "bundle.bench.command:main",
+    "compare": "bundle.compare.command:main",
     "demo": "bundle.demo:main",
-    "pack": "bundle.pack:main",
-    "prepare": "bundle.prepare:main",
+    "pack": "bundle.share.pack:main",
+    "prepare": "bundle.prepare.command:main",
     "pseudo_labels": "bundle.pseudo_labels:main",
-    "verify": "bundle.verify:main",
+    "verify": "bundle.share.verify:main",
 }
 
 

@@ -14,11 +14,11 @@ import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from bundle import compare
-from bundle.runs import PLAIN, Run
+from bundle.compare import command as compare
+from bundle.compare.runs import PLAIN, Run
 from bundle.workflows import CONFIGS, ROOT, execute
-from scripts.files import replacing
-from scripts.threads import thread_count
+from scripts.utils.files import replacing
+from scripts.utils.threads import thread_count
 
 __all__ = ["main"]
 

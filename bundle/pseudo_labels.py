@@ -14,13 +14,13 @@ from monai.bundle import ConfigParser
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scripts.checkpoints import RunCheckpoint, data_protocol
 from scripts.data import SemiSupervisedLoader, SliceDataset
 from scripts.engine import autocast_dtype, flag
-from scripts.errors import root_cause
-from scripts.files import write_text
+from scripts.handlers.checkpoints import RunCheckpoint, data_protocol
 from scripts.methods import Objective
 from scripts.similarity import majority_labels
+from scripts.utils.errors import root_cause
+from scripts.utils.files import write_text
 
 __all__ = ["count_pseudo_labels", "hidden_records", "load_run", "main", "scores"]
 

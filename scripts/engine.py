@@ -15,9 +15,9 @@ from ignite.handlers import ProgressBar
 from monai.engines import Trainer
 from torch import Tensor, nn
 
-from scripts.errors import check_switches
-from scripts.memory import freed_memory_kept
 from scripts.methods import Objective
+from scripts.utils.memory import freed_memory_kept
+from scripts.utils.options import check_switches
 
 __all__ = [
     "NOT_FINITE",
@@ -129,7 +129,7 @@ class SemiSupervisedTrainer(Trainer):
         self.add_event_handler(Events.EPOCH_STARTED, self._align_loader)
 
     def run(self) -> None:  # type: ignore[override]
-        """Train; on a CPU the process keeps freed memory meanwhile, see :func:`scripts.memory.freed_memory_kept`."""
+        """Train; on a CPU with :func:`scripts.utils.memory.freed_memory_kept`."""
         with freed_memory_kept(self.state.device):
             super().run()
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from scripts.attention import attention
+from scripts.networks.attention import attention
 
 __all__ = [
     "Prototypes",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from scripts.errors import check_switches
+from scripts.utils.options import check_switches
 
 __all__ = ["MixedView", "StrongView", "WeakView"]
 

@@ -11,10 +11,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bundle.pack import main as pack
-from scripts.data import make_phantom_cohort
+from bundle.share.pack import main as pack
 from scripts.networks import UNet
-from scripts.provenance import write_record
+from scripts.phantoms import make_phantom_cohort
+from scripts.utils.provenance import write_record
 
 
 def pytest_configure() -> None:

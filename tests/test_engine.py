@@ -21,12 +21,12 @@ from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from scripts.checkpoints import RunCheckpoint, guard_output
 from scripts.engine import SemiSupervisedTrainer, autocast_dtype, flag, poly_schedule
-from scripts.errors import root_cause
+from scripts.handlers.checkpoints import RunCheckpoint, guard_output
 from scripts.losses import DiceCrossEntropy
 from scripts.methods import FixMatch, Objective, Supervised
 from scripts.networks import UNet
+from scripts.utils.errors import root_cause
 from scripts.views import WeakView
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,8 +157,8 @@ def test_a_run_without_gradient_scaling_resumes_with_it(tmp_path: Path) -> None:
 def test_records_name_the_code_and_the_settings_that_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit made during a training is not what trains."""
     commits = iter(["first", "second", "third"])
-    monkeypatch.setattr("scripts.checkpoints.code_version", lambda: next(commits))
-    monkeypatch.setattr("scripts.provenance.code_version", lambda: next(commits))
+    monkeypatch.setattr("scripts.handlers.checkpoints.code_version", lambda: next(commits))
+    monkeypatch.setattr("scripts.utils.provenance.code_version", lambda: next(commits))
     net = network()
     trainer(FixMatch(net, WeakView("flip"), threshold=0.75), 2, handlers=[RunCheckpoint(str(tmp_path), net)]).run()
     for name in ("model", "model_last"):
@@ -178,7 +178,7 @@ def test_records_name_all_code_and_precision_that_trained(tmp_path: Path, monkey
         ("second", torch.bfloat16, 3, both),
         ("third", None, 3, both),
     ):
-        monkeypatch.setattr("scripts.checkpoints.code_version", lambda version=version: version)
+        monkeypatch.setattr("scripts.handlers.checkpoints.code_version", lambda version=version: version)
         engine = trainer(FixMatch(net), epochs, handlers=[RunCheckpoint(str(tmp_path), net, True)])
         engine.dtype = dtype
         engine.run()
@@ -189,7 +189,7 @@ def test_records_name_all_code_and_precision_that_trained(tmp_path: Path, monkey
 def test_the_last_weights_are_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever finds model_last.pt takes the run as complete."""
     written: list[str] = []
-    monkeypatch.setattr("scripts.checkpoints.write_record", lambda path, _: written.append(path.name))
+    monkeypatch.setattr("scripts.handlers.checkpoints.write_record", lambda path, _: written.append(path.name))
     net = network()
     trainer(FixMatch(net), 1, handlers=[RunCheckpoint(str(tmp_path), net)]).run()
     assert written == ["model.pt", "model_last.pt"]

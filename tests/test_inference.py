@@ -11,16 +11,11 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.nn import functional as F  # noqa: N812
 
-from scripts.data.custom import custom_cases
-from scripts.errors import one_line
-from scripts.inference import (
-    evaluation_records,
-    find_images,
-    find_labelled,
-    load_network_weights,
-    source_root,
-)
+from scripts.data.images import evaluation_records, find_images, find_labelled, source_root
+from scripts.data.layouts.custom import custom_cases
+from scripts.handlers.weights import load_network_weights
 from scripts.networks import UNet
+from scripts.utils.errors import one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 48

@@ -10,7 +10,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from bundle.runs import plan
+from bundle.compare.runs import plan
 from bundle.workflows import CONFIGS, ROOT, method_names
 from scripts.methods import Objective
 from scripts.methods.teacher import MovingAverage

@@ -14,9 +14,10 @@ from monai.bundle import ConfigParser
 from PIL import Image
 
 from bundle.workflows import CONFIGS, ROOT
-from scripts.data import dataset_records, make_phantom_cohort
+from scripts.data import dataset_records
 from scripts.metrics import segmentation_scores
 from scripts.networks import UNet
+from scripts.phantoms import make_phantom_cohort
 from tests.workflows import workflow
 
 OVERLAY = "datasets/isic.json"

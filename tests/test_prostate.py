@@ -16,9 +16,10 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 
 from bundle.workflows import CONFIGS
-from scripts.data import dataset_records, make_phantom_cohort
-from scripts.data.promise12 import promise12_cases
+from scripts.data import dataset_records
+from scripts.data.layouts.promise12 import promise12_cases
 from scripts.networks import UNet
+from scripts.phantoms import make_phantom_cohort
 from tests.workflows import workflow
 
 OVERLAY = "datasets/promise12.json"

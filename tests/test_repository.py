@@ -18,10 +18,10 @@ from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from packaging.requirements import Requirement
 
 from bundle.__main__ import COMMANDS
-from bundle.checks import anchors
-from scripts.errors import check_options
+from bundle.share.checks import anchors
+from scripts.utils.options import check_options
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 METADATA = ROOT / "configs" / "metadata.json"
 INFERENCE = ROOT / "configs" / "inference.json"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from scripts import attention
+from scripts.networks import attention
 from scripts.similarity import (
     Prototypes,
     cross_logits,

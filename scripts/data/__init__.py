@@ -1,10 +1,8 @@
-"""From records to batches: data sets, preprocessing cache, slices, loader and the phantom cohort."""
+"""From records to batches: data sets, preprocessing cache, slices and the loader."""
 
 from __future__ import annotations
 
 from scripts.data.cache import Volume, cached_volumes
-from scripts.data.datastore import PublishWeights, run_folder, unlabeled_studies
-from scripts.data.phantom import make_phantom_cohort
 from scripts.data.readers import LoadVolumed
 from scripts.data.records import LAYOUTS, dataset_records
 from scripts.data.resize import ResizeSlicesd
@@ -16,7 +14,6 @@ __all__ = [
     "LAYOUTS",
     "LabelValuesd",
     "LoadVolumed",
-    "PublishWeights",
     "ResizeSlicesd",
     "SemiSupervisedLoader",
     "SliceDataset",
@@ -25,7 +22,4 @@ __all__ = [
     "VolumeDataset",
     "cached_volumes",
     "dataset_records",
-    "make_phantom_cohort",
-    "run_folder",
-    "unlabeled_studies",
 ]

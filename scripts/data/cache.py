@@ -18,9 +18,9 @@ from monai.transforms import Compose, RandomizableTrait
 from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids
 from scripts.data.fingerprint import fingerprint
 from scripts.data.readers import voxel_file
-from scripts.errors import FaultsError, fault_line
-from scripts.files import replacing, update_digest
-from scripts.threads import in_threads
+from scripts.utils.errors import FaultsError, fault_line
+from scripts.utils.files import replacing, update_digest
+from scripts.utils.threads import in_threads
 
 __all__ = ["Volume", "cached_volumes", "stored_files"]
 

@@ -14,7 +14,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 
 from scripts.data.readers import is_photograph
 from scripts.data.transforms import LabelValuesd
-from scripts.errors import FaultsError
+from scripts.utils.errors import FaultsError
 
 __all__ = ["add_or_raise", "check_class_settings", "check_class_values", "check_classes", "check_finite", "check_grids"]
 

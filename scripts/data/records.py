@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.data.acdc import acdc_cases
 from scripts.data.checks import add_or_raise
-from scripts.data.custom import custom_cases
-from scripts.data.datalist import read_datalist
-from scripts.data.isic import isic_cases
-from scripts.data.promise12 import promise12_cases
+from scripts.data.layouts.acdc import acdc_cases
+from scripts.data.layouts.custom import custom_cases
+from scripts.data.layouts.datalist import read_datalist
+from scripts.data.layouts.isic import isic_cases
+from scripts.data.layouts.promise12 import promise12_cases
 
 __all__ = ["LAYOUTS", "Layout", "Split", "dataset_records", "hide_labels", "read_split", "seeded_split", "split_cases"]
 
@@ -93,7 +93,7 @@ def dataset_records(
 
     Args:
         layout: how the folder is laid out, a key of :data:`LAYOUTS`.
-        dataset_dir: folder of the data set, or a datalist JSON, see :func:`scripts.data.datalist.read_datalist`,
+        dataset_dir: folder of the data set, or a datalist JSON (:func:`scripts.data.layouts.datalist.read_datalist`),
             which says itself where its cases are and which part they belong to.
         part: ``train``, ``val``, ``test``, or another key of ``splits``. A part that ``splits`` leaves empty gives an
             empty list, but for ``train``.

@@ -27,7 +27,7 @@ class SliceDataset(Dataset):
         preprocessing: deterministic transforms, see :func:`scripts.data.cache.cached_volumes`.
         cache_dir: folder of the preprocessed volumes.
         num_classes: number of classes, background included.
-        unlabeled: further records, such as those of :func:`scripts.data.unlabeled_studies`.
+        unlabeled: further records, such as those of :func:`scripts.monai_label.unlabeled_studies`.
 
     Attributes:
         data: the records.

@@ -10,8 +10,8 @@ from monai.data import Dataset
 from monai.transforms import Compose, Transform
 
 from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids
-from scripts.errors import fault_line
-from scripts.threads import in_threads
+from scripts.utils.errors import fault_line
+from scripts.utils.threads import in_threads
 
 __all__ = ["VolumeDataset"]
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scripts.errors import check_switches
 from scripts.losses import DiceCrossEntropy, MaskedDice, PseudoLabel, pseudo_label
 from scripts.networks import UNet
+from scripts.utils.options import check_switches
 from scripts.views import StrongView, WeakView
 
 __all__ = ["Objective", "WeakViews"]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from scripts.errors import check_switches
 from scripts.losses import PseudoLabel, coverage, pseudo_label
 from scripts.methods.base import Objective, WeakViews
 from scripts.similarity import (
@@ -21,6 +20,7 @@ from scripts.similarity import (
     region_prototypes,
     uncertainty,
 )
+from scripts.utils.options import check_switches
 from scripts.views import MixedView
 
 __all__ = ["SemSim"]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from scripts.attention import attention
+from scripts.networks.attention import attention
 
 __all__ = ["PixelProjection", "SpatialAwareFusion"]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over ``[B, L, dim]`` tokens, see :func:`scripts.attention.attention`."""
+    """Multi-head self-attention over ``[B, L, dim]`` tokens, see :func:`scripts.networks.attention.attention`."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bundle.workflows import CONFIGS, method_names
-from scripts.checkpoints import RunCheckpoint, run_settings
+from scripts.handlers.checkpoints import RunCheckpoint, run_settings
 from scripts.methods.teacher import MovingAverage
 from scripts.networks import SwinUNet, UNet
 from scripts.views import WeakView

@@ -1,0 +1,1 @@
+"""``python -m bundle bench``: what this machine makes of the bundle."""

@@ -1,0 +1,1 @@
+"""``python -m bundle compare``: several methods, ablations and seeds in one command."""

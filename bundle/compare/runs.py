@@ -1,0 +1,229 @@
+"""Which runs make a comparison, with which settings, and that a folder keeps to those it was begun with."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser
+
+from bundle.workflows import CONFIGS, method_names
+from scripts.utils.files import write_text
+
+__all__ = ["PLAIN", "Run", "command_line", "plan", "store"]
+
+PLAIN = "default"
+"""The overlay that changes nothing: a method as it is."""
+
+OWN = ("bundle_root", "seed", "output_dir", "resume", "checkpoint", "part")
+"""Config ids that the comparison sets itself."""
+
+LENGTH = ("train#trainer#max_epochs", "train#trainer#epoch_length")
+"""Config ids that may differ within a comparison: runs of other lengths get a table of their own."""
+
+
+@dataclass
+class Run:
+    """One training and its evaluation.
+
+    Attributes:
+        method: name of the method.
+        overlay: name of the ablation, or ``default``.
+        seed: seed of the training.
+        configs: the whole configuration by name of the file that holds it, ``train.json`` and ``evaluate.json``;
+            without the places of bundle and run, so that both may be moved.
+    """
+
+    method: str
+    overlay: str
+    seed: int
+    configs: dict[str, dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return "-".join(re.sub(r"[^\w.=]+", "_", word) for word in (self.method, self.overlay, f"seed{self.seed}"))
+
+    def __str__(self) -> str:
+        return f"{self.method}{'' if self.overlay == PLAIN else f', {self.overlay}'}, seed {self.seed}"
+
+
+def plan(
+    methods: str | Sequence[str],
+    seeds: int | Sequence[int],
+    overlays: str | Sequence[str],
+    config_file: str | Sequence[str],
+    overrides: Mapping[str, Any],
+) -> list[Run]:
+    """Every run with its whole configuration.
+
+    Raises:
+        ValueError: if there is no such method, ablation or config id, if a file cannot be read, if an override would
+            undo an ablation, if two runs would share a folder, or if there is no run at all.
+        FileNotFoundError: if there is no such config file.
+    """
+    methods = method_names() if methods == "all" else _words(methods)
+    files = {f"method {name}": _overlay_file("methods", name) for name in methods}
+    changes = {name: _ablation(name) for name in _words(overlays)}
+    base = _base_files(config_file)
+    known = {*ConfigParser.load_config_files([*base, str(CONFIGS / "evaluate.json")])}
+    ablated = {key for _, values in changes.values() for key in values}
+    for file in (file for of_ablation, _ in changes.values() for file in of_ablation):
+        ablated |= {key.removeprefix("+") for key in ConfigParser.load_config_file(file)}
+    for name in (*overrides, *sorted(ablated)):
+        if name in OWN:
+            raise ValueError(f"{name}: the comparison sets it itself (--seeds, --output, --part).")
+        if re.split("#|::", name)[0] not in known:
+            raise ValueError(
+                f"{name}: no option of compare, and no id of the configuration: {', '.join(sorted(known))}."
+            )
+    if both := sorted(ablated & {name.replace("::", "#") for name in overrides}):
+        raise ValueError(f"{', '.join(both)}: set for all runs, but an ablation changes it.")
+    runs: list[Run] = []
+    for method, (name, (file, values)), seed in product(methods, changes.items(), _words(seeds)):
+        if not re.fullmatch(r"\d+", seed):
+            raise ValueError(f"seeds: expected whole numbers from 0, found {seed}.")
+        method_name, overlay = (Path(word).stem if word.endswith(".json") else word for word in (method, name))
+        chain = [*base, files[f"method {method}"], *file]
+        own = {**values, **overrides, "seed": int(seed)}
+        configs = {
+            "train.json": _merged(chain, own),
+            "evaluate.json": _merged([*chain, str(CONFIGS / "evaluate.json")], own),
+        }
+        runs.append(Run(method_name, overlay, int(seed), configs))
+    names = [run.name for run in runs]
+    if shared := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"methods, overlays: two of them have the same name, both runs would be {shared[0]}.")
+    if not runs:
+        raise ValueError("methods, seeds, overlays: expected at least one of each.")
+    return runs
+
+
+def _words(value: Any) -> list[str]:
+    """A list from the command line: read as such, or text with commas, of which those in brackets do not count."""
+    words = re.split(r",(?![^\[]*\])", value) if isinstance(value, str) else value
+    words = words if isinstance(words, (list, tuple)) else [words]
+    return list(dict.fromkeys(str(word).strip() for word in words if str(word).strip()))
+
+
+def _overlay_file(kind: str, name: str) -> str:
+    """The overlay of a method or an ablation, by name or by path."""
+    path = Path(name) if name.endswith(".json") else CONFIGS / kind / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in (CONFIGS / kind).glob("*.json")))
+        more = f", {PLAIN}, or a value as ID=VALUE with :: for # in the id" if kind == "ablations" else ""
+        raise ValueError(f"{'overlays' if kind == 'ablations' else kind}: no '{name}'; there are {known}{more}.")
+    return _readable(path)
+
+
+def _readable(path: Path) -> str:
+    """The path of a config file, once it is sure that it can be read."""
+    try:
+        ConfigParser.load_config_file(path)
+    except ValueError as error:  # it names no file
+        raise ValueError(f"{path}: cannot be read as a config file: {error}") from None
+    return str(path)
+
+
+def _ablation(name: str) -> tuple[list[str], dict[str, Any]]:
+    """Config files and overrides of one ablation."""
+    if name == PLAIN:
+        return [], {}
+    if "=" in name:
+        key, _, value = name.partition("=")
+        return [], {key.replace("::", "#"): DefaultParseValue(value)}
+    return [_overlay_file("ablations", name)], {}
+
+
+def _base_files(config_file: str | Sequence[str]) -> list[str]:
+    """``train.json`` and the files that follow it in every run."""
+    train = CONFIGS / "train.json"
+    files = [Path(name) for name in _words(config_file)]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"config_file: no file {', '.join(missing)}.")
+    return [str(train), *(_readable(file) for file in files if file.resolve() != train)]
+
+
+def _merged(files: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that a workflow makes of config files and overrides, as JSON holds it."""
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    key = ""
+    try:
+        for key, value in values.items():
+            parser.update({key: value})
+    except KeyError:
+        raise ValueError(f"{key}: leads nowhere in the configuration.") from None
+    return json.loads(json.dumps(parser.get(), default=str))
+
+
+def _base(config_file: str | Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What all runs of a folder share: their configuration without method, ablation, seed and length."""
+    own = {key: value for key, value in overrides.items() if key.replace("::", "#") not in LENGTH}
+    config = _merged(_base_files(config_file), own)
+    for key in LENGTH:
+        config["train"]["trainer"].pop(key.rpartition("#")[2], None)
+    return config
+
+
+def store(
+    folder: Path,
+    runs: Sequence[Run],
+    config_file: str | Sequence[str],
+    overrides: Mapping[str, Any],
+    command: str,
+) -> None:
+    """Hold the settings of all runs against those that the folder was begun with; write down those that are new.
+
+    Args:
+        folder: of the comparison: ``settings.json``, what its runs share, and a folder for each run with its
+            configuration and ``run.json``, what it is and which command began it.
+        runs: of :func:`plan`.
+        config_file: as given to :func:`plan`.
+        overrides: as given to :func:`plan`.
+        command: the command line.
+
+    Raises:
+        ValueError: if settings have changed; nothing is written then.
+    """
+    files = {folder / "settings.json": _base(config_file, overrides)}
+    files |= {folder / run.name / name: config for run in runs for name, config in run.configs.items()}
+    for path, config in files.items():
+        if path.is_file() and (changed := list(_differences(json.loads(path.read_text(encoding="utf-8")), config))):
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            what = "; ".join(changed[:3])
+            raise ValueError(f"{path}: was begun with other settings: {what}{more}. Choose another --output.")
+    for run in runs:
+        about = {"method": run.method, "overlay": run.overlay, "seed": run.seed, "command": command}
+        files[folder / run.name / "run.json"] = about
+    for path, content in files.items():
+        if not path.is_file():
+            write_text(path, json.dumps(content, indent=4) + "\n")
+
+
+def _differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
+    """What differs between two configurations, by id."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in dict.fromkeys([*before, *after]):
+            inner = f"{key}#{name}" if key else name
+            yield from _differences(before.get(name, "nothing"), after.get(name, "nothing"), inner)
+    elif before != after:
+        yield f"{key} was {str(before)[:60]}, is {str(after)[:60]}"
+
+
+def command_line(
+    methods: Any, seeds: Any, overlays: Any, config_file: Any, output: str, part: str, overrides: Mapping[str, Any]
+) -> str:
+    """The command line that has these arguments."""
+    given = {"methods": methods, "seeds": seeds, "overlays": overlays, "config_file": config_file}
+    lists = {key: ",".join(_words(value)) for key, value in given.items()}
+    options = {**lists, "output": output, "part": part, **overrides}
+    kept = {key: value for key, value in options.items() if value not in ("", PLAIN)}
+    words = [word for key, value in kept.items() for word in (f"--{key}", str(value))]
+    return shlex.join(["python", "-m", "bundle", "compare", *words])

@@ -1,0 +1,1 @@
+"""A MONAI Label server on this machine: its demonstration and its tests' client."""

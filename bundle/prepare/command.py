@@ -1,0 +1,289 @@
+"""Check a data set and freeze it as a datalist: ``python -m bundle prepare``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from bundle.prepare.montage import draw_montage
+from bundle.prepare.survey import Finding, Settings, passed_over, some, survey, twins
+from bundle.workflows import CONFIGS, ROOT
+from scripts.data.checks import check_class_values
+from scripts.data.layouts.datalist import PARTS, read_class_values
+from scripts.data.records import Split, split_cases
+from scripts.handlers.report import aligned
+from scripts.utils.files import write_text
+
+__all__ = ["main"]
+
+KEYS = {part: key for key, part in reversed(PARTS.items())}  # the first name of each part
+
+
+def main(
+    dataset: str,
+    source: str,
+    output: str = "datalist.json",
+    splits: str | None = None,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    label_values: Sequence[float] | None = None,
+) -> None:
+    """Find the cases of a data set, check every file, and write them as a datalist with their split and checksums.
+
+    All faults are listed; with any, nothing is written. The datalist also names the classes and says what label files
+    store for each. Beside it a picture of some images with their labels' outlines is drawn. Train on the result with
+    ``--dataset_dir datalist.json``.
+
+    Args:
+        dataset: acdc, promise12, isic or custom: an overlay in configs/datasets.
+        source: folder of the data set, or a datalist, whose checksums are compared where it has some and whose
+            names of classes are kept.
+        output: the datalist to write; the picture is NAME_montage.png beside it.
+        splits: JSON file of case names by part; default: that of the overlay, else a seeded split.
+        in_channels: channels of an image; default: the overlay's.
+        num_classes: classes with the background; default: the overlay's.
+        label_values: what label files store for each class, [0,255] for many masks; default: what a datalist as
+            ``source`` says, else the overlay's.
+
+    Raises:
+        ValueError: if an option, the folder's names, the datalist or the splits file is not what it should be.
+        FileNotFoundError: if the source or the splits file does not exist, or there is no case.
+    """
+    settings = _settings(dataset, source, in_channels, num_classes, label_values)
+    target = _target(output, source)
+    splits = splits or settings["splits"]
+    faults: list[str] = []
+    split = split_cases(settings["layout"], source, splits, faults)
+    expected = Settings(settings["in_channels"], settings["num_classes"], settings["label_values"])
+    findings = {
+        part: survey([record for of_case in cases.values() for record in of_case], expected)
+        for part, cases in split.parts.items()
+    }
+    found, notes = _judge(source, split, findings)
+    faults += found
+    if not _is_datalist(source):
+        notes += _left_out(source, split, by_image=settings["layout"] == "custom" and not splits)
+    print("\n".join(_table(findings)))
+    _list("note", notes)
+    _list("fault", faults)
+    if faults:
+        sys.exit(f"\nerror: {_count('fault', faults)} in '{source}'; no datalist was written.")
+    written = _write(target, dataset, settings, split.where, findings)
+    print(f"\n{', '.join(map(str, written))}: train with --dataset_dir {target}")
+
+
+def _is_datalist(source: str) -> bool:
+    return source.lower().endswith(".json")
+
+
+def _target(output: str, source: str) -> Path:
+    """The absolute path of the datalist to write.
+
+    Raises:
+        ValueError: when it is no .json file, or the source.
+    """
+    target = Path(os.path.abspath(output))
+    if target.suffix != ".json":
+        raise ValueError(f"output: expected the name of a .json file, found '{output}'.")
+    if target == Path(os.path.abspath(source)):
+        raise ValueError(f"output: '{output}' is the source itself.")
+    return target
+
+
+def _settings(dataset: str, source: str, in_channels: Any, num_classes: Any, label_values: Any) -> dict[str, Any]:
+    """The data set's overlay with what a datalist says of its classes, and with the command line's values.
+
+    Raises:
+        ValueError: when there is no such overlay, or the classes do not fit each other.
+    """
+    path = CONFIGS / "datasets" / f"{dataset}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
+        raise ValueError(f"dataset: expected one of {known}, found '{dataset}'.")
+    parser = ConfigParser(ConfigParser.load_config_file(path))
+    parser["bundle_root"] = str(ROOT)
+    names, values = read_class_values(source) if _is_datalist(source) else ({}, None)
+    given = {
+        "in_channels": in_channels,
+        "num_classes": num_classes,
+        "label_values": values if label_values is None else label_values,
+    }
+    for key, value in given.items():
+        if value is not None:
+            parser[key] = value
+    keys = ("layout", "splits", "in_channels", "num_classes", "label_values", "class_names", "class_colors")
+    settings = {key: parser.get_parsed_content(key) for key in keys}
+    settings["class_names"] = {**settings["class_names"], **names}
+    check_class_values(settings["num_classes"], settings["label_values"])
+    return settings
+
+
+def _judge(source: str, split: Split, findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
+    """Faults and notes of all files and of how they belong together."""
+    everything = [finding for of_part in findings.values() for finding in of_part]
+    missing, absent = _missing(split.missing, split.parts, split.where)
+    torn, doubled = twins(findings)
+    changed = _changed(source, everything) if _is_datalist(source) else []
+    bare, unscored = _unlabelled(findings)
+    faults = [fault for finding in everything for fault in finding.faults]
+    notes = [note for finding in everything for note in finding.notes]
+    return [*missing, *faults, *torn, *changed, *bare], [*absent, *notes, *doubled, *unscored]
+
+
+def _missing(missing: Mapping[str, Sequence[str]], parts: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
+    """Cases that the split names and the folder lacks: a fault, but for a part that is not there at all."""
+    faults, notes = [], []
+    for part, names in missing.items():
+        if names and not parts[part] and part != "train":
+            notes.append(f"none of the {len(names)} '{part}' cases of {where} is there.")
+        else:
+            faults += [f"case '{name}' of part '{part}' in {where} is not there." for name in names]
+    return faults, notes
+
+
+def _left_out(source: str, split: Split, by_image: bool) -> list[str]:
+    """What a folder holds beside the cases of the split, and what its names cannot tell."""
+    cases = [*split.parts.values(), split.spare]
+    records = [record for of_part in cases for of_case in of_part.values() for record in of_case]
+    notes = passed_over(Path(source), records)
+    if split.spare:
+        notes.append(f"{split.where} does not name all cases that are there: {some(sorted(split.spare))}.")
+    if by_image:
+        notes.append(
+            "the split is by image: where a patient has several, only a datalist with their `case` keeps them in one "
+            "part."
+        )
+    return notes
+
+
+def _unlabelled(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
+    """Labels that training (faults), or selection and scoring (notes), would miss."""
+    faults, notes = [], []
+    bare = {
+        part: [finding.record["image"] for finding in of_part if "label" not in finding.record]
+        for part, of_part in findings.items()
+    }
+    if len(bare.get("train", [])) == len(findings.get("train", [])):
+        faults.append("no training image has a label.")
+    faults += [f"{image}: an image of part 'val' needs a label." for image in bare.get("val", [])]
+    if not findings.get("val"):
+        notes.append("no image validates: the last weights count, none are selected.")
+    notes += [
+        f"{len(images)} of the {len(findings[part])} images of part '{part}' have no label and cannot be scored."
+        for part, images in bare.items()
+        if images and part not in ("train", "val")
+    ]
+    return faults, notes
+
+
+def _list(title: str, lines: Sequence[str]) -> None:
+    if lines:
+        print(f"\n{_count(title, lines)}:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def _count(title: str, lines: Sequence[str]) -> str:
+    return f"{len(lines)} {title}{'s' if len(lines) > 1 else ''}"
+
+
+def _changed(source: str, findings: Sequence[Finding]) -> list[str]:
+    """Files that are no longer what the datalist's checksums say."""
+    folder = Path(os.path.abspath(source)).parent
+    content = json.loads(Path(source).read_text(encoding="utf-8"))
+    entries = [entry for key in PARTS for entry in content.get(key) or [] if isinstance(entry, dict)]
+    known = {
+        os.path.normpath(folder / entry["image"]): entry["sha256"]
+        for entry in entries
+        if isinstance(entry.get("image"), str) and isinstance(entry.get("sha256"), dict)
+    }
+    return [
+        f"{finding.record[key]}: changed since the datalist was made: SHA-256 {digest[:12]}..., expected {old[:12]}..."
+        for finding in findings
+        for key, digest in finding.sha256.items()
+        if (old := known.get(finding.record["image"], {}).get(key, digest)) != digest
+    ]
+
+
+def _table(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
+    """What is there, part by part."""
+    lines = [["part", "cases", "images", "labelled", "slices", "images with class", "rows x columns", "spacing in mm"]]
+    for part, of_part in findings.items():
+        seen = [finding for finding in of_part if finding.shape is not None]
+        measured = [finding.spacing for finding in of_part if finding.spacing is not None]
+        classes = Counter(c for finding in of_part for c in finding.classes)
+        lines.append(
+            [
+                part,
+                str(len({finding.record["case"] for finding in of_part})),
+                str(len(of_part)),
+                str(sum("label" in finding.record for finding in of_part)),
+                str(sum(finding.shape[2] for finding in seen if finding.shape)),
+                " ".join(f"{number}:{count}" for number, count in sorted(classes.items())),
+                " x ".join(_range([f.shape[axis] for f in seen if f.shape]) for axis in (1, 0)) if seen else "",
+                " x ".join(_range([round(spacing[axis], 2) for spacing in measured]) for axis in (1, 0, 2))
+                if measured
+                else "",
+            ]
+        )
+    return aligned(lines)
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g}-{high:g}"
+
+
+def _write(
+    target: Path, dataset: str, settings: Mapping[str, Any], where: str, findings: Mapping[str, Sequence[Finding]]
+) -> list[Path]:
+    """Write the datalist and, where there are labels to outline, its picture; returns their paths."""
+    write_text(target, json.dumps(_datalist(findings, target.parent, dataset, settings, where), indent=1) + "\n")
+    labelled = [finding.record for of_part in findings.values() for finding in of_part if finding.classes]
+    if not labelled:
+        return [target]
+    picture = target.with_name(f"{target.stem}_montage.png")
+    draw_montage(labelled, picture, settings["num_classes"], settings["class_colors"], settings["label_values"])
+    return [target, picture]
+
+
+def _datalist(
+    findings: Mapping[str, Sequence[Finding]], folder: Path, dataset: str, settings: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """The datalist's content, paths relative to its folder."""
+    names = {"0": "background", **settings["class_names"]}
+    lists = {
+        KEYS.get(part, part): [
+            {
+                **{key: _relative(finding.record[key], folder) for key in finding.sha256},
+                "case": finding.record["case"],
+                "sha256": finding.sha256,
+            }
+            for finding in of_part
+        ]
+        for part, of_part in findings.items()
+    }
+    return {
+        "name": dataset,
+        "description": f"split: {Path(where).name}",
+        "labels": {str(c): names.get(str(c), f"class {c}") for c in range(settings["num_classes"])},
+        "label_values": settings["label_values"],
+        "counts": {
+            key: {"images": len(entries), "cases": len({e["case"] for e in entries})} for key, entries in lists.items()
+        },
+        **lists,
+    }
+
+
+def _relative(path: str, folder: str | Path) -> str:
+    """A path relative to a folder, with forward slashes as every system reads them; as it is on another drive."""
+    try:
+        relative = os.path.relpath(path, folder)
+    except ValueError:  # Windows has no way from one drive to another
+        relative = path
+    return relative.replace(os.sep, "/")

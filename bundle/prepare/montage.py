@@ -1,0 +1,57 @@
+"""A picture of a data set to look at: images with their labels' outlines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bundle.prepare.survey import load, to_classes
+from scripts.utils.files import replacing
+
+__all__ = ["draw_montage"]
+
+COLUMNS, ROWS = 4, 3
+
+
+def draw_montage(
+    records: Sequence[Mapping[str, str]],
+    target: Path,
+    num_classes: int,
+    colors: Mapping[str, str],
+    label_values: Sequence[float] | None = None,
+) -> None:
+    """Draw up to a dozen labelled images, spread evenly over the records, each the slice with most foreground.
+
+    Args:
+        records: with ``image``, ``label`` and ``case``.
+        target: PNG file.
+        num_classes: classes, background included.
+        colors: outline of each class by its number as text; the others get matplotlib's.
+        label_values: what the label files store for each class.
+    """
+    count = min(COLUMNS * ROWS, len(records))
+    chosen = [records[i] for i in np.linspace(0, len(records) - 1, count).round().astype(int)]
+    rows = max(1, -(-count // COLUMNS))
+    figure = Figure(figsize=(2.5 * COLUMNS, 2.7 * rows))
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    for axis in axes:
+        axis.axis("off")
+    for axis, record in zip(figure.axes, chosen, strict=False):
+        image, label = load(record["image"]).numpy(), to_classes(load(record["label"]), label_values).numpy()[0]
+        k = int((label > 0).sum(axis=(0, 1)).argmax())
+        # an array's first axis is x; a picture's first axis is y
+        shown = image[..., k].transpose(2, 1, 0).astype(np.float64)
+        low, high = np.percentile(shown, [0, 99.5])
+        shown = np.clip((shown - low) / max(high - low, 1e-9), 0, 1)
+        axis.imshow(shown if shown.shape[-1] == 3 else shown[..., 0], cmap="gray")
+        for number in range(1, num_classes):
+            mask = np.equal(label[..., k].T, number)
+            if mask.any():
+                axis.contour(mask, levels=[0.5], colors=[colors.get(str(number), f"C{number}")], linewidths=1)
+        axis.set_title(Path(record["case"]).name, fontsize=7)
+    figure.tight_layout()
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=90)

@@ -1,0 +1,203 @@
+"""Every file of a data set looked at once: what is wrong with it, and what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
+from numpy.typing import NDArray
+
+from scripts.data import LabelValuesd, LoadVolumed, ThroughPlaneLastd
+from scripts.data.cache import stored_files
+from scripts.data.checks import check_classes, check_finite, check_grids
+from scripts.data.layouts.custom import IGNORED, is_label, name_of
+from scripts.data.readers import is_photograph
+from scripts.utils.errors import fault_line, one_line
+from scripts.utils.files import files_below
+from scripts.utils.provenance import file_digest
+from scripts.utils.threads import in_threads
+
+__all__ = ["Finding", "Settings", "load", "passed_over", "survey", "to_classes", "twins"]
+
+NOT_NOTED = ("info.cfg", ".raw", ".zraw")  # ACDC's data of patients, the voxels that MetaImage headers name
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a data set's images must be.
+
+    Attributes:
+        in_channels: channels of an image.
+        num_classes: classes, background included.
+        label_values: what the label files store for each class; None: the class itself.
+    """
+
+    in_channels: int
+    num_classes: int
+    label_values: Sequence[float] | None = None
+
+
+@dataclass
+class Finding:
+    """What is known of one record after it was read.
+
+    Attributes:
+        record: the record.
+        faults: one line for each thing that training would stumble over, naming its file.
+        notes: one line for each thing that is odd and does no harm.
+        sha256: digest of each of its files, by key; of a MetaImage header's, header and voxels.
+        shape: ``(rows, columns, slices)``, None where the image cannot be read.
+        spacing: of a voxel, in mm, in the same order; None for photographs.
+        classes: foreground classes that the label shows.
+    """
+
+    record: Mapping[str, str]
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sha256: dict[str, str] = field(default_factory=dict)
+    shape: tuple[int, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+    classes: tuple[int, ...] = ()
+
+
+def survey(records: Sequence[Mapping[str, str]], settings: Settings) -> list[Finding]:
+    """Read every image and label.
+
+    Args:
+        records: with ``image``, ``case`` and, where labelled, ``label``.
+        settings: what they must be.
+
+    Returns:
+        one finding per record, in order.
+    """
+    return in_threads(lambda record: _look(record, settings), records)
+
+
+def load(path: str) -> MetaTensor:
+    """An image or label ``[C, rows, columns, slices]`` as the network sees its axes, on its own grid."""
+    steps = [LoadVolumed("file"), EnsureChannelFirstd("file"), Orientationd("file", axcodes="LPS", labels=None)]
+    volume: MetaTensor = Compose([*steps, ThroughPlaneLastd("file")])({"file": path})["file"]
+    return volume
+
+
+def to_classes(label: MetaTensor, values: Sequence[float] | None) -> MetaTensor:
+    """A label map of classes from one of stored values; None: they are the classes."""
+    classes: MetaTensor = label if values is None else LabelValuesd("label", values)({"label": label})["label"]
+    return classes
+
+
+def twins(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
+    """Images of the same content under two names.
+
+    Args:
+        findings: by part.
+
+    Returns:
+        faults: those in two parts, which would be trained on and scored; and notes: those in one part.
+    """
+    faults, notes = [], []
+    seen: dict[str, tuple[str, Finding]] = {}
+    for part, of_part in findings.items():
+        for finding in of_part:
+            if (digest := finding.sha256.get("image")) is None:
+                continue
+            other_part, other = seen.setdefault(digest, (part, finding))
+            same = f"{finding.record['image']}: the same image as {other.record['image']}"
+            if other_part != part:
+                faults.append(f"{same}, in '{part}' and in '{other_part}'.")
+            elif other is not finding:
+                where = "two cases" if other.record["case"] != finding.record["case"] else "one case"
+                notes.append(f"{same}, in {where} of '{part}'.")
+    return faults, notes
+
+
+def passed_over(root: Path, records: Sequence[Mapping[str, str]]) -> list[str]:
+    """Files of a data set's folder that are no image or label of it: a name may be mistyped, a format another.
+
+    Args:
+        root: the folder, searched as :func:`scripts.utils.files.files_below` does.
+        records: all records that were found in it.
+
+    Returns:
+        a note for the files of each folder, those that are called as labels apart.
+    """
+    used = {Path(record[key]) for record in records for key in ("image", "label") if key in record}
+    folders: dict[tuple[Path, bool], list[str]] = {}
+    for path in files_below(root):
+        if path in used:
+            continue
+        name = (name_of(path.relative_to(root)) or "").lower()
+        if not name.endswith(IGNORED) and not path.name.lower().endswith(NOT_NOTED):
+            folders.setdefault((path.parent, bool(name) and is_label(name)), []).append(path.name)
+    return [
+        f"{folder}: {'labels of no image in the set' if label else 'files passed over'}: {some(names)}."
+        for (folder, label), names in folders.items()
+    ]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many there are in all."""
+    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
+
+
+def _look(record: Mapping[str, str], settings: Settings) -> Finding:
+    finding = Finding(record)
+    volumes: dict[str, MetaTensor] = {}
+    for key in ("image", "label"):
+        if key not in record:
+            continue
+        path = record[key]
+        try:
+            finding.sha256[key] = file_digest(*stored_files(Path(path)))
+            volumes[key] = load(path)
+        except Exception as error:
+            finding.faults.append(fault_line(error, path))
+    if "image" in volumes:
+        _look_at_image(finding, volumes["image"], settings)
+    if len(volumes) == 2 and volumes["label"].shape[0] == 1:
+        _try(finding, check_grids, volumes["image"], volumes["label"], record)
+    if "label" in volumes:
+        _look_at_label(finding, volumes["label"], settings)
+    return finding
+
+
+def _look_at_image(finding: Finding, image: MetaTensor, settings: Settings) -> None:
+    path = finding.record["image"]
+    finding.shape = tuple(image.shape[1:])
+    if not is_photograph(path):
+        finding.spacing = tuple(float(size) for size in image.pixdim)
+    if image.shape[0] != settings.in_channels:
+        finding.faults.append(f"{path}: found {image.shape[0]} channels, expected {settings.in_channels}.")
+    _try(finding, check_finite, image, path)
+    if bool((image == image.flatten()[0]).all()):
+        finding.faults.append(f"{path}: the image is empty, all its values are {float(image.flatten()[0]):g}.")
+
+
+def _look_at_label(finding: Finding, label: MetaTensor, settings: Settings) -> None:
+    path = finding.record["label"]
+    if label.shape[0] != 1:
+        finding.faults.append(f"{path}: found {label.shape[0]} channels, expected a label of one.")
+        return
+    classes = _try(finding, to_classes, label, settings.label_values)
+    if classes is None:
+        return
+    values: NDArray[np.floating] = np.unique(classes.numpy())
+    _try(finding, check_classes, values, path, settings.num_classes)
+    finding.classes = tuple(int(v) for v in values if v in range(1, settings.num_classes))
+    if not values.any():
+        finding.notes.append(f"{path}: no foreground.")
+
+
+def _try(finding: Finding, check: Any, *args: Any) -> Any:
+    """What a check returns; None, and a fault, where it raises."""
+    try:
+        return check(*args)
+    except ValueError as error:
+        finding.faults.append(one_line(error))
+        return None

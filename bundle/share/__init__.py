@@ -1,0 +1,1 @@
+"""``python -m bundle pack`` and ``verify``: bundles that others download."""

@@ -1,0 +1,257 @@
+"""Checks of a bundle's files: each raises ValueError where something is wrong, and its first line is its name."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.utils.provenance import file_digest
+
+__all__ = ["ARCHIVE_CHECKS", "FILE_CHECKS"]
+
+REQUIRED = (  # the first four by the zoo's rules, the others by ours
+    "configs/metadata.json",
+    "configs/inference.json",
+    "models/model.pt",
+    "LICENSE",
+    "configs/train.json",
+    "configs/evaluate.json",
+    "configs/logging.conf",
+    "docs/README.md",
+    "docs/data_license.txt",
+    "models/model.json",
+    "models/LICENSE.txt",
+    "scripts/__init__.py",
+    "large_files.yml",
+)
+RECORD = ("data", "method", "image_size", "iteration", "seed", "labeled_cases", "code", "sha256", "license")
+TEXT = ("", ".conf", ".csv", ".json", ".md", ".py", ".txt", ".yaml", ".yml")  # the first is LICENSE
+WEIGHTS = (".pt", ".pth", ".ckpt")
+BEGINNINGS = {".png": b"\x89PNG", ".jpg": b"\xff\xd8\xff", ".jpeg": b"\xff\xd8\xff", ".onnx": b"\x08"}
+LARGE = 25 * 2**20  # what the zoo stores; larger files go into large_files.yml
+# Absolute paths, and the files that each pattern is looked for in. Weights and images hold whatever bytes there are:
+# only where people and machines keep their own files is unlikely enough to be there by chance. What a sentence names,
+# such as /path/to, is no such place, and what is appended to a folder, such as @bundle_root + '/models', no such path.
+ABSOLUTE = (
+    (
+        rb"(?<![\w.:/\\~}])/(?:home|root|tmp|Users|mnt|media|opt|srv|var|work|workspace|scratch|private)/[\w.-]+",
+        (*TEXT, *WEIGHTS, *BEGINNINGS, ".ts"),
+    ),
+    (rb"(?<![\w.:/\\~}])[A-Za-z]:(?:\\\\?|/)[\w.-]+(?:\\\\?|/)[\w.-]+|\bfile:/+[\w.-]+", TEXT),
+    (rb"(?<!\+['\"])(?<!\+ ['\"])(?<=['\"])[%$]?/[\w.-][^'\"\s]*", (".conf", ".json", ".py", ".yaml", ".yml")),
+    (rb"(?m)^[ \t\w.-]*[:=-][ \t]*/[\w.-]\S*", (".conf", ".yaml", ".yml")),
+)
+
+
+def archive_entries(archive: Path) -> None:
+    """Archive entries stay inside one folder, and none is a link."""
+    with zipfile.ZipFile(archive) as file:
+        entries = file.infolist()
+    names = [entry.filename for entry in entries]
+    for entry in entries:
+        path = PurePosixPath(entry.filename)
+        if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or PureWindowsPath(path).drive:
+            raise ValueError(f"'{entry.filename}' leads out of the folder")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ValueError(f"'{entry.filename}' is a link")
+    if len(names) != len(set(names)):
+        raise ValueError("a name is there twice")
+    tops = {PurePosixPath(name).parts[0] for name in names}
+    if len(tops) != 1 or any("/" not in name for name in names):
+        raise ValueError(f"expected one folder, found {sorted(tops)[:5]}")
+
+
+def archive_digest(archive: Path) -> None:
+    """Archive has the SHA-256 that stands beside it."""
+    beside = archive.with_name(f"{archive.name}.sha256")
+    if not beside.is_file():
+        raise ValueError(f"no {beside.name} beside it")
+    expected = beside.read_text(encoding="utf-8").split()
+    if expected[:1] != [file_digest(archive)]:
+        raise ValueError(f"{beside.name} is of another file")
+
+
+def archive_named(archive: Path) -> None:
+    """Archive is named by bundle and version."""
+    with zipfile.ZipFile(archive) as file:
+        folder = file.namelist()[0].partition("/")[0]
+        metadata = json.loads(file.read(f"{folder}/configs/metadata.json"))
+    expected = f"{folder}_v{metadata.get('version')}.zip"
+    if archive.name != expected:
+        raise ValueError(f"expected {expected}")
+
+
+def required_files(bundle: Path) -> None:
+    """Required files are there."""
+    if missing := [name for name in REQUIRED if not (bundle / name).is_file()]:
+        raise ValueError(f"missing: {', '.join(missing)}")
+
+
+def plain_files(bundle: Path) -> None:
+    """No link, cache or file above 25 MB."""
+    for path in bundle.rglob("*"):
+        name = path.relative_to(bundle)
+        if path.is_symlink():
+            raise ValueError(f"{name} is a link")
+        if path.name == "__pycache__" or path.suffix == ".pyc" or path.name.startswith("."):
+            raise ValueError(f"{name} does not belong into a bundle")
+        if path.is_file() and path.stat().st_size > LARGE:
+            raise ValueError(f"{name} has {path.stat().st_size / 2**20:.0f} MiB: it belongs into large_files.yml")
+
+
+def version_in_changelog(bundle: Path) -> None:
+    """Version is in the changelog."""
+    metadata = _metadata(bundle)
+    if metadata["version"] not in metadata.get("changelog", {}):
+        raise ValueError(f"no changelog of version {metadata['version']}")
+
+
+def exact_versions(bundle: Path) -> None:
+    """Versions of the packages are exact."""
+    metadata = _metadata(bundle)
+    versions = {key: metadata[f"{key}_version"] for key in ("monai", "pytorch", "numpy")}
+    versions |= metadata["required_packages_version"]
+    loose = [f"{name} {version}" for name, version in versions.items() if not re.fullmatch(r"\d+(\.\w+)+", version)]
+    if loose:
+        raise ValueError(f"not exact: {', '.join(loose)}")
+
+
+def described(bundle: Path) -> None:
+    """Metadata names intended use, data licence, references and what the weights were trained on."""
+    metadata = _metadata(bundle)
+    keys = ("intended_use", "data_license", "data_source", "references", "name")
+    if missing := [key for key in keys if not metadata.get(key)]:
+        raise ValueError(f"missing: {', '.join(missing)}")
+
+
+def no_absolute_path(bundle: Path) -> None:
+    """No file names an absolute path."""
+    for path in _files(bundle):
+        content = path.read_bytes()
+        for pattern, suffixes in ABSOLUTE:
+            if path.suffix in suffixes and (found := re.search(pattern, content)):
+                raise ValueError(f"{path.relative_to(bundle)}: {found.group().decode(errors='replace').strip()}")
+
+
+def links_lead_somewhere(bundle: Path) -> None:
+    """Links of the documents lead to files of the bundle and to headings in them."""
+    for page in sorted(bundle.rglob("*.md")):
+        for link, heading in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve() if link else page.resolve()
+            if not target.exists() or bundle.resolve() not in target.parents:
+                raise ValueError(f"{page.relative_to(bundle)}: {link}")
+            if heading and heading not in anchors(target):
+                raise ValueError(f"{page.relative_to(bundle)}: {link}#{heading}")
+
+
+def anchors(page: Path) -> set[str]:
+    """What a page's headings are linked by: their words in lower case with hyphens, without punctuation."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def no_pickled_code(bundle: Path) -> None:
+    """Files are text, images or tensors, and none holds pickled code."""
+    listed = [entry["path"] for entry in _large_files(bundle)]
+    for path in _files(bundle):
+        name = path.relative_to(bundle).as_posix()
+        if path.suffix in WEIGHTS:
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception:
+                raise ValueError(f"{name} holds more than tensors, or is damaged") from None
+            values = content.values() if isinstance(content, dict) else [content]
+            if not all(isinstance(value, torch.Tensor) for value in values):
+                raise ValueError(f"{name} holds more than tensors")
+        elif path.suffix in BEGINNINGS:
+            if not path.read_bytes().startswith(BEGINNINGS[path.suffix]):
+                raise ValueError(f"{name} is no {path.suffix} file")
+        elif path.suffix == ".ts":
+            if name not in listed:
+                raise ValueError(f"{name} holds TorchScript, and large_files.yml does not name it")
+            if not _is_torchscript(path):
+                raise ValueError(f"{name} is no TorchScript file")
+        elif path.suffix not in TEXT or (not path.suffix and path.name != "LICENSE") or not _is_text(path):
+            raise ValueError(f"{name} is no file that a bundle holds")
+
+
+def weights_have_a_record(bundle: Path) -> None:
+    """Weights have a record of where they come from, and it is theirs."""
+    record = json.loads((bundle / "models" / "model.json").read_text(encoding="utf-8"))
+    if missing := [key for key in RECORD if key not in record]:
+        raise ValueError(f"models/model.json lacks {', '.join(missing)}")
+    if record["sha256"] != file_digest(bundle / "models" / "model.pt"):
+        raise ValueError("models/model.json is the record of other weights")
+
+
+def label_server_takes_the_weights(bundle: Path) -> None:
+    """MONAI Label, which takes the shortest name, takes model.pt."""
+    names = sorted((path.name for path in (bundle / "models").glob("*.pt")), key=len)
+    if names[0] != "model.pt":
+        raise ValueError(f"it takes {names[0]}")
+
+
+def large_files(bundle: Path) -> None:
+    """Files in large_files.yml belong to the bundle, by their digests."""
+    for entry in _large_files(bundle):
+        path = (bundle / entry["path"]).resolve()
+        if bundle.resolve() not in path.parents:
+            raise ValueError(f"{entry['path']} leads out of the bundle")
+        if entry.get("hash_type") != "sha256" or not entry.get("hash_val"):
+            raise ValueError(f"{entry['path']} has no SHA-256")
+        if path.is_file() and entry["hash_val"] != file_digest(path):
+            raise ValueError(f"{entry['path']} has another SHA-256")
+
+
+def _metadata(bundle: Path) -> dict[str, Any]:
+    return json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+
+
+def _large_files(bundle: Path) -> list[dict[str, str]]:
+    entries: list[dict[str, str]] = ConfigParser.load_config_file(str(bundle / "large_files.yml"))["large_files"]
+    return entries
+
+
+def _files(bundle: Path) -> list[Path]:
+    return sorted(path for path in bundle.rglob("*") if path.is_file())
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        return "\0" not in path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+
+
+def _is_torchscript(path: Path) -> bool:
+    """PyTorch reads what has these entries by its own interpreter, never by pickle."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        names = [PurePosixPath(name).parts[1:2] for name in file.namelist()]
+    return ("constants.pkl",) in names and ("code",) in names
+
+
+ARCHIVE_CHECKS: tuple[Callable[[Path], None], ...] = (archive_entries, archive_digest, archive_named)
+FILE_CHECKS: tuple[Callable[[Path], None], ...] = (
+    required_files,
+    plain_files,
+    version_in_changelog,
+    exact_versions,
+    described,
+    no_absolute_path,
+    links_lead_somewhere,
+    no_pickled_code,
+    weights_have_a_record,
+    label_server_takes_the_weights,
+    large_files,
+)

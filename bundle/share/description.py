@@ -1,0 +1,96 @@
+"""A packed bundle's ``metadata.json``: the repository's, made to fit a data set, its weights and their evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bundle.share.card import Evaluation
+from bundle.workflows import ROOT
+from scripts.utils.licences import SYNTHETIC, UNSTATED, join_terms, split_terms
+
+__all__ = ["describe"]
+
+
+def describe(
+    own: Mapping[str, Any],
+    overlay: Mapping[str, Any],
+    record: Mapping[str, Any],
+    evaluations: Sequence[Evaluation],
+    version: str | None,
+    changes: str | None,
+) -> dict[str, Any]:
+    """The metadata of a bundle.
+
+    Args:
+        own: what the data set's own metadata say in place of the repository's, from ``bundle/share/metadata``.
+        overlay: the data set's config values.
+        record: the record of the weights.
+        evaluations: what the weights reached.
+        version: version of the bundle; None: the repository's.
+        changes: entry of the changelog for that version.
+
+    Raises:
+        ValueError: if the version is not in the changelog, or has an entry there besides ``changes``.
+    """
+    base = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    pins = _pins()
+    metadata = {**base, **own}
+    if "references" in own:  # the data set's own reference is the last one
+        metadata["references"] = [*base["references"][:-1], *own["references"]]
+    if record.get("synthetic"):
+        kind = metadata["data_source"].partition(",")[0]
+        metadata["data_source"] = f"synthetic images made by this bundle's code, in the layout of: {kind}"
+        metadata["data_license"] = SYNTHETIC
+        metadata["description"] += (
+            " These weights were trained on synthetic images only: they show that the bundle works."
+        )
+    metadata["data_license"] = _terms(metadata["data_license"], record.get("license"))
+    metadata["version"] = version or base["version"]
+    if changes:
+        if metadata["version"] in base["changelog"]:
+            raise ValueError(
+                f"version {metadata['version']} is in the changelog already: give its --changes a new --version."
+            )
+        metadata["changelog"] = {metadata["version"]: changes, **base["changelog"]}
+    if metadata["version"] not in metadata["changelog"]:
+        raise ValueError(
+            f"version {version} is not in the changelog of configs/metadata.json: say what is new by --changes."
+        )
+    metadata |= {
+        "monai_version": pins["monai"],
+        "pytorch_version": pins["torch"],
+        "numpy_version": pins["numpy"],
+        "required_packages_version": {package: pins[package] for package in base["required_packages_version"]},
+    }
+    classes = {"0": "background", **overlay["class_names"]}
+    listed = ", ".join(f"{number}: {title}" for number, title in classes.items())
+    metadata["label_classes"] = f"single channel, {listed}"
+    metadata["pred_classes"] = f"{len(classes)} channels of logits, {listed}"
+    metadata["eval_metrics"] = {key: value for item in evaluations for key, value in item.metrics().items()}
+    channels = overlay["in_channels"]
+    image = metadata["network_data_format"]["inputs"]["image"]
+    image["num_channels"] = channels
+    image["channel_def"] = {"0": "image"} if channels == 1 else {str(i): c for i, c in enumerate(("R", "G", "B"))}
+    if overlay["photographs"]:
+        image |= {"modality": "photograph", "format": "rgb" if channels == 3 else "magnitude"}
+    elif overlay["layout"] == "custom":
+        image["modality"] = "n/a"  # CT, MR: nobody told
+    metadata["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(classes), "channel_def": classes}
+    return metadata
+
+
+def _terms(known: str, recorded: str | None) -> str:
+    """What binds the weights: all that their record says, and what is known of the data that the record leaves open."""
+    if not recorded or known.startswith(UNSTATED):
+        return recorded or known
+    data, *weights = split_terms(recorded)
+    return join_terms(known, *([] if data.startswith(UNSTATED) else [data]), *weights)
+
+
+def _pins() -> dict[str, str]:
+    """Exact versions from requirements.txt, by package."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.partition("#")[0].strip().partition("==") for line in lines)
+    return {package: version for package, _, version in pairs if version}

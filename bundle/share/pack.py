@@ -1,0 +1,273 @@
+"""``python -m bundle pack``: the bundle of one data set and its weights, whole, as the model zoo shares it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from bundle.share.card import Evaluation, front_matter, model_card, read_evaluation
+from bundle.share.description import describe
+from bundle.workflows import ROOT
+from scripts.data.checks import check_class_values
+from scripts.data.layouts.datalist import read_class_values, read_datalist
+from scripts.data.readers import is_photograph
+from scripts.handlers.weights import load_network_weights
+from scripts.networks import UNet
+from scripts.utils.files import write_text
+from scripts.utils.licences import write_terms
+from scripts.utils.provenance import file_digest, read_record
+
+__all__ = ["archive_name", "main", "write_archive"]
+
+CONFIGS = ("train.json", "inference.json", "evaluate.json", "multi_gpu_train.json", "cpu.json", "logging.conf")
+FOLDERS = ("methods", "ablations")
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the archive's time of every file: the earliest that a ZIP can hold
+
+
+def main(
+    dataset: str,
+    weights: str,
+    output: str,
+    evaluation: str | Sequence[str] = (),
+    version: str | None = None,
+    changes: str | None = None,
+    weights_url: str | None = None,
+    data_source: str | None = None,
+    data_license: str | None = None,
+) -> None:
+    """Pack a bundle that needs nothing of this repository.
+
+    Writes ``semsim_<dataset>_segmentation/`` into the output folder, beside it the same as
+    ``semsim_<dataset>_segmentation_v<version>.zip``, and that file's SHA-256. The same input gives the same bytes.
+
+    Args:
+        dataset: ``acdc``, ``promise12``, ``isic``, or a datalist JSON, whose ``labels`` name the classes and whose
+            ``label_values`` are what label files store for each.
+        weights: the network's weights, with the record of their training beside them.
+        output: folder for the results, created if need be. An earlier bundle of the same name is replaced.
+        evaluation: folder or folders that ``evaluate.json`` wrote for these weights.
+        version: version of the bundle; default: the one in ``configs/metadata.json``.
+        changes: what is new in that version; needed where the changelog does not have it.
+        weights_url: where the weights can be downloaded, for ``large_files.yml``.
+        data_source: what the images of a datalist are.
+        data_license: licence of the images of a datalist; default: the bundle says that it is not stated.
+
+    Raises:
+        ValueError: if data set, weights and evaluations do not belong together, or an option does not fit them.
+        FileNotFoundError: if a file is missing.
+        FileExistsError: if the bundle's folder is there and holds something else.
+    """
+    evaluations = [read_evaluation(folder) for folder in ([evaluation] if isinstance(evaluation, str) else evaluation)]
+    name, overlay, own = _dataset(dataset, Path(weights))
+    record = _record(Path(weights), overlay, evaluations)
+    if stated := {k: v for k, v in (("data_source", data_source), ("data_license", data_license)) if v}:
+        if not dataset.lower().endswith(".json") or record.get("synthetic"):
+            raise ValueError(f"{', '.join(stated)}: can be stated for a datalist of real images only.")
+        own |= stated
+    metadata = describe(own, overlay, record, evaluations, version, changes)
+    folder = Path(output).resolve() / f"semsim_{name}_segmentation"
+    if folder.exists() and not (folder / "configs" / "metadata.json").is_file():
+        raise FileExistsError(f"'{folder}' is there and is no bundle: remove it, or choose another --output.")
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    archive = folder.parent / archive_name(folder.name, metadata["version"])
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        bundle = staging / folder.name
+        _write_configs(bundle / "configs", overlay, record, metadata)
+        _write_models(bundle / "models", Path(weights), record, metadata)
+        write_text(bundle / "large_files.yml", _large_files(weights_url, record))
+        _write_code(bundle)
+        _write_pages(bundle, metadata, overlay, record, evaluations)
+        write_archive(bundle, staging / archive.name)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(bundle, folder)
+        os.replace(staging / archive.name, archive)
+        write_text(archive.with_name(f"{archive.name}.sha256"), f"{file_digest(archive)}  {archive.name}\n")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    print(f"{folder}\n{archive}, {archive.stat().st_size / 2**20:.1f} MiB, SHA-256 {file_digest(archive)}")
+
+
+def archive_name(bundle: str, version: str) -> str:
+    """Name of a bundle's archive, as the model zoo has it."""
+    return f"{bundle}_v{version}.zip"
+
+
+def write_archive(folder: Path, target: Path) -> None:
+    """Archive a folder, the same bytes for the same files, whenever and wherever they were written."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            entry = zipfile.ZipInfo(f"{folder.name}/{path.relative_to(folder).as_posix()}", EPOCH)
+            entry.create_system = 3  # Unix, whatever packs
+            entry.external_attr = 0o100644 << 16
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, path.read_bytes())
+
+
+def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Short name, config overlay and metadata of a data set."""
+    known = sorted(path.stem for path in (ROOT / "configs" / "datasets").glob("*.json") if path.stem != "custom")
+    is_datalist = dataset.lower().endswith(".json")
+    if not is_datalist and dataset not in known:
+        raise ValueError(f"dataset: expected one of {', '.join(known)} or a datalist JSON, found '{dataset}'.")
+    source = "custom" if is_datalist else dataset
+    overlay = _read_json(ROOT / "configs" / "datasets" / f"{source}.json")
+    own_file = ROOT / "bundle" / "share" / "metadata" / f"{source}.json"
+    own = _read_json(own_file) if own_file.is_file() else {}
+    if not is_datalist:
+        return dataset, overlay, own
+
+    images = [record["image"] for records in read_datalist(dataset).values() for record in records]
+    if not images:
+        raise ValueError(f"{dataset}: the datalist names no image.")
+    names, values = read_class_values(dataset)
+    photographs = all(map(is_photograph, images))
+    channels, classes = _shape(weights)
+    check_class_values(classes, values)
+    overlay |= {
+        "photographs": photographs,
+        "output_ext": ".png" if photographs else overlay["output_ext"],
+        "in_channels": channels,
+        "num_classes": classes,
+        "class_names": {str(c): names.get(str(c), f"class {c}") for c in range(1, classes)},
+        "label_values": values,
+    }
+    name = re.sub(r"[^a-z0-9]+", "_", Path(dataset).stem.lower()).strip("_")
+    return name, overlay, own
+
+
+def _shape(weights: Path) -> tuple[int, int]:
+    """Channels and classes of a network, from the first and the last of its tensors."""
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    tensors = list(state.values())
+    return int(tensors[0].shape[1]), int(tensors[-1].shape[0])
+
+
+def _record(weights: Path, overlay: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """The weights' record, once it is sure that it, the weights, the data set and the evaluations belong together."""
+    load_network_weights(UNet(overlay["in_channels"], overlay["num_classes"]), weights)
+    record = read_record(weights)
+    if record is None:
+        raise FileNotFoundError(
+            f"'{weights.with_suffix('.json')}' is not there or is of other weights: training writes this record of "
+            "where weights come from beside them, and without it they are not shared."
+        )
+    if missing := sorted({"data", "method", "image_size", "iteration", "seed", "labeled_cases"} - record.keys()):
+        raise ValueError(f"'{weights.with_suffix('.json')}' lacks {', '.join(missing)}.")
+    if record["data"] != overlay["layout"]:
+        raise ValueError(
+            f"'{weights}' was trained on data of layout '{record['data']}', expected '{overlay['layout']}'."
+        )
+    for item in evaluations:
+        if item.weights_sha256 != record["sha256"]:
+            raise ValueError(f"'{item.folder}' is the evaluation of other weights than '{weights}'.")
+        expected = [*overlay["class_names"].values(), "mean"]
+        if (found := [row["class"] for row in item.rows]) != expected:
+            raise ValueError(f"'{item.folder}/summary.csv' has the classes {found}, expected {expected}.")
+    return record
+
+
+def _write_configs(folder: Path, overlay: Mapping[str, Any], record: Mapping[str, Any], metadata: dict) -> None:
+    """The configs, with the data set's overlay merged in: train.json and inference.json stand alone."""
+    folder.mkdir(parents=True)
+    for name in CONFIGS:
+        shutil.copyfile(ROOT / "configs" / name, folder / name)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / "configs" / name, folder / name)
+    train, inference, cpu = (_read_json(folder / name) for name in ("train.json", "inference.json", "cpu.json"))
+    train |= overlay
+    inference |= {key: value for key, value in overlay.items() if key in inference}
+    # A network works at the size that it was trained at: all three workflows take it.
+    train["image_size"] = cpu["image_size"] = inference["image_size"]["default"] = record["image_size"]
+    for name, config in (("train.json", train), ("inference.json", inference), ("cpu.json", cpu)):
+        _write_json(folder / name, config)
+    _write_json(folder / "metadata.json", metadata)
+
+
+def _write_models(folder: Path, weights: Path, record: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Weights, their record and their terms."""
+    folder.mkdir()
+    shutil.copyfile(weights, folder / "model.pt")
+    _write_json(folder / "model.json", {**record, "license": metadata["data_license"]})
+    write_terms(folder, metadata["data_source"], metadata["data_license"])
+
+
+def _write_code(bundle: Path) -> None:
+    """The code that the configs name, and its licence."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+    shutil.copytree(ROOT / "scripts", bundle / "scripts", ignore=ignored)
+    shutil.copyfile(ROOT / "LICENSE", bundle / "LICENSE")
+
+
+def _write_pages(
+    bundle: Path,
+    metadata: Mapping[str, Any],
+    overlay: Mapping[str, Any],
+    record: Mapping[str, Any],
+    evaluations: Sequence[Evaluation],
+) -> None:
+    """The card, alone and behind the front matter that Hugging Face reads, and the documents that it names."""
+    card = model_card(bundle.name, metadata, overlay, record, evaluations, _method_overlay(record))
+    (bundle / "docs").mkdir()
+    for page in _pages(card):
+        source, target = (folder / "docs" / page for folder in (ROOT, bundle))
+        if page.endswith(".md"):  # the repository's card has sections that this one lacks: their names stay, as text
+            text = source.read_text(encoding="utf-8")
+            write_text(target, re.sub(r"\[([^\]]+)\]\(README\.md#[^)]+\)", r"\1", text))
+        else:
+            shutil.copyfile(source, target)
+    write_text(bundle / "docs" / "README.md", card)
+    write_text(bundle / "README.md", front_matter(metadata["data_license"]) + card)
+
+
+def _pages(card: str) -> list[str]:
+    """The documents that a card names, and those that they link to."""
+    found = list(dict.fromkeys(re.findall(r"`docs/([\w.-]+)`", card)))
+    for page in found:  # it grows meanwhile
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8") if page.endswith(".md") else ""
+        links = dict.fromkeys(re.findall(r"\]\(([\w.-]+\.(?:md|txt|png))[)#]", text))
+        found += [link for link in links if link not in (*found, "README.md")]
+    return found
+
+
+def _large_files(url: str | None, record: Mapping[str, Any]) -> str:
+    """What the model zoo downloads instead of storing it; it stores files of up to 25 MB itself."""
+    if url is None:
+        return "# All files lie in the bundle itself.\nlarge_files: []\n"
+    values = {"path": "models/model.pt", "url": url, "hash_val": record["sha256"], "hash_type": "sha256"}
+    lines = [f'{key}: "{value}"' for key, value in values.items()]
+    return "large_files:\n  - " + "\n    ".join(lines) + "\n"
+
+
+def _method_overlay(record: Mapping[str, Any]) -> str | None:
+    """The overlay that trains the record's method: its class, and for SemSim its fusion module."""
+    for path in sorted((ROOT / "configs" / "methods").glob("*.json")):
+        method = ConfigParser.load_config_files([str(ROOT / "configs" / "train.json"), str(path)])["method"]
+        names = [part["_target_"].rpartition(".")[2] for part in (method, method.get("fusion")) if part]
+        if names == [record[key] for key in ("method", "fusion") if key in record]:
+            return path.name
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, found {error}.") from None
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=4, ensure_ascii=False) + "\n")

@@ -1,0 +1,195 @@
+"""``python -m bundle verify``: what the model zoo checks of a bundle before it takes it, and what we check besides."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from bundle.share import checks
+from scripts.data.images import find_images
+from scripts.phantoms import make_phantom_cohort
+from scripts.phantoms.cohort import KINDS
+
+__all__ = ["Result", "main", "make_cohort", "run_worker", "verify"]
+
+COHORT = "Training config says what kind of data it takes"
+WORKER = Path(__file__).with_name("verify_worker.py")
+
+
+class Result(NamedTuple):
+    """Outcome of one check: its name, and what is wrong, empty if nothing is."""
+
+    check: str
+    fault: str
+
+
+def main(bundle: str, schema: str | None = None) -> None:
+    """Check a bundle and end with exit code 1 if anything is wrong.
+
+    Args:
+        bundle: a bundle's folder, or the archive that ``pack`` wrote, with its SHA-256 beside it.
+        schema: local copy of the schema that the metadata names; default: it is downloaded.
+    """
+    results = verify(Path(bundle), Path(schema) if schema else None)
+    width = max(len(result.check) for result in results)
+    for result in results:
+        print(f"{'FAIL' if result.fault else 'pass'}  {result.check:<{width}}  {result.fault}".rstrip())
+    failed = sum(1 for result in results if result.fault)
+    print(f"{len(results) - failed} of {len(results)} checks passed.")
+    sys.exit(1 if failed else 0)
+
+
+def verify(source: Path, schema: Path | None = None) -> list[Result]:
+    """Run all checks on a copy of a bundle in a temporary folder, in processes that do not see this repository.
+
+    Args:
+        source: see :func:`main`.
+        schema: see :func:`main`.
+
+    Returns:
+        one result per check; only those of the archive if it is not safe to unpack.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or archive.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"'{source}' does not exist: expected a bundle's folder or its archive.")
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if source.is_dir():
+            copy = Path(folder) / source.resolve().name
+            shutil.copytree(source, copy, symlinks=True)
+        else:
+            results += [_result(check, source) for check in checks.ARCHIVE_CHECKS]
+            if any(result.fault for result in results):
+                return results
+            with zipfile.ZipFile(source) as archive:
+                archive.extractall(folder)
+                copy = Path(folder) / archive.namelist()[0].partition("/")[0]
+        results += [_result(check, copy) for check in checks.FILE_CHECKS]
+        cohort = Path(folder) / "cohort"
+        results.append(_result(lambda bundle: make_cohort(cohort, _training_config(bundle)), copy, COHORT))
+        if not results[-1].fault:
+            results += run_worker(copy, cohort, schema)
+            results += _run_commands(copy, cohort, _training_config(copy)["output_ext"])
+    return results
+
+
+def _training_config(bundle: Path) -> dict[str, Any]:
+    """The config that says of what kind a bundle's data is."""
+    name = "configs/train.json"
+    try:
+        config = json.loads((bundle / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name}: expected JSON, found {error}") from None
+    kind = ("layout", "in_channels", "num_classes", "photographs", "output_ext")
+    if missing := [key for key in kind if key not in config]:
+        raise ValueError(f"{name} lacks {', '.join(missing)}")
+    return dict(config)
+
+
+def _result(check: Callable[[Path], None], path: Path, name: str = "") -> Result:
+    """Outcome of a check that raises where something is wrong; the first line of its docstring names it by default."""
+    name = name or (check.__doc__ or "").partition("\n")[0].rstrip(".")
+    try:
+        check(path)
+    except Exception as error:  # a check that cannot be made is a check that fails
+        return Result(name, " ".join(f"{error}".split()) or type(error).__name__)
+    return Result(name, "")
+
+
+def _run(arguments: Sequence[str], bundle: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python in the bundle's folder, with nothing of this repository on its path."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=bundle, env=environment, capture_output=True, text=True, check=False)
+
+
+def run_worker(bundle: Path, cohort: Path, schema: Path | None) -> list[Result]:
+    """The checks that go through MONAI's own functions, all in one process."""
+    data = json.dumps({"train": _training_data(cohort), "infer": {"dataset_dir": str(cohort)}})
+    source = WORKER.read_text(encoding="utf-8")
+    done = _run(["-c", source, str(bundle), str(schema.resolve()) if schema else "", data], bundle)
+    lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    results = [Result(*json.loads(line)) for line in lines]
+    if done.returncode:
+        results.append(Result("Checks through MONAI run to their end", _last_line(done)))
+    return results
+
+
+def _run_commands(bundle: Path, cohort: Path, suffix: str) -> list[Result]:
+    """Train two iterations, evaluate and infer by the commands that a user types."""
+    folder = cohort.parent
+    image = Path(find_images(cohort)[0]["image"])
+    steps = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2, "batch_size": 2}
+    given = _training_data(cohort)
+    labels = f"{image.name.partition('.')[0]}_seg{suffix}"
+    commands: list[tuple[str, str, dict[str, Any], str]] = [
+        ("Command trains", "configs/train.json", {**given, **steps}, "model.pt"),
+        ("Command evaluates", "['configs/train.json','configs/evaluate.json']", given, "summary.csv"),
+        ("Command infers", "configs/inference.json", {"dataset_dir": image}, labels),
+    ]
+    results = []
+    for name, configs, options, expected in commands:
+        output = folder / name.replace(" ", "_")
+        words = [f"--{key}={value}" for key, value in {**options, "output_dir": output}.items()]
+        done = _run(["-m", "monai.bundle", "run", "--config_file", configs, *words], bundle)
+        fault = _last_line(done) if done.returncode else ""
+        if not fault and not (output / expected).is_file():
+            fault = f"no {expected} was written"
+        results.append(Result(name, fault))
+    return results
+
+
+def _training_data(cohort: Path) -> dict[str, Any]:
+    """The config values that name a cohort."""
+    splits = cohort / "splits.json"
+    data = {"dataset_dir": str(cohort), "cache_dir": str(cohort.parent / "cache"), "labeled": 2}
+    return {**data, "splits": str(splits)} if splits.is_file() else data
+
+
+def make_cohort(root: Path, config: Mapping[str, Any]) -> None:
+    """Write a tiny synthetic cohort of the kind that a bundle's ``train.json`` reads.
+
+    Args:
+        root: folder of the cohort.
+        config: its top-level ids, among them ``layout``; for a layout without a phantom also ``in_channels``,
+            ``num_classes`` and ``photographs``.
+    """
+    if (kind := config["layout"]) in KINDS:
+        ranges = {"size": (48, 64), "spacing": (3.0, 3.6), "slices": (3, 4)}
+        small: dict[str, Any] = {name: value for name, value in ranges.items() if name in KINDS[kind].ranges}
+        make_phantom_cohort(root, patients=(4, 1, 1), kind=kind, **small)
+        return
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    classes, channels = config["num_classes"], config["in_channels"]
+    for case in range(6):
+        label = np.kron(rng.integers(0, classes, (8, 8)), np.ones((6, 6), int)).astype(np.uint8)
+        image = (200 * (label / classes + 0.1 * rng.random(label.shape))).astype(np.uint8)
+        for name, array in ((f"case{case}", image), (f"case{case}_gt", label)):
+            if config["photographs"]:
+                colour = channels > 1 and array is image
+                Image.fromarray(np.stack([array] * channels, -1) if colour else array).save(root / f"{name}.png")
+            else:
+                volume = nib.Nifti1Image(np.stack([array] * 3, -1), np.diag([1.0, 1.0, 4.0, 1.0]))
+                nib.save(volume, root / f"{name}.nii.gz")
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    """What a failed process said last."""
+    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"exit code {done.returncode}"

@@ -1,0 +1,131 @@
+"""Which images a workflow works on: those to segment, and the labelled ones to score."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from scripts.data.layouts.custom import IMAGE_SUFFIXES, custom_cases, image_files, name_of
+from scripts.data.layouts.datalist import read_datalist
+from scripts.data.records import dataset_records
+
+__all__ = [
+    "evaluation_records",
+    "find_images",
+    "find_labelled",
+    "source_root",
+]
+
+
+def find_images(source: str | Path) -> list[dict[str, str]]:
+    """List the images to segment.
+
+    Args:
+        source: an image file (NIfTI, MetaImage, PNG or JPEG); a folder, whose images are those of
+            :func:`scripts.data.layouts.custom.image_files`: no labels, nor what inference writes; or a datalist JSON,
+            see :func:`scripts.data.layouts.datalist.read_datalist`, of which ``test`` and ``testing`` are taken, else
+            ``validation``, else ``training``.
+
+    Returns:
+        Records ``{"image": absolute path}``; a folder's in sorted order, a datalist's in its own.
+
+    Raises:
+        FileNotFoundError: if the source does not exist, or a folder has no image.
+        ValueError: if the file is of another type, the datalist names no image or one that does not exist, or two
+            images of one folder differ only in their suffix: their results would have the same name.
+    """
+    path = Path(os.path.abspath(source))
+    if path.is_dir():
+        images = image_files(path)
+        if not images:
+            raise FileNotFoundError(f"No image ({', '.join(IMAGE_SUFFIXES)}) in folder '{path}' or below.")
+    elif not path.exists():
+        raise FileNotFoundError(
+            f"dataset_dir '{path}' does not exist: expected an image, a folder of images or a datalist JSON."
+        )
+    elif path.suffix.lower() == ".json":
+        images = _images_of_datalist(path)
+    elif name_of(path):
+        images = [path]
+    else:
+        raise ValueError(f"'{path}' is no image ({', '.join(IMAGE_SUFFIXES)}), folder or datalist JSON.")
+    names: dict[str | None, Path] = {}
+    for image in images:
+        other = names.setdefault(name_of(image), image)
+        if other != image:
+            raise ValueError(f"'{other}' and '{image}' differ only in their suffix: their results would collide.")
+    return [{"image": str(image)} for image in images]
+
+
+def find_labelled(source: str | Path) -> list[dict[str, str]]:
+    """List the images that have a label.
+
+    Args:
+        source: a folder, see :func:`scripts.data.layouts.custom.custom_cases`, or a datalist, all parts of which count.
+
+    Returns:
+        Records ``{"image": path, "label": path, "case": name}``; images without a label are left out.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file, or no image has a label.
+        ValueError: as the folder or the datalist demands.
+    """
+    path = Path(os.path.abspath(source))
+    if path.suffix.lower() == ".json":
+        lists = read_datalist(path).values()
+    elif path.is_dir():
+        lists = custom_cases(path).values()
+    else:
+        raise FileNotFoundError(f"dataset_dir '{path}' is neither a folder of images nor a datalist JSON.")
+    records = [record for of_list in lists for record in of_list if "label" in record]
+    if not records:
+        raise FileNotFoundError(f"No image in '{path}' has a label, such as NAME_gt or NAME_segmentation beside NAME.")
+    return records
+
+
+def evaluation_records(
+    layout: str, dataset_dir: str | Path, part: str, splits: str | Path | None = None
+) -> list[dict[str, str]]:
+    """List the labelled cases to score.
+
+    Args:
+        layout: of the data set, see :func:`scripts.data.dataset_records`; of no account where ``part`` is ``all``.
+        dataset_dir: folder of the data set, or its datalist.
+        part: a part of the split (``val``, ``test``, ``train``), or ``all``: every labelled image, see
+            :func:`find_labelled`.
+        splits: JSON file of the split; not read where ``part`` is ``all``.
+
+    Returns:
+        Records with ``image`` and ``label``.
+
+    Raises:
+        FileNotFoundError: if a folder or file is missing.
+        ValueError: if the split has no such part or the part is empty.
+    """
+    records = find_labelled(dataset_dir) if part == "all" else dataset_records(layout, dataset_dir, part, splits)
+    if not records:
+        raise ValueError(f"Part '{part}' of {splits} is empty: nothing to evaluate.")
+    return records
+
+
+def source_root(source: str | Path) -> str:
+    """Folder below which all images of a source lie; results repeat the folders between it and an image.
+
+    Args:
+        source: see :func:`find_images`; may be missing, so that a configuration can be read without data.
+
+    Returns:
+        The source itself if it is a folder or missing, else the innermost folder that holds all its images.
+    """
+    path = os.path.abspath(source)
+    if not os.path.isfile(path):
+        return path
+    return os.path.commonpath([os.path.dirname(record["image"]) for record in find_images(path)])
+
+
+def _images_of_datalist(path: Path) -> list[Path]:
+    """Images of the first part that a datalist has some of, whether their labels are there or not."""
+    for part in ("test", "val", "train"):
+        if records := read_datalist(path, only=part, labels=False).get(part):
+            return [Path(record["image"]) for record in records]
+    raise ValueError(f"{path}: the datalist names no image.")

@@ -1,0 +1,176 @@
+"""Writing label maps and probability maps: NIfTI, MetaImage or PNG by the suffix, whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from monai.config import KeysCollection
+from monai.data import NibabelWriter
+from monai.transforms import SaveImaged
+from monai.utils import convert_to_numpy
+from PIL import Image
+
+from scripts.data.readers import LPS_TO_RAS
+from scripts.utils.errors import one_line
+
+__all__ = ["OUTPUT_SUFFIXES", "SaveVolumed", "VolumeWriter"]
+
+logger = logging.getLogger(__name__)
+
+OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".png")
+
+
+class VolumeWriter(NibabelWriter):
+    """Writer for ``SaveImaged``: the file's suffix sets the format, its grid is exactly the image's.
+
+    A file, with ``.mhd`` the header and the voxels that it names, is there whole or not at all. A volume of a single
+    slice stays a volume, from which MONAI drops trailing axes of length one.
+
+    Args:
+        output_dtype: type of the voxels; ignored where ``label_values`` are given.
+        label_values: what to write for each class, in the order of the classes; None: the classes' numbers.
+        failures: takes in one line what a file could not be written for, as ``SaveImaged`` buries it in a traceback.
+        **kwargs: further attributes, as :class:`monai.data.ImageWriter` takes them.
+    """
+
+    def __init__(
+        self,
+        output_dtype: Any = np.float32,
+        label_values: Sequence[float] | None = None,
+        failures: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(output_dtype=output_dtype, **kwargs)
+        self.failures = [] if failures is None else failures
+        self.values = None if label_values is None else np.asarray(label_values)
+        if self.values is not None:
+            whole = np.array_equal(self.values, np.round(self.values)) and self.values.min() >= 0
+            self.output_dtype = np.min_scalar_type(int(self.values.max())) if whole else np.float32
+
+    def set_data_array(
+        self, data_array: Any, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
+    ) -> None:
+        """Take the array, channels last; see :meth:`monai.data.NibabelWriter.set_data_array`."""
+        super().set_data_array(data_array, channel_dim=channel_dim, squeeze_end_dims=False, **kwargs)
+        if squeeze_end_dims and self.data_obj.shape[-1] == 1:
+            self.data_obj = self.data_obj[..., 0]
+        if self.values is not None:
+            self.data_obj = self.values[convert_to_numpy(self.data_obj).astype(np.intp)]
+
+    def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
+        """Take the affine, free of what inverting the preprocessing rounded; see :meth:`NibabelWriter.set_metadata`."""
+        super().set_metadata(meta_dict, resample=resample, **options)
+        original = convert_to_numpy((meta_dict or {}).get("original_affine", self.affine))
+        if np.allclose(convert_to_numpy(self.affine), original):
+            self.affine = original
+
+    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
+        """Write to a hidden folder beside the file, then rename; see :meth:`monai.data.NibabelWriter.write`.
+
+        Raises:
+            ValueError: where the file cannot be written, as on a full disk, or does not hold what there is: a PNG more
+                than one slice or channel, or values beyond 8 bits.
+        """
+        target = Path(filename)
+        try:
+            self._write(target, **obj_kwargs)
+        except (OSError, RuntimeError, ValueError) as error:
+            self.failures.append(f"{target} cannot be written: {one_line(error)}")
+            raise ValueError(self.failures[-1]) from None
+        if verbose:
+            logger.info("Wrote %s", target)
+
+    def _write(self, target: Path, **obj_kwargs: Any) -> None:
+        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+            temporary = Path(folder, target.name)
+            if target.name.lower().endswith((".nii", ".nii.gz")):
+                super().write(temporary, verbose=False, **obj_kwargs)
+            elif target.suffix.lower() == ".png":
+                # by Python's own stream: ITK says nothing where the disk is full
+                with open(temporary, "wb") as stream:
+                    Image.fromarray(self._pixels()).save(stream, format="PNG")
+            else:
+                # compressed headers with voxels beside them are what few programs read
+                sitk.WriteImage(self._image(), str(temporary), target.suffix.lower() != ".mhd")
+                try:
+                    sitk.ReadImage(str(temporary))  # ITK says nothing of small compressed ones
+                except RuntimeError:
+                    raise OSError("what was written cannot be read again, as when the disk is full.") from None
+            # The header comes last: when it is there, the voxels that it names are.
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
+                os.replace(file, target.parent / file.name)
+
+    def _pixels(self) -> np.ndarray:
+        """The array ``[x, y, 1]`` as rows of pixels."""
+        array = convert_to_numpy(self.data_obj).astype(self.output_dtype)
+        if array.ndim != 3 or array.shape[2] != 1 or array.dtype != np.uint8:
+            raise ValueError(f"a PNG holds one slice of 8 bits, found {array.dtype} {array.shape}.")
+        return np.ascontiguousarray(array[..., 0].T)
+
+    def _image(self) -> sitk.Image:
+        """The array ``[x, y, z]`` or ``[x, y, z, channel]`` as an image."""
+        array = convert_to_numpy(self.data_obj).astype(self.output_dtype)
+        image = sitk.GetImageFromArray(array.transpose(2, 1, 0, *range(3, array.ndim)), isVector=array.ndim == 4)
+        affine = LPS_TO_RAS @ convert_to_numpy(self.affine).astype(np.float64)  # its own inverse: RAS -> LPS
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        image.SetSpacing(spacing.tolist())
+        image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+        image.SetOrigin(affine[:3, 3].tolist())
+        return image
+
+
+class SaveVolumed(SaveImaged):
+    """``SaveImaged`` by :class:`VolumeWriter`, into a folder structure like the images'.
+
+    Args:
+        keys: keys of channel-first label maps or probability maps.
+        output_ext: one of :data:`OUTPUT_SUFFIXES`. PNG holds label maps of single slices, such as photographs.
+        label_values: see :class:`VolumeWriter`; for label maps only.
+        **options: of ``SaveImaged``.
+
+    Raises:
+        ValueError: for another suffix, or where the maps would lie among the images: a map called ``NAME_seg`` could
+            replace a label there, and the next training would take it for one.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_ext: str = ".nii.gz",
+        label_values: Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:
+        if output_ext not in OUTPUT_SUFFIXES:
+            raise ValueError(f"output_ext: expected one of {', '.join(OUTPUT_SUFFIXES)}, found '{output_ext}'.")
+        root = options.get("data_root_dir")
+        if root and os.path.realpath(options.get("output_dir", ".")) == os.path.realpath(root):
+            raise ValueError(f"output_dir '{root}' is the folder of the images: choose another, or one below it.")
+        self.failures: list[str] = []
+        writer: Any = partial(VolumeWriter, label_values=label_values, failures=self.failures)
+        super().__init__(keys, output_ext=output_ext, separate_folder=False, writer=writer, **options)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write every map of the dictionary.
+
+        Raises:
+            ValueError: for a volume of several slices as PNG, or a file that cannot be written.
+        """
+        for key in self.key_iterator(dict(data)):
+            shape = tuple(data[key].shape)
+            if self.saver.output_ext == ".png" and np.prod(shape[3:]) != 1:
+                file = getattr(data[key], "meta", {}).get("filename_or_obj", "volume")
+                raise ValueError(f"{file}: PNG holds no volume of {shape[3]} slices: choose another output_ext.")
+        try:
+            return super().__call__(data)
+        except RuntimeError:
+            if self.failures:
+                raise ValueError(self.failures.pop()) from None
+            raise

@@ -1,0 +1,282 @@
+"""Checkpoints of a run: written after every epoch, resumed from, and guarded against another run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from ignite.engine import Events
+from ignite.handlers import DiskSaver
+from monai.engines import Evaluator
+from torch import Tensor, nn
+
+from scripts.data import SemiSupervisedLoader
+from scripts.engine import NOT_FINITE, SemiSupervisedTrainer, flag
+from scripts.methods import Objective
+from scripts.utils.errors import one_line
+from scripts.utils.files import replacing
+from scripts.utils.provenance import code_version, file_digest, is_synthetic, write_record
+
+__all__ = ["RunCheckpoint", "data_protocol", "guard_output", "run_settings"]
+
+
+class RunCheckpoint:
+    """Writes a run's checkpoints and resumes from them. Attach it after the validation handler.
+
+    - ``checkpoint.pt``, after every epoch: all that is needed to resume.
+    - ``model.pt``: the network's weights alone, best by validation (the last ones if there is no validation). A run
+      that resumes from another folder takes over the one that lies there.
+    - ``model_last.pt``: the network's weights after the last epoch.
+    - ``model.json`` and ``model_last.json``: where these weights come from, see :mod:`scripts.utils.provenance`.
+
+    Each file is written to a temporary name and renamed, by the first process only.
+
+    Args:
+        output_dir: folder of the run, created if need be.
+        network: the deployed network.
+        resume: ``False``: start anew. ``True``: go on from ``checkpoint.pt`` where there is one. A path: go on from
+            that file.
+        evaluator: the validation engine, whose best metric decides on ``model.pt``.
+        data: what the records of the weights say of the data, see :func:`scripts.utils.provenance.describe_data`.
+
+    Raises:
+        ValueError: on start, if the file cannot be read, belongs to another protocol, objective or network, or has
+            more epochs than are asked for.
+        FloatingPointError: after an epoch, before anything of it is saved, if the weights are not finite.
+    """
+
+    name = "checkpoint.pt"
+
+    def __init__(
+        self,
+        output_dir: str,
+        network: nn.Module,
+        resume: bool | str = False,
+        evaluator: Evaluator | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.resume = flag(resume)
+        self.evaluator = evaluator
+        self.data = dict(data or {})
+
+    def attach(self, engine: SemiSupervisedTrainer) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._note_current)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: SemiSupervisedTrainer) -> None:
+        # A commit that is made while the training runs is not the code that trains.
+        precision = str(engine.dtype or torch.float32).removeprefix("torch.")
+        self.current = {"code": code_version(), "precision": precision}
+        self.trained_by: dict[str, list[str]] = {}
+        self.save = DiskSaver(str(self.output_dir), create_dir=True, require_empty=False)
+        path = self.output_dir / self.name if isinstance(self.resume, bool) else Path(self.resume)
+        if not self.resume:
+            return
+        if self.resume is True and not path.is_file():
+            engine.logger.info(f"No {path} yet: starting anew.")
+            return
+        self._load(engine, path)
+        engine.logger.info(f"Resumed from {path} after epoch {engine.state.epoch}.")
+
+    def _note_current(self) -> None:
+        """A run that resumes may have seen several versions and precisions; one that is complete sees no more."""
+        for name, value in self.current.items():
+            self.trained_by[name] = list(dict.fromkeys([*self.trained_by.get(name, []), value]))
+
+    def _load(self, engine: SemiSupervisedTrainer, path: Path) -> None:
+        try:
+            content = torch.load(path, map_location=engine.state.device, weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path}: cannot be read as a checkpoint: {one_line(error)}") from None
+        parts = self._parts(engine)
+        expected = {*parts, "state"}
+        if not isinstance(content, dict) or set(content) != expected:
+            found = sorted(content)[:6] if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"{path}: expected a checkpoint with {sorted(expected)}, found {found}.")
+        state = content["state"]
+        for name, value in _protocol(engine).items():
+            if state.get(name, value) != value:  # an option that came later is not in the file
+                raise ValueError(f"{path}: expected a run with {name} {value}, found {state[name]}.")
+        if state["epoch"] > engine.state.max_epochs:
+            raise ValueError(f"{path}: holds {state['epoch']} epochs, more than max_epochs {engine.state.max_epochs}.")
+        if state["max_epochs"] != engine.state.max_epochs:
+            engine.logger.warning(
+                f"{path}: begun for {state['max_epochs']} epochs: learning rate and ramps now follow "
+                f"{engine.state.max_epochs}, which no uninterrupted run did."
+            )
+        try:
+            for name, part in parts.items():
+                if part is not engine.grad_scaler or content[name]:  # nothing is known of it where none was needed
+                    part.load_state_dict(content[name])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"{path}: does not fit the configured method and network: {one_line(error)}") from None
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        self.trained_by = state.get("trained_by", {name: ["unknown"] for name in self.current})
+        if self.evaluator is not None and self._bring_best(engine, path, state["best_metric_epoch"]):
+            self.evaluator.state.best_metric = state["best_metric"]
+            self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+
+    def _bring_best(self, engine: SemiSupervisedTrainer, path: Path, epoch: int) -> bool:
+        """Whether the best network so far is, or now comes, into this run's folder, if its checkpoint lay elsewhere."""
+        best, there = self.output_dir / "model.pt", path.with_name("model.pt")
+        if epoch < 0 or best.is_file():
+            return True
+        if not there.is_file():
+            engine.logger.warning(f"{there}: the best network so far is missing; the best from here on will be kept.")
+            return False
+        if engine.state.rank == 0:
+            for file in (there.with_suffix(".json"), there):
+                if file.is_file():
+                    with replacing(self.output_dir / file.name) as temporary:
+                        shutil.copyfile(file, temporary)
+        return True
+
+    def _epoch(self, engine: SemiSupervisedTrainer) -> None:
+        weights = engine.objective.state_dict()
+        if lost := [
+            name for name, value in weights.items() if isinstance(value, Tensor) and not value.isfinite().all()
+        ]:
+            raise FloatingPointError(f"After epoch {engine.state.epoch} {lost[0]} is not finite. {NOT_FINITE}")
+        state = {
+            **_protocol(engine),
+            "trained_by": self.trained_by,
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "max_epochs": engine.state.max_epochs,
+            "best_metric": float(self.evaluator.state.best_metric) if self.evaluator else -1.0,
+            "best_metric_epoch": self._best_epoch(),
+        }
+        if self._best_epoch() == engine.state.epoch:
+            self._save_network(engine, "model.pt", {"validation_dice": state["best_metric"]})
+        content = {name: part.state_dict() for name, part in self._parts(engine).items()}
+        self.save({**content, "state": state}, self.name)
+
+    def _finish(self, engine: SemiSupervisedTrainer) -> None:
+        if self._best_epoch() < 0:
+            self._save_network(engine, "model.pt", {})
+        self._save_network(engine, "model_last.pt", {})  # the last of all: where it is, the run is complete
+
+    def _save_network(self, engine: SemiSupervisedTrainer, name: str, result: dict[str, Any]) -> None:
+        self.save(self.network.state_dict(), name)
+        if engine.state.rank == 0:
+            trained_by = {key: ", then ".join(values) for key, values in self.trained_by.items()}
+            write_record(self.output_dir / name, {**self.data, **_training(engine), **trained_by, **result})
+
+    def _best_epoch(self) -> int:
+        return int(self.evaluator.state.best_metric_epoch) if self.evaluator else -1
+
+    @staticmethod
+    def _parts(engine: SemiSupervisedTrainer) -> dict[str, Any]:
+        parts = {"method": engine.objective, "optimizer": engine.optimizer, "grad_scaler": engine.grad_scaler}
+        return parts if engine.lr_scheduler is None else {**parts, "lr_scheduler": engine.lr_scheduler}
+
+
+def _protocol(engine: SemiSupervisedTrainer) -> dict[str, Any]:
+    """What a resumed run must share with the run before it."""
+    protocol = {
+        "objective": type(engine.objective).__name__,
+        "epoch_length": engine.state.epoch_length,
+        "seed": engine.seed,
+        "learning rate": engine.optimizer.defaults["lr"],
+        "optimizer": type(engine.optimizer).__name__,
+        **{f"optimizer {name}": value for name, value in _plain(engine.optimizer.defaults).items() if name != "lr"},
+        **run_settings(engine.objective),
+    }
+    loader = engine.data_loader
+    return protocol | data_protocol(loader) if isinstance(loader, SemiSupervisedLoader) else protocol
+
+
+def data_protocol(loader: SemiSupervisedLoader) -> dict[str, Any]:
+    """What whoever goes on with a run, or judges it, must share of its data; as a checkpoint's state has it."""
+    return {
+        "labelled slices": len(loader.dataset.labeled),
+        "unlabelled slices": len(loader.dataset.unlabeled),
+        "batch size": loader.batch_size,
+        "processes": loader.world_size,
+        "image size": loader.dataset.volumes[0].shape[-1],
+    }
+
+
+def run_settings(objective: Objective) -> dict[str, Any]:
+    """The options of an objective and of its parts (views, network, teacher ...) that they keep as attributes."""
+    ids = {"weak": "weak_view", "strong": "strong_view"}
+    parts = {"": objective, **{f"{ids.get(name, name)} ": part for name, part in objective.named_children()}}
+    return {prefix + name: value for prefix, part in parts.items() for name, value in _plain(vars(part)).items()}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is an option among attributes: numbers and words, or some of them, that training does not move."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, (bool, int, float, str, tuple))
+        and not name.startswith("_")
+        and name not in ("training", "iteration", "total_iterations")
+    }
+
+
+def _training(engine: SemiSupervisedTrainer) -> dict[str, Any]:
+    """How the network became what it is at this moment, for the record of its weights."""
+    objective, loader = engine.objective, engine.data_loader
+    record: dict[str, Any] = {"method": type(objective).__name__}
+    if isinstance(fusion := getattr(objective, "fusion", None), nn.Module):
+        record["fusion"] = type(fusion).__name__
+    record |= {
+        "settings": run_settings(objective),
+        "learning_rate": engine.optimizer.defaults["lr"],
+        "seed": engine.seed,
+        "iteration": engine.state.iteration,
+        "iterations": cast(int, engine.state.max_epochs) * cast(int, engine.state.epoch_length),
+    }
+    if isinstance(loader, SemiSupervisedLoader):
+        records = loader.dataset.data
+        labeled = [item.get("case", item["image"]) for item in records if "label" in item]
+        unlabeled = [item.get("case", item["image"]) for item in records if "label" not in item]
+        record |= {
+            "labeled_cases": len(set(labeled)),
+            "labeled_slices": len(loader.dataset.labeled),
+            "unlabeled_cases": len(set(unlabeled)),
+            "unlabeled_slices": len(loader.dataset.unlabeled),
+            "batch_size": loader.batch_size,
+            "processes": loader.world_size,
+            "image_size": loader.dataset.volumes[0].shape[-1],
+            "synthetic": is_synthetic(records[0]["image"]),
+        }
+    return record
+
+
+def guard_output(output_dir: str, resume: bool | str) -> None:
+    """Refuse to overwrite an earlier run, or to resume from nothing, before anything is written.
+
+    Raises:
+        FileNotFoundError: if ``resume`` names a file that is not there.
+        FileExistsError: if ``output_dir`` holds a run's checkpoint, or weights other than those that the run comes
+            with, and ``resume`` is False or names another file.
+    """
+    path, weights = Path(output_dir) / RunCheckpoint.name, Path(output_dir) / "model.pt"
+    resume = flag(resume)
+    if isinstance(resume, str) and not Path(resume).is_file():
+        raise FileNotFoundError(f"resume: expected a checkpoint of a run, found no file at '{resume}'.")
+    elsewhere = isinstance(resume, str) and Path(resume).resolve() != path.resolve()
+    if path.exists() and (not resume or elsewhere):
+        raise FileExistsError(
+            f"{path}: an earlier run stands here. Continue it with --resume True, or choose another --output_dir."
+        )
+    # A run that was killed before its first checkpoint may have brought its best network along already.
+    brought = Path(str(resume)).with_name("model.pt")
+    if weights.exists() and (not resume or (elsewhere and not _equal(weights, brought))):
+        raise FileExistsError(
+            f"{weights}: weights stand here, which training would replace. Choose another --output_dir."
+        )
+
+
+def _equal(file: Path, other: Path) -> bool:
+    return other.is_file() and file_digest(file) == file_digest(other)

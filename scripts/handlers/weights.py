@@ -1,0 +1,86 @@
+"""The network's weights, loaded from a file: all of them or nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine
+from monai.handlers import CheckpointLoader
+from torch import nn
+
+from scripts.utils.errors import one_line
+from scripts.utils.provenance import check_size
+
+__all__ = ["NetworkLoader", "load_network_weights"]
+
+
+def load_network_weights(network: nn.Module, path: str | Path) -> None:
+    """Load a network's state_dict, all of it or nothing.
+
+    Args:
+        network: takes the weights, wherever it is; unchanged if they do not fit.
+        path: file with the state_dict alone, as training writes ``model.pt``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no such state_dict, or of a network with other classes, channels or layers.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"No checkpoint '{path}': train a network first or name a file with --checkpoint.")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"Checkpoint '{path}' cannot be read as tensors: {one_line(error)}") from None
+    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        content = ", ".join(map(str, weights)) if isinstance(weights, Mapping) else type(weights).__name__
+        raise ValueError(
+            f"Checkpoint '{path}' holds {content[:100]}, expected a network's state_dict alone: "
+            "checkpoint.pt serves to resume training, model.pt beside it holds the network."
+        )
+    expected = network.state_dict()
+    strangers = sorted(expected.keys() ^ weights.keys())
+    if strangers:
+        raise ValueError(
+            f"Checkpoint '{path}' is of another network: {len(strangers)} entries are in only one of the two, "
+            f"the first '{strangers[0]}'."
+        )
+    wrong = [name for name in expected if expected[name].shape != weights[name].shape]
+    if wrong:
+        # The last layer gives the classes, the first takes the channels; whatever else differs is named as it is.
+        found, wanted = (list(tensors[wrong[-1]].shape) for tensors in (weights, expected))
+        what = f"'{wrong[-1]}' has shape {found}, expected {wanted}"
+        if wrong == [next(iter(expected))] and len(found) == len(wanted) == 4:
+            what = f"it takes {found[1]} channels, the network {wanted[1]} (in_channels)"
+        if wrong[-1] == list(expected)[-1]:
+            what = f"it has {found[0]} classes, the network {wanted[0]} (num_classes)"
+        raise ValueError(f"Checkpoint '{path}' does not fit the network: {what}.")
+    network.load_state_dict(weights)
+
+
+class NetworkLoader(CheckpointLoader):
+    """Handler that loads the network when the engine starts, see :func:`load_network_weights`.
+
+    Args:
+        load_path: file with the network's state_dict.
+        network: takes the weights.
+        image_size: side of the slices in pixels; weights whose record names another are refused, see
+            :func:`scripts.utils.provenance.check_size`. None: not looked at.
+    """
+
+    def __init__(self, load_path: str, network: nn.Module, image_size: int | None = None) -> None:
+        super().__init__(load_path=load_path, load_dict={"network": network})
+        self.image_size = image_size
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the weights.
+
+        Args:
+            engine: the engine that starts.
+        """
+        if self.image_size is not None:
+            check_size(self.load_path, self.image_size)
+        load_network_weights(self.load_dict["network"], self.load_path)
+        self.logger.info("Loaded the network from %s", self.load_path)

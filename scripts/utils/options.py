@@ -1,0 +1,108 @@
+"""Options of the command line and of configs, checked before anything is done with them."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, run
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+
+from scripts.utils.errors import MONAI_PROGRAM
+
+__all__ = ["check_options", "check_switches"]
+
+
+def check_switches(**switches: object) -> None:
+    """Refuse truth values that are words: ``false`` on the command line arrives as text, which counts as true.
+
+    Raises:
+        ValueError: if one is neither True nor False.
+    """
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: expected True or False, spelled like this, found {value!r}.")
+
+
+def check_options() -> None:
+    """Refuse an option of ``python -m monai.bundle run`` that its config files have no id for.
+
+    MONAI would add it to the configuration, where nothing reads it: a misspelt ``--labelled 3`` would train with the
+    default, and so would ``--train#max_epochs 5``. The same holds for an id of an overlay that nothing refers to, if it
+    is nearly one of the files before it. What an id adds to a component is its constructor's to judge. Nothing is
+    checked where the config files are named elsewhere than on the command line.
+
+    Raises:
+        ValueError: if there is such an option or id.
+    """
+    words = sys.argv[1:]
+    if Path(sys.argv[0]).parts[-3:] != MONAI_PROGRAM:
+        return
+    options: dict[str, str] = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if re.match("--[a-zA-Z]", word):
+            name, equals, value = word[2:].partition("=")
+            options[name.replace("-", "_")] = value if equals else following
+    if "config_file" not in options:
+        return
+    files = _files(options["config_file"])
+    config = ConfigParser.load_config_files(files)
+    tracking: Any = DEFAULT_MLFLOW_SETTINGS
+    others = {*inspect.signature(run).parameters, *tracking["configs"]} - {*tracking["handlers_id"]}
+    for name in options:
+        if name not in others and (missing := _missing(re.split("#|::", name), config)):
+            near = difflib.get_close_matches(name.replace("::", "#"), [*_ids(config), *others], 1)
+            meant = f"; did you mean --{near[0]}?" if near else "."
+            raise ValueError(f"--{name}: the config files have no id '{missing}'{meant}")
+    _check_overlays(files, config, words)
+
+
+def _missing(keys: Sequence[str], config: Any) -> str:
+    """The part of an id that a configuration does not have, as far as a component's constructor would not notice."""
+    for depth, key in enumerate(keys, start=1):
+        if isinstance(config, list):
+            config = dict(zip(map(str, range(len(config))), config, strict=True))
+        if not isinstance(config, dict) or (key not in config and "_target_" not in config):
+            return "#".join(keys[:depth])
+        if key not in config:
+            break
+        config = config[key]
+    return ""
+
+
+def _ids(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """All ids of a configuration, those within lists apart."""
+    for key, value in config.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _ids(value, f"{prefix}{key}#")
+
+
+def _check_overlays(files: Sequence[str], config: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Refuse an id that nothing reads and that is nearly one of an earlier file, see :func:`check_options`."""
+    text = json.dumps(config, default=str)
+    for number, name in enumerate(files):
+        before = ConfigParser.load_config_files(files[:number])
+        for key in ConfigParser.load_config_file(name):
+            parts = re.split("#|::", key.lstrip("+"))
+            read = "#".join(parts) in words or re.search(rf"[@%]{'(#|::)'.join(map(re.escape, parts))}\b", text)
+            if not read and _missing(parts, before):
+                near = difflib.get_close_matches("#".join(parts), _ids(before), 1, cutoff=0.8)
+                if near:
+                    raise ValueError(f"{name}: nothing reads the id '{key}'; did you mean '{near[0]}'?")
+
+
+def _files(text: str) -> list[str]:
+    """What the command line makes of one file, of files with commas between them or of a list."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return [text] if Path(text).is_file() else text.split(",")
+    return [value] if isinstance(value, str) else [*value]

@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bundle.share.checks import ARCHIVE_CHECKS, FILE_CHECKS, archive_digest, archive_entries, archive_named
+from bundle.share.pack import main as pack
+from bundle.share.verify import main, make_cohort, run_worker, verify
+from scripts.data import dataset_records
+from scripts.utils.provenance import file_digest
+
+SCHEMA = "meta_schema_20240725.json"
+
+
+@pytest.fixture(scope="session")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The schema that lies beside the data, or a stand-in for the part of it that the tests break."""
+    data = os.environ.get("SEMSIM_DATA")
+    if data and (real := Path(data).parent / "schema" / SCHEMA).is_file():
+        return real
+    path = tmp_path_factory.mktemp("schema") / SCHEMA
+    path.write_text(json.dumps({"type": "object", "required": ["task", "version", "network_data_format"]}))
+    return path
+
+
+@pytest.fixture
+def copy(packed: Path, tmp_path: Path) -> Path:
+    """A copy of the packed bundle's folder to break."""
+    folder = packed.with_name(packed.name.rpartition("_v")[0])
+    return Path(shutil.copytree(folder, tmp_path / folder.name))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_packed_bundle_passes_everything(packed: Path, schema: Path) -> None:
+    results = verify(packed, schema)
+    assert [result for result in results if result.fault] == []
+    names = [result.check for result in results]
+    assert len(names) == len(set(names)) == len(ARCHIVE_CHECKS) + len(FILE_CHECKS) + 1 + 7 + 3
+
+
+def test_what_monai_finds_is_reported(copy: Path, schema: Path) -> None:
+    """A bundle with several faults: each is named by its own check."""
+
+    def spoil(metadata: dict[str, Any]) -> None:
+        del metadata["task"]
+        metadata["network_data_format"]["outputs"]["pred"]["num_channels"] = 7
+
+    train = copy / "configs" / "train.json"
+    make_cohort(copy.parent / "cohort", json.loads(train.read_text()))
+    edit(copy / "configs" / "metadata.json", spoil)
+    edit(copy / "configs" / "inference.json", lambda config: config.update(num_classes=3))
+    edit(train, lambda config: config["validate"].pop("dataset"))
+    failed = {result.check for result in run_worker(copy, copy.parent / "cohort", schema) if result.fault}
+    assert failed == {
+        "Another program loads the network",
+        "Another program trains, evaluates and infers",
+        "Metadata follows its schema",
+        "Workflows have MONAI's properties",
+        "Weights match the network exactly",
+        "Network takes and gives what the metadata says",
+        "TorchScript export gives the network's output",
+    }
+
+
+def pickled(bundle: Path) -> None:
+    class Code:
+        def __reduce__(self) -> Any:
+            return (print, ("run on loading",))
+
+    (bundle / "models" / "model.pt").write_bytes(pickle.dumps(Code()))
+
+
+def module(bundle: Path) -> None:
+    torch.save(torch.nn.Linear(1, 1), bundle / "models" / "best_model.pt")
+
+
+def shorter(bundle: Path) -> None:
+    torch.save({"weight": torch.zeros(1)}, bundle / "models" / "a.pt")
+
+
+def link(bundle: Path) -> None:
+    (bundle / "docs" / "link.md").symlink_to(bundle / "LICENSE")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "check", "words"),
+    [
+        (lambda b: (b / "LICENSE").unlink(), "required_files", "missing: LICENSE"),
+        (lambda b: (b / "docs" / "data_license.txt").unlink(), "required_files", "docs/data_license.txt"),
+        (lambda b: (b / "scripts" / "__pycache__").mkdir(), "plain_files", "__pycache__ does not belong"),
+        (link, "plain_files", "docs/link.md is a link"),
+        (
+            lambda b: edit(b / "configs" / "metadata.json", lambda m: m.update(version="9.9.9")),
+            "version_in_changelog",
+            "9.9.9",
+        ),
+        (
+            lambda b: edit(b / "configs" / "metadata.json", lambda m: m.update(numpy_version=">=1.2")),
+            "exact_versions",
+            "numpy >=1.2",
+        ),
+        (
+            lambda b: edit(
+                b / "configs" / "metadata.json", lambda m: m["required_packages_version"].update(fire="0.*")
+            ),
+            "exact_versions",
+            "fire 0.*",
+        ),
+        (lambda b: edit(b / "configs" / "metadata.json", lambda m: m.pop("intended_use")), "described", "intended_use"),
+        (
+            lambda b: edit(b / "configs" / "train.json", lambda c: c.update(dataset_dir="/data/acdc")),
+            "no_absolute_path",
+            "configs/train.json: /data/acdc",
+        ),
+        (
+            lambda b: (b / "docs" / "method.md").write_text("See /home/someone/runs."),
+            "no_absolute_path",
+            "docs/method.md: /home/someone",
+        ),
+        (
+            lambda b: (b / "scripts" / "losses.py").write_text("ROOT = r'C:\\Users\\someone'"),
+            "no_absolute_path",
+            "scripts/losses.py: C:",
+        ),
+        (
+            lambda b: (b / "docs" / "method.md").write_text("[x](gone.md)"),
+            "links_lead_somewhere",
+            "docs/method.md: gone.md",
+        ),
+        (lambda b: (b / "docs" / "method.md").write_text("[x](../../x)"), "links_lead_somewhere", "../../x"),
+        (
+            lambda b: (b / "docs" / "method.md").write_text("# Here\n[x](#here) [y](README.md#gone)"),
+            "links_lead_somewhere",
+            "docs/method.md: README.md#gone",
+        ),
+        (pickled, "no_pickled_code", "models/model.pt holds more than tensors"),
+        (module, "no_pickled_code", "models/best_model.pt holds more than tensors"),
+        (lambda b: (b / "models" / "model.ts").write_bytes(b""), "no_pickled_code", "does not name it"),
+        (lambda b: (b / "docs" / "x.png").write_bytes(pickle.dumps({})), "no_pickled_code", "x.png is no .png file"),
+        (lambda b: (b / "docs" / "x.md").write_bytes(pickle.dumps({})), "no_pickled_code", "x.md is no file that"),
+        *[
+            (
+                lambda b, n=n: (b / "models" / n).write_bytes(pickle.dumps({})),
+                "no_pickled_code",
+                f"models/{n} is no file",
+            )
+            for n in ("optim.pickle", "net.joblib", "w.npy", "x.pth.tar", "cache.dat", "weights")
+        ],
+        (shorter, "label_server_takes_the_weights", "it takes a.pt"),
+        (
+            lambda b: edit(b / "models" / "model.json", lambda r: r.update(sha256="0")),
+            "weights_have_a_record",
+            "other weights",
+        ),
+        (lambda b: edit(b / "models" / "model.json", lambda r: r.pop("seed")), "weights_have_a_record", "lacks seed"),
+        (
+            lambda b: (b / "large_files.yml").write_text(
+                "large_files:\n  - {path: ../x.pt, url: u, hash_val: a, hash_type: sha256}\n"
+            ),
+            "large_files",
+            "leads out",
+        ),
+        (
+            lambda b: (b / "large_files.yml").write_text(
+                "large_files:\n  - {path: models/model.pt, url: u, hash_val: a, hash_type: sha256}\n"
+            ),
+            "large_files",
+            "another SHA-256",
+        ),
+    ],
+)
+def test_each_fault_of_the_files_is_found(copy: Path, spoil: Callable[[Path], Any], check: str, words: str) -> None:
+    (run,) = (function for function in FILE_CHECKS if function.__name__ == check)
+    run(copy)
+    spoil(copy)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        run(copy)
+
+
+def path_check() -> Callable[[Path], None]:
+    return next(function for function in FILE_CHECKS if function.__name__ == "no_absolute_path")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("configs/a.json", r"""{"a": "$'/data/acdc' if @b else 'c'"}"""),
+        ("configs/a.json", '{"a": "$os.path.join(\'/datasets\', @b)"}'),
+        ("configs/a.json", '{"a": "%/data/other.json#id"}'),
+        ("configs/a.json", '{"a": "C:/Users/someone/acdc"}'),
+        ("configs/a.json", '{"a": "file:///data/acdc"}'),
+        ("scripts/a.py", "ROOT = '/data/acdc'"),
+        ("scripts/a.py", 'ROOT = Path("/data")'),
+        ("scripts/a.py", "ROOT = 'C:/Users/someone'"),
+        ("docs/a.md", "see file:///home/someone/acdc"),
+        ("large_files.yml", "large_files:\n  - path: /data/model.pt"),
+        ("configs/a.conf", "filename=/data/log.txt"),
+    ],
+)
+def test_absolute_paths_are_found(name: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        path_check()(tmp_path)
+
+
+def test_what_only_looks_like_an_absolute_path_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(
+        json.dumps(
+            {
+                "root": "/",
+                "url": "https://example.org/home/data",
+                "folder": "$@bundle_root + '/data/acdc'",
+                "id": "train#dataset/x",
+                "0": "C: background / lesion",
+                "unit": "$a / b",
+            }
+        )
+    )
+    (tmp_path / "a.py").write_text("a = b / 'c' + '/d'\nurl = f'{host}/home/{name}'\nparts = name.split('/')")
+    (tmp_path / "a.md").write_text("POST /infer/NAME, `GET /info/`, http://127.0.0.1:8000/docs, /path/to, `file://`")
+    (tmp_path / "a.yml").write_text("url: https://example.org/tmp/x\n")
+    path_check()(tmp_path)
+
+
+def test_torchscript_passes_where_the_bundle_names_it(copy: Path) -> None:
+    (check,) = (function for function in FILE_CHECKS if function.__name__ == "no_pickled_code")
+    file = copy / "models" / "model.ts"
+    entry = "large_files:\n  - {path: models/model.ts, url: u, hash_val: a, hash_type: sha256}\n"
+    (copy / "large_files.yml").write_text(entry)
+    torch.jit.script(torch.nn.Linear(1, 1)).save(str(file))
+    check(copy)
+    torch.save({}, file)
+    with pytest.raises(ValueError, match=r"model\.ts is no TorchScript file"):
+        check(copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "configs/train.json: expected JSON, found"),
+        ("{}", "configs/train.json lacks layout, in_channels"),
+        ("[]", "configs/train.json lacks layout, in_channels"),
+        (None, "configs/train.json"),
+    ],
+)
+def test_a_broken_training_config_is_a_failed_check(
+    copy: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: str
+) -> None:
+    path = copy / "configs" / "train.json"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(SystemExit) as info:
+        main(str(copy))
+    assert info.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(FILE_CHECKS) + 2
+    (line,) = (line for line in lines if "Training config says" in line)
+    assert line.startswith("FAIL")
+    assert words in line
+
+
+def rezip(packed: Path, target: Path, name: str, mode: int = 0o100644, content: bytes = b"x") -> Path:
+    """The packed archive with one more entry, and the digest of the whole."""
+    shutil.copyfile(packed, target)
+    with zipfile.ZipFile(target, "a") as archive:
+        entry = zipfile.ZipInfo(name)
+        entry.create_system = 3
+        entry.external_attr = mode << 16
+        archive.writestr(entry, content)
+    target.with_name(f"{target.name}.sha256").write_text(f"{file_digest(target)}  {target.name}\n")
+    return target
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("name", "mode", "words"),
+    [
+        ("{}/../../outside.py", 0o100644, "leads out of the folder"),
+        ("/outside.py", 0o100644, "leads out of the folder"),
+        ("C:/outside.py", 0o100644, "leads out of the folder"),
+        ("{}/link", stat.S_IFLNK | 0o777, "is a link"),
+        ("{}/LICENSE", 0o100644, "there twice"),
+        ("another/LICENSE", 0o100644, "expected one folder"),
+        ("top.txt", 0o100644, "expected one folder"),
+    ],
+)
+def test_an_archive_that_reaches_out_is_not_unpacked(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, mode: int, words: str
+) -> None:
+    archive = rezip(packed, tmp_path / packed.name, name.format(packed.name.rpartition("_v")[0]), mode)
+    with pytest.raises(SystemExit) as info:
+        main(str(archive))
+    assert info.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(ARCHIVE_CHECKS) + 1, "nothing else was checked"
+    assert lines[0].startswith("FAIL")
+    assert words in lines[0]
+    assert not (tmp_path / "outside.py").exists()
+
+
+def test_digest_and_name_of_the_archive(packed: Path, tmp_path: Path) -> None:
+    for check in ARCHIVE_CHECKS:
+        check(packed)
+    archive = tmp_path / f"{packed.name.rpartition('_v')[0]}_v9.9.9.zip"
+    shutil.copyfile(packed, archive)
+    archive_entries(archive)
+    with pytest.raises(ValueError, match=rf"no {re.escape(archive.name)}\.sha256 beside it"):
+        archive_digest(archive)
+    archive.with_name(f"{archive.name}.sha256").write_text("0" * 64)
+    with pytest.raises(ValueError, match="is of another file"):
+        archive_digest(archive)
+    with pytest.raises(ValueError, match=f"expected {re.escape(packed.name)}"):
+        archive_named(archive)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.zip' does not exist"):
+        verify(tmp_path / "gone.zip")
+
+
+@pytest.mark.parametrize("dataset", ["acdc", "promise12", "isic", "custom"])
+def test_each_kind_of_data_has_a_cohort_that_its_bundle_can_read(dataset: str, tmp_path: Path) -> None:
+    overlay = json.loads((Path(__file__).resolve().parents[3] / "configs" / "datasets" / f"{dataset}.json").read_text())
+    root = tmp_path / "cohort"
+    make_cohort(root, overlay)
+    splits = root / "splits.json"
+    for part in ("train", "val"):
+        assert dataset_records(overlay["layout"], root, part, splits if splits.is_file() else None)
+
+
+@pytest.mark.skipif("SEMSIM_SLOW" not in os.environ, reason="SEMSIM_SLOW not set: three bundles take minutes")
+@pytest.mark.parametrize(
+    ("dataset", "channels", "classes"),
+    [("promise12", 1, 2), ("isic", 3, 2), ("knees.json", 1, 3), ("photos.json", 3, 2)],
+)
+def test_bundles_of_all_data_sets_pass(
+    trained: Callable[..., Path], tmp_path: Path, schema: Path, dataset: str, channels: int, classes: int
+) -> None:
+    weights = trained(dataset if "." not in dataset else "custom", channels, classes)
+    if "." in dataset:
+        make_cohort(
+            tmp_path / "own",
+            {"layout": "custom", "photographs": channels == 3, "num_classes": classes, "in_channels": channels},
+        )
+        images = sorted(p for p in (tmp_path / "own").iterdir() if "_gt" not in p.name)
+        entries = [{"image": str(p), "label": str(p).replace(".", "_gt.", 1)} for p in images]
+        (tmp_path / dataset).write_text(json.dumps({"training": entries}))
+        dataset = str(tmp_path / dataset)
+    pack(dataset, str(weights), str(tmp_path / "out"))
+    (archive,) = (tmp_path / "out").glob("*.zip")
+    assert [result for result in verify(archive, schema) if result.fault] == []

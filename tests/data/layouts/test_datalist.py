@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.data import dataset_records
+from scripts.data.layouts.custom import custom_cases, image_files, is_label
+from scripts.data.layouts.datalist import read_datalist
+from scripts.utils.errors import FaultsError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def write(root: Path, **lists: Any) -> Path:
+    path = root / "lists" / "datalist.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(lists))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    touch(tmp_path, *(f"{i}.nii.gz" for i in range(12)), *(f"{i}_m.nii.gz" for i in range(12)))
+    return tmp_path
+
+
+def entry(i: int, label: bool = True, case: str | None = None) -> dict[str, str]:
+    return {
+        "image": f"../{i}.nii.gz",
+        **({"label": f"../{i}_m.nii.gz"} if label else {}),
+        **({"case": case} if case else {}),
+    }
+
+
+def numbers(records: list[dict[str, str]]) -> list[tuple[int, bool]]:
+    return [(int(Path(r["image"]).name.split(".")[0]), "label" in r) for r in records]
+
+
+def test_paths_are_relative_to_the_list_and_parts_are_named(folder: Path) -> None:
+    path = write(folder, training=[entry(0), entry(1, label=False)], validation=[entry(2)], testing=["../3.nii.gz"])
+    parts = read_datalist(path)
+    assert {part: numbers(records) for part, records in parts.items()} == {
+        "train": [(0, True), (1, False)],
+        "val": [(2, True)],
+        "test": [(3, False)],
+    }
+    assert parts["train"][0]["label"] == str(folder / "0_m.nii.gz")
+
+
+def test_a_datalist_stands_for_the_data_set(folder: Path) -> None:
+    path = write(folder, training=[entry(3), entry(1), entry(2)], validation=[entry(4)])
+    assert numbers(dataset_records("custom", path, "train", labeled=1)) == [(3, True), (1, False), (2, False)]
+    assert numbers(dataset_records("acdc", path, "val", splits="of no account")) == [(4, True)]
+    with pytest.raises(ValueError, match="has no part 'test'"):
+        dataset_records("custom", path, "test")
+
+
+def test_without_a_validation_list_labelled_cases_validate_whole(folder: Path) -> None:
+    entries = [entry(i, label=i < 8, case=f"p{i // 2}") for i in range(12)]
+    path = write(folder, training=entries)
+    train, val = (dataset_records("custom", path, part) for part in ("train", "val"))
+    assert len(val) == 2
+    assert val[0]["case"] == val[1]["case"]
+    assert all("label" in r for r in val)
+    assert not {r["case"] for r in train} & {r["case"] for r in val}
+    assert len(train) == 10
+    assert sum("label" in r for r in train) == 6
+    assert dataset_records("custom", path, "val") == val
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({"training": [entry(0)], "validation": [entry(0)]}, r"0\.nii\.gz' stands in training and in validation"),
+        (
+            {"training": [entry(0, case="a")], "test": [entry(1, case="a")]},
+            "case 'a' has images in 'train' and in 'test'",
+        ),
+        ({"training": [{"label": "../0_m.nii.gz"}]}, "expected entries with an image's path in 'training'"),
+        ({"training": [{"image": "../0.nii.gz", "label": 3}]}, "expected the path of one label"),
+        ({"images": []}, "expected a datalist with lists under training"),
+    ],
+)
+def test_faulty_lists_are_named(folder: Path, lists: dict[str, Any], message: str) -> None:
+    path = write(folder, **lists)
+    with pytest.raises(ValueError, match=message) as info:
+        read_datalist(path)
+    assert "datalist.json" in str(info.value)
+
+
+def test_missing_files_are_named(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"datalist\.json names '.*99\.nii\.gz', which does not exist"):
+        read_datalist(write(folder, training=[entry(99)]))
+    with pytest.raises(FileNotFoundError, match=r"none\.json' does not exist"):
+        read_datalist(folder / "none.json")
+    with pytest.raises(ValueError, match="no case to train with"):
+        dataset_records("custom", write(folder, validation=[entry(0)]), "train")
+
+
+def test_all_faults_of_a_list_are_found_and_the_message_stays_short(folder: Path) -> None:
+    entries = [entry(0, case="a"), entry(0, case="b"), {"image": "../1.nii.gz", "label": "../no.nii.gz"}, {"image": 5}]
+    path = write(folder, training=[*entries, entry(90), entry(91)], validation=[entry(2, case="a")])
+    with pytest.raises(FaultsError) as info:
+        read_datalist(path)
+    expected = ("training twice", "no.nii.gz", "found {'image': 5}", "/90.", "90_m", "/91.", "91_m", "case 'a' has")
+    for fault, what in zip(info.value.faults, expected, strict=True):
+        assert what in fault
+    assert str(info.value).count("\n") == 5
+    assert str(info.value).endswith("... and 3 more")
+
+
+def test_training_without_any_label_is_refused_before_a_file_is_read(folder: Path) -> None:
+    path = write(folder, training=[entry(0, label=False), entry(1, label=False)], validation=[entry(2)])
+    for labeled in (None, 1):
+        with pytest.raises(FileNotFoundError, match=r"no training image of '.*datalist\.json' has a label"):
+            dataset_records("custom", path, "train", labeled=labeled)
+
+
+@pytest.mark.parametrize(
+    ("files", "pairs"),
+    [
+        (["a/x.nii.gz", "a/x_gt.nii.gz", "b/y.mha"], {"a/x": "a/x_gt.nii.gz", "b/y": None}),
+        (["images/x.png", "masks/x.png", "images/y.jpg"], {"images/x": "masks/x.png", "images/y": None}),
+        (["s/imagesTr/x_0000.nii.gz", "s/labelsTr/x.nii.gz"], {"s/imagesTr/x_0000": "s/labelsTr/x.nii.gz"}),
+        (["images/x.jpg", "labels/x_mask.png", ".hidden/z.png"], {"images/x": "labels/x_mask.png"}),
+        (["x.nii", "x_GT.nii", "Images/y.png", "Masks/Y.PNG"], {"x": "x_GT.nii", "Images/y": "Masks/Y.PNG"}),
+        (["A_Input/x.jpg", "A_GroundTruth/x_segmentation.png"], {"A_Input/x": "A_GroundTruth/x_segmentation.png"}),
+        (["imagesTs/x_0000.nii", "labelsTs/x.nii"], {"imagesTs/x_0000": "labelsTs/x.nii"}),
+        (["s/images/p1/a.nii", "s/labels/p1/a.nii"], {"s/images/p1/a": "s/labels/p1/a.nii"}),
+        (["s/images/p1/a.nii", "s/labels/p2/a.nii"], {"s/images/p1/a": None}),
+        (["masks/images/a.png", "masks/masks/a.png"], {"masks/images/a": "masks/masks/a.png"}),
+        (["A_Input/p/x.jpg", "B_GroundTruth/p/x.png"], {"A_Input/p/x": "B_GroundTruth/p/x.png"}),
+        (["A_Input/p/x.jpg", "B_GroundTruth/x.png"], {"A_Input/p/x": None}),
+        (["x.nii", "x_prob.nii", "x_4d.nii", "x_pred.nii", "x_superpixels.png"], {"x": None}),
+    ],
+)
+def test_labels_go_by_the_names_of_the_images(tmp_path: Path, files: list[str], pairs: dict[str, str | None]) -> None:
+    touch(tmp_path, *files, "notes.txt")
+    cases = custom_cases(tmp_path)
+    found = {name: records[0].get("label") for name, records in cases.items()}
+    assert found == {name: label and str(tmp_path / label) for name, label in pairs.items()}
+    assert all(len(records) == 1 and records[0]["case"] == name for name, records in cases.items())
+
+
+def test_labels_in_a_linked_folder_are_found(tmp_path: Path) -> None:
+    touch(tmp_path, "set/images/x.png", "elsewhere/x.png")
+    (tmp_path / "set" / "labels").symlink_to(tmp_path / "elsewhere")
+    (record,) = custom_cases(tmp_path / "set")["images/x"]
+    assert record["label"] == str(tmp_path / "set" / "labels" / "x.png")
+
+
+def test_files_that_differ_in_their_suffix_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "x.png", "x.jpg", "y.nii", "y_gt.nii", "y_gt.mha", "gone_gt.nii", "gone_gt.mha")
+    with pytest.raises(FaultsError, match=r"x\.jpg' and .*x\.png' differ only in their suffix") as info:
+        custom_cases(tmp_path)
+    assert [("y_gt.mha' and" in fault, "y_gt.nii'" in fault) for fault in info.value.faults] == [
+        (False, False),
+        (True, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["images/x.nii", "labels/x.nii", "images/x_seg.nii"], r"x_seg\.nii' and .* are both labels of .*x\.nii'"),
+        (["images/x.png", "labels/x.png", "masks/x_mask.png"], r"are both labels of .*x\.png': which of the two"),
+        (["x.png", "X.png", "x_mask.png"], r"X\.png' and .*x\.png' have the same label .*x_mask\.png'"),
+        (["x_0000.nii", "x.nii", "x_gt.nii"], r"x\.nii' and .*x_0000\.nii' have the same label .*x_gt\.nii'"),
+    ],
+)
+def test_labels_that_may_be_meant_otherwise_stop_training_alone(tmp_path: Path, files: list[str], message: str) -> None:
+    touch(tmp_path, *files)
+    with pytest.raises(FaultsError, match=message) as info:
+        custom_cases(tmp_path)
+    assert len(info.value.faults) == 1
+    assert len(image_files(tmp_path)) == len([name for name in files if not is_label(name[: name.rindex(".")].lower())])
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "x.png")
+    (tmp_path / "x_mask.png").symlink_to(tmp_path / "gone_mask.png")
+    (tmp_path / "readme").symlink_to(tmp_path / "gone")
+    with pytest.raises(FaultsError, match=r"x_mask\.png' is a link that leads nowhere") as info:
+        custom_cases(tmp_path)
+    assert len(info.value.faults) == 1
+    assert image_files(tmp_path) == [tmp_path / "x.png"]
+    (tmp_path / "y.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(FaultsError, match=r"y\.png' is a link that leads nowhere"):
+        image_files(tmp_path)
+
+
+def test_only_labelled_cases_validate_in_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{i}.png" for i in range(9)), "0_mask.png", "1_mask.png", "2_mask.png")
+    val = dataset_records("custom", tmp_path, "val")
+    assert [int(Path(r["image"]).stem) in (0, 1, 2) for r in val] == [True]
+    assert len(dataset_records("custom", tmp_path, "train")) == 8

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from monai.bundle import ConfigParser
+
+from scripts.data import dataset_records
+from scripts.data.layouts.promise12 import promise12_cases
+
+ROOT = Path(__file__).resolve().parents[3]
+SPLIT = ROOT / "scripts" / "data" / "splits" / "promise12.json"
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def found(root: Path) -> list[tuple[str, ...]]:
+    return [
+        (case, *(os.path.relpath(record[key], root) for key in ("image", "label") if key in record))
+        for case, records in promise12_cases(root).items()
+        for record in records
+    ]
+
+
+def test_flat_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "Case01.mhd", "Case01.raw", "Case01_segmentation.mhd", "Case01_segmentation.raw", "Case00.mhd")
+    touch(tmp_path, "case_notes.mhd", "Case00_seg.mhd", "Case02.raw", "Case7a.mhd", "readme.txt")
+    assert found(tmp_path) == [("Case00", "Case00.mhd"), ("Case01", "Case01.mhd", "Case01_segmentation.mhd")]
+
+
+def test_archive_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "TrainingData_Part1/Case00.mhd", "TrainingData_Part1/Case00_segmentation.mhd")
+    touch(tmp_path, "TrainingData_Part2/TrainingData_Part2/Case13.mhd", "TrainingData_Part3/Case26.mhd")
+    # cases of the same names that belong to other patients
+    touch(tmp_path, "TestData/Case00.mhd", "test_data/Case13.mhd", "livechallenge_test_data/Case26.mhd")
+    touch(tmp_path, "latest/Case40.mha", "latest/Case40_segmentation.mha", ".trash/Case41.mhd")
+    assert found(tmp_path) == [
+        ("Case00", "TrainingData_Part1/Case00.mhd", "TrainingData_Part1/Case00_segmentation.mhd"),
+        ("Case13", "TrainingData_Part2/TrainingData_Part2/Case13.mhd"),
+        ("Case26", "TrainingData_Part3/Case26.mhd"),
+        ("Case40", "latest/Case40.mha", "latest/Case40_segmentation.mha"),
+    ]
+
+
+def test_a_case_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "TrainingData_Part1/Case00.mhd", "copy/Case00.mhd")
+    with pytest.raises(ValueError, match=r"Part1/Case00\.mhd' and .*copy/Case00\.mhd' have the same name"):
+        promise12_cases(tmp_path)
+
+
+def test_headers_of_either_kind_belong_together(tmp_path: Path) -> None:
+    touch(tmp_path, "Case00.mhd", "Case00_segmentation.mha", "Case01.mha", "Case01_segmentation.mhd")
+    assert found(tmp_path) == [
+        ("Case00", "Case00.mhd", "Case00_segmentation.mha"),
+        ("Case01", "Case01.mha", "Case01_segmentation.mhd"),
+    ]
+    touch(tmp_path, "Case01_segmentation.mha")
+    with pytest.raises(ValueError, match=r"segmentation\.mhd' and .*segmentation\.mha' are both the label of .*Case01"):
+        promise12_cases(tmp_path)
+
+
+def test_split_is_the_protocol() -> None:
+    parts = json.loads(SPLIT.read_text())
+    assert [len(parts[part]) for part in ("train", "val", "test")] == [35, 5, 10]
+    assert sorted(chain(*parts.values())) == [f"Case{i:02d}" for i in range(50)]
+    assert parts["train"][:4] == ["Case48", "Case35", "Case04", "Case25"]
+    assert parts["train"][-1] == "Case03"
+
+
+@pytest.mark.parametrize(("labeled", "cases"), [(2, 2), (0.07, 2), (0.03, 1), (1, 1)])
+def test_first_cases_are_labelled(tmp_path: Path, labeled: float, cases: int) -> None:
+    for i in range(50):
+        touch(tmp_path, f"Case{i:02d}.mhd", f"Case{i:02d}_segmentation.mhd")
+    records = dataset_records("promise12", tmp_path, "train", SPLIT, labeled)
+    assert len(records) == 35
+    assert [record["case"] for record in records if "label" in record] == ["Case48", "Case35"][:cases]
+    assert all("label" in record for record in dataset_records("promise12", tmp_path, "val", SPLIT))
+
+
+def test_empty_folder_says_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no case in dataset_dir .*CaseNN\.mhd"):
+        dataset_records("promise12", tmp_path, "train", SPLIT)
+
+
+def test_overlay_has_the_keys_of_the_others() -> None:
+    overlays = [
+        ConfigParser.load_config_file(str(ROOT / f"configs/datasets/{name}.json")) for name in ("acdc", "promise12")
+    ]
+    assert list(overlays[0]) == list(overlays[1])
+    assert overlays[1]["num_classes"] == 2
+
+
+def test_real_cases(real_data: Callable[[str], Path]) -> None:
+    """Image and label of every case that is there, one or all 50, have the size that the image's header states."""
+    cases = promise12_cases(real_data("promise12"))
+    assert "Case00" in cases
+    for case, (record,) in cases.items():
+        assert Path(record["image"]).stem == case
+        assert Path(record["label"]).stem == f"{case}_segmentation"
+        image, label = (sitk.ReadImage(record[key]) for key in ("image", "label"))
+        stated = re.search(rb"^DimSize = (\d+) (\d+) (\d+)", Path(record["image"]).read_bytes(), re.MULTILINE)
+        assert stated, record["image"]
+        assert image.GetSize() == label.GetSize() == tuple(map(int, stated.groups()))
+        assert np.unique(sitk.GetArrayFromImage(label)).tolist() == [0, 1]

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from scripts.utils.errors import root_cause
+from scripts.utils.provenance import (
+    check_size,
+    code_version,
+    describe_data,
+    file_digest,
+    read_record,
+    trained_size,
+    write_record,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(2)}, path)
+    return path
+
+
+def test_record_names_its_weights_and_no_other(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_record(weights) is None
+    write_record(weights, {"image_size": 96})
+    record = read_record(weights)
+    assert record == {
+        "image_size": 96,
+        "code": code_version(),
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+    write_record(weights, {**record, "code": "commit abc"})
+    assert read_record(weights) == {**record, "code": "commit abc"}, "a known version stays"
+    torch.save({"weight": torch.ones(2)}, weights)
+    assert read_record(weights) is None
+    assert "record of other weights" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_broken_record_is_named(weights: Path, text: str) -> None:
+    weights.with_suffix(".json").write_text(text)
+    with pytest.raises(ValueError, match=r"model\.json: expected the record of 'model\.pt'"):
+        read_record(weights)
+
+
+def test_size_follows_the_record_or_the_default(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert trained_size(weights.with_name("none.pt"), 224) == 224
+    assert not caplog.text
+    assert trained_size(weights, 224) == 224
+    assert "no record" in caplog.text
+    check_size(weights, 224)
+    write_record(weights, {"image_size": 96})
+    assert trained_size(weights, 224) == 96
+    check_size(weights, 96)
+    with pytest.raises(ValueError, match="trained on slices of 96 px, this run takes 224 px: set --image_size 96"):
+        check_size(weights, 224)
+
+
+def test_data_is_described_without_paths(tmp_path: Path) -> None:
+    splits = tmp_path / "mine.json"
+    splits.write_text("{}")
+    expected = {"data": "acdc", "split": "mine.json", "split_sha256": file_digest(splits)}
+    assert describe_data("acdc", tmp_path, splits) == expected
+    assert describe_data("custom", splits) == {**expected, "data": "custom"}, "a datalist is its own split"
+    assert describe_data("isic") == {"data": "isic", "split": "seeded", "split_sha256": None}
+
+
+def test_code_version_is_the_commit_or_the_metadata(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text('{"version": "7.8.9"}')
+    assert code_version(tmp_path) == "version 7.8.9"
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        return subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    commit = git("rev-parse", "--short", "HEAD")
+    assert code_version(tmp_path) == f"commit {commit}"
+    (tmp_path / "configs" / "metadata.json").write_text('{"version": "7.8.10"}')
+    assert code_version(tmp_path) == f"commit {commit} with changes"
+    (tmp_path / "inside").mkdir()
+    assert code_version(tmp_path / "inside") == "unknown", "a folder inside a checkout is no part of it"
+
+
+def workflow(kind: str, files: list[str], **overrides: object) -> None:
+    flow = ConfigWorkflow(
+        config_file=[str(ROOT / "configs" / name) for name in files],
+        workflow_type=kind,
+        logging_file=False,
+        bundle_root=str(ROOT),
+        device="cpu",
+        **overrides,
+    )
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+
+
+def test_training_writes_the_record_and_what_reads_the_weights_follows_it(phantom: Path, tmp_path: Path) -> None:
+    data = {"dataset_dir": str(phantom), "splits": str(phantom / "splits.json"), "cache_dir": str(tmp_path / "cache")}
+    size = {"image_size": 48, "batch_size": 2, "labeled": 2}
+    run = tmp_path / "run"
+    steps = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2}
+    workflow("train", ["train.json", "methods/semsim_minus.json"], output_dir=str(run), **data, **size, **steps)
+    record = read_record(run / "model.pt")
+    assert record is not None
+    assert {key: record[key] for key in ("method", "fusion", "seed", "iteration", "iterations", "batch_size")} == {
+        "method": "SemSim",
+        "fusion": "PixelProjection",
+        "seed": 0,
+        "iteration": 2,
+        "iterations": 2,
+        "batch_size": 2,
+    }
+    assert (record["data"], record["split"], record["synthetic"]) == ("acdc", "splits.json", True)
+    assert (record["labeled_cases"], record["unlabeled_cases"], record["image_size"]) == (2, 4, 48)
+    assert 0 <= record["validation_dice"] <= 1
+    assert str(tmp_path) not in json.dumps(record)
+    assert "validation_dice" not in json.loads((run / "model_last.json").read_text())
+
+    # the size is not given: inference finds it, evaluation refuses another
+    patient = json.loads((phantom / "splits.json").read_text())["val"][0]
+    checkpoint = {"checkpoint": str(run / "model.pt")}
+    workflow("infer", ["inference.json"], dataset_dir=str(phantom / patient), output_dir=str(tmp_path), **checkpoint)
+    evaluation = {**data, **checkpoint, "output_dir": str(tmp_path / "eval")}
+    with pytest.raises(Exception) as info:  # noqa: PT011 - MONAI wraps it; what started the chain is looked at
+        workflow("infer", ["train.json", "evaluate.json"], **evaluation)
+    assert "trained on slices of 48 px, this run takes 224 px" in str(root_cause(info.value))
+    workflow("infer", ["train.json", "evaluate.json"], **evaluation, **size)
+    about = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
+    assert (about["part"], about["weights_sha256"]) == ("val", record["sha256"])

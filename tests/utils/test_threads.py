@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from scripts.utils.threads import in_threads, thread_count
+
+
+@pytest.mark.parametrize(("usable", "count"), [(1, 1), (3, 3), (64, 8)])
+def test_threads_are_the_cores_that_this_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, usable: int, count: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable)), raising=False)
+    assert thread_count() == count
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert thread_count() == 8
+
+
+def test_results_come_in_order_from_no_more_threads_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    threads = set()
+
+    def work(item: int) -> int:
+        threads.add(threading.get_ident())
+        time.sleep(0.01 * (item % 2))
+        return item * item
+
+    assert in_threads(work, range(12)) == [item * item for item in range(12)]
+    assert len(threads) == 2
