@@ -24,6 +24,7 @@ COMMANDS = {
     "pack": "bundle.share.pack:main",
     "prepare": "bundle.prepare.command:main",
     "pseudo_labels": "bundle.pseudo_labels:main",
+    "report": "bundle.report.command:main",
     "verify": "bundle.share.verify:main",
 }
 
