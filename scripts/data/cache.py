@@ -26,7 +26,7 @@ __all__ = ["Volume", "cached_volumes", "stored_files"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # raise when what is stored, what is refused, or the transforms of scripts.data change their meaning
+FORMAT = 4  # raise when what is stored, what is refused, or the transforms of scripts.data change their meaning
 
 
 @dataclass(frozen=True)
