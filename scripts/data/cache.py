@@ -96,7 +96,7 @@ def cached_volumes(
     ]
     if missing:
         logger.info("preprocessing %d volumes -> %s", len(missing), root)
-    results = in_threads(lambda job: _try(_store, *job, preprocessing, num_classes), missing)
+    results = in_threads(lambda job: _try(_store, *job, preprocessing, num_classes), missing, "preprocessing")
     faults = [r for r in [*stems, *results] if isinstance(r, str)]
     if faults:
         raise FaultsError(faults)
