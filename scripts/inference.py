@@ -173,7 +173,7 @@ class CohortEvaluator(SupervisedEvaluator):
         if rank_and_count()[0] == 0:
             ProgressBar(desc="images", persist=True, disable=None).attach(self)  # on a terminal only
 
-    def run(self, global_epoch: int = 1) -> None:
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
         """Segment all images; see the class for what it raises."""
         begin = time.perf_counter()
         self.faults = []

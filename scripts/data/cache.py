@@ -28,7 +28,7 @@ __all__ = ["Volume", "cached_volumes", "stored_files"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # raise when what is stored, what is refused, or the transforms of scripts.data change their meaning
+FORMAT = 4  # raise when what is stored, what is refused, or the transforms of scripts.data change their meaning
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def cached_volumes(
     ]
     if missing:
         logger.info("preprocessing %d volumes -> %s", len(missing), root)
-    results = in_threads(lambda job: _try(_store, *job, preprocessing, num_classes), missing)
+    results = in_threads(lambda job: _try(_store, *job, preprocessing, num_classes), missing, "preprocessing")
     own = [r for r in [*stems, *results] if isinstance(r, str)]
     faults = list(dict.fromkeys(line for lines in gathered(own) for line in lines))
     if faults:
