@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,11 +43,9 @@ def _svg(figure: Figure, name: str) -> Markup:
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     text = stream.getvalue()
-    return Markup(text[text.index("<svg") :].replace("<svg ", f'<svg role="img" id="chart-{_slug(name)}" ', 1))
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name)
+    used = set(re.findall(r"#([\w-]+)", text))  # the others only name the figure's parts, alike in every figure
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+    return Markup(text[text.index("<svg") :].replace("<svg ", '<svg role="img" ', 1))
 
 
 def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:

@@ -26,8 +26,8 @@ VOLUME_FACTOR = 1.5
 """A volume is off where it is that many times the label's, or the label's that many times it."""
 
 MEASURED = {
-    "field of view": ("mm", 0),
-    "pixel": ("mm", 2),
+    "field of view": (" mm", 0),
+    "pixel": (" mm", 2),
     "mean intensity": ("", 3),
     "spread of intensities": ("", 3),
 }
@@ -117,7 +117,7 @@ def unlike_training(cases: Sequence[Case], ranges: dict[str, tuple[float, float]
             unit, digits = MEASURED[key]
             if not low * (1 - MARGIN) <= value <= high * (1 + MARGIN):
                 found.append(
-                    Problem(index, f"{key} {value:.{digits}f} {unit}, in training {low:.{digits}f}-{high:.{digits}f}")
+                    Problem(index, f"{key} {value:.{digits}f}{unit}, in training {low:.{digits}f}-{high:.{digits}f}")
                 )
     return found
 

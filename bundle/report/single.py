@@ -358,7 +358,7 @@ def problem_lists(subject: Subject) -> list[tuple[str, Sequence[problems.Problem
     try:
         ranges = problems.training_ranges(subject.run)
         if not subject.in_mm:
-            ranges = {key: r for key, r in ranges.items() if problems.MEASURED[key][0] != "mm"}
+            ranges = {key: r for key, r in ranges.items() if not problems.MEASURED[key][0]}
         strange = problems.unlike_training(cases, ranges)
     except (ValueError, FileNotFoundError) as error:
         reason = f"Not looked at: {error}"
