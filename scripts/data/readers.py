@@ -17,6 +17,8 @@ from monai.transforms import LoadImaged
 from monai.utils import SpaceKeys, ensure_tuple
 from PIL import Image, ImageOps
 
+from scripts.data.dicom.reader import DicomReader
+
 __all__ = ["LPS_TO_RAS", "LoadVolumed", "SimpleITKReader", "is_photograph", "voxel_file"]
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
@@ -88,7 +90,7 @@ class SimpleITKReader(ImageReader):
 
 
 class LoadVolumed(LoadImaged):
-    """``LoadImaged`` that knows :class:`SimpleITKReader`'s formats beside MONAI's own; the suffix decides.
+    """``LoadImaged`` that knows :class:`SimpleITKReader`'s formats and DICOM beside MONAI's own; the suffix decides.
 
     Named as ``LoadImaged``'s ``reader``, it would be tried on every file whatever its suffix, NIfTI included. A NIfTI
     of two dimensions becomes a volume of one slice, as photographs are.
@@ -99,8 +101,10 @@ class LoadVolumed(LoadImaged):
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys=allow_missing_keys)
+        # expanding "~" would make plain paths of DICOM volumes
+        super().__init__(keys, allow_missing_keys=allow_missing_keys, expanduser=False)
         self._loader.register(SimpleITKReader())
+        self._loader.register(DicomReader())
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         """Load every file of the dictionary, to ``[x, y, z]`` or ``[x, y, z, channel]``.
