@@ -178,12 +178,12 @@ def write(datasets: Sequence[Dataset], folder: Path, name: Callable[[int], str] 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / (name(i) if name else f"IM{i:05d}") for i in range(len(datasets))]
     for path, ds in zip(paths, datasets, strict=True):
-        ds.save_as(path, enforce_file_format=True)
+        ds.save_as(path, enforce_file_format=True, implicit_vr=False, little_endian=True)
     return paths
 
 
 def archive(folder: Path, **options: Any) -> Study:
-    """An export as archives make it: a cine among a localizer, a long axis, a map and a report, one folder, shuffled."""
+    """An export as archives make it: a cine, a localizer, a long axis, a map and a report in one folder, shuffled."""
     study = Study(**options)
     localizer = study.image(study.volumes[0][..., 0], "localizer", 1, "0", 0, 0)
     localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]

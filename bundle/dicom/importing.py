@@ -67,11 +67,10 @@ def main(
         raise FileNotFoundError(f"there is nothing to segment in '{source}'.")
     written: list[DicomVolume] = []
     for volume in tqdm(found.volumes, unit="volume", disable=None):
-        try:
-            _write_image(volume, target / "images")
+        if fault := _write_image(volume, target / "images"):
+            found.refused.append(f"{_stem(volume)}: {fault}")
+        else:
             written.append(volume)
-        except ValueError as error:
-            found.refused.append(f"{_stem(volume)}: {error}")
     write_text(target / "datalist.json", json.dumps(_datalist(written), indent=4) + "\n")
     if table is not None:
         _write_table(Path(table), salt, found.origins, written)
@@ -89,13 +88,12 @@ def _image_name(volume: DicomVolume) -> str:
     return f"images/{_stem(volume)}{'.png' if volume.is_photograph else '.nii.gz'}"
 
 
-def _write_image(volume: DicomVolume, folder: Path) -> None:
-    """Write one volume.
-
-    Raises:
-        ValueError: where its files cannot be decoded.
-    """
-    array = dicom_module("pixels").read_voxels(volume.frames)
+def _write_image(volume: DicomVolume, folder: Path) -> str:
+    """Write one volume; returns why its files cannot be decoded, "" where they can."""
+    try:
+        array = dicom_module("pixels").read_voxels(volume.frames)
+    except ValueError as error:
+        return str(error)
     with replacing(folder / Path(_image_name(volume)).name) as temporary:
         if volume.is_photograph:
             Image.fromarray(np.ascontiguousarray(array[:, :, 0].swapaxes(0, 1))).save(temporary)
@@ -105,6 +103,7 @@ def _write_image(volume: DicomVolume, folder: Path) -> None:
             nifti.set_sform(volume.affine, code=1)
             nifti.header.set_xyzt_units("mm")
             nib.save(nifti, temporary)
+    return ""
 
 
 def _datalist(volumes: Sequence[DicomVolume]) -> dict:

@@ -78,7 +78,7 @@ def find_images(
         other = names.setdefault(name_of(image), image)
         if other != image:
             raise ValueError(f"'{other}' and '{image}' differ only in their suffix: their results would collide.")
-    return [*({"image": str(image)} for image in images), *({"image": volume} for volume in volumes)]
+    return [{"image": image} for image in (*map(str, images), *volumes)]
 
 
 def find_labelled(source: str | Path) -> list[dict[str, str]]:

@@ -1,9 +1,10 @@
-"""Reading images: NIfTI by MONAI, MetaImage volumes and photographs by SimpleITK, for which MONAI has no reader."""
+"""Reading images: NIfTI, MetaImage volumes and photographs, which the suffix of a file tells apart."""
 
 from __future__ import annotations
 
 import gzip
 import re
+import warnings
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -18,13 +19,16 @@ from monai.utils import SpaceKeys, ensure_tuple
 from PIL import Image, ImageOps
 
 from scripts.data.dicom.reader import DicomReader
+from scripts.data.nifti import LPS_TO_RAS, NiftiReader, check_affine
 
-__all__ = ["LPS_TO_RAS", "LoadVolumed", "SimpleITKReader", "is_photograph", "voxel_file"]
+__all__ = ["LoadVolumed", "SimpleITKReader", "is_photograph", "voxel_file"]
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 PHOTOGRAPH_SUFFIXES = (".png", *JPEG_SUFFIXES)
 VOLUME_SUFFIXES = (".mhd", ".mha")
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+# ITK's warnings name no file and speak of what is read all the same, such as an sform without scale
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 class SimpleITKReader(ImageReader):
@@ -90,10 +94,10 @@ class SimpleITKReader(ImageReader):
 
 
 class LoadVolumed(LoadImaged):
-    """``LoadImaged`` that knows :class:`SimpleITKReader`'s formats and DICOM beside MONAI's own; the suffix decides.
+    """``LoadImaged`` by :class:`SimpleITKReader`, :class:`scripts.data.nifti.NiftiReader` and :class:`DicomReader`.
 
-    Named as ``LoadImaged``'s ``reader``, it would be tried on every file whatever its suffix, NIfTI included. A NIfTI
-    of two dimensions becomes a volume of one slice, as photographs are.
+    The suffix decides, or that an image is a :class:`scripts.data.dicom.volume.DicomVolume`. A NIfTI of two dimensions
+    becomes a volume of one slice, as photographs are.
 
     Args:
         keys: keys of the paths to load.
@@ -101,8 +105,11 @@ class LoadVolumed(LoadImaged):
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        # expanding "~" would make plain paths of DICOM volumes
-        super().__init__(keys, allow_missing_keys=allow_missing_keys, expanduser=False)
+        with warnings.catch_warnings():  # MONAI's own reader of DICOM, which is not used, misses a decoder
+            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+            # expanding "~" would make plain paths of DICOM volumes
+            super().__init__(keys, allow_missing_keys=allow_missing_keys, expanduser=False)
+        self._loader.register(NiftiReader())
         self._loader.register(SimpleITKReader())
         self._loader.register(DicomReader())
 
@@ -186,4 +193,4 @@ def _affine(image: sitk.Image) -> np.ndarray:
     affine = np.eye(4)
     affine[:dims, :dims] = np.reshape(image.GetDirection(), (dims, dims)) * np.asarray(image.GetSpacing())
     affine[:dims, 3] = image.GetOrigin()
-    return LPS_TO_RAS @ affine
+    return check_affine(LPS_TO_RAS @ affine)

@@ -23,7 +23,7 @@ from scripts.data.dicom.stacks import (
     positions_along_normal,
 )
 from scripts.data.dicom.volume import DicomVolume, Frame, pseudonym
-from scripts.data.readers import LPS_TO_RAS
+from scripts.data.nifti import LPS_TO_RAS
 from scripts.utils.files import files_below
 
 __all__ = ["Findings", "find_volumes"]
@@ -236,7 +236,7 @@ def _to_stacks(
         own = name if len(groups) == 1 else f"{name}_{i + 1}"
         try:
             along = positions_along_normal(group)
-            if along.max() - along.min() < 0.05 * min(group[0].spacing or (1,)):
+            if along.max() - along.min() < 0.05 * min(group[0].spacing):
                 loose.append((name, label, group))
                 continue
             phases = phases_of(group)
@@ -298,13 +298,13 @@ def _ask_for_phase(stacks: Sequence[_Stack], chosen: Sequence[int | str] | None)
     Raises:
         ValueError: with what there is.
     """
-    several = [stack for stack in stacks if stack.phases.count > 1]
+    several = [stack for stack in stacks if stack.phases.total > 1]
     if chosen is not None or not several:
         return
     more = f", as {len(several) - 1} more" if len(several) > 1 else ""
     raise ValueError(
         f"{several[0].label} has {describe_phases(several[0].phases)}{more}: say which to take with --phase all, "
-        f"a number from 1 to {several[0].phases.count}, or ed,es."
+        f"a number from 1 to {several[0].phases.total}, or ed,es."
     )
 
 
@@ -315,7 +315,7 @@ def _volumes(
     phases = stack.phases
     try:
         affines = {phase: affine_of(frames) for phase, frames in phases.frames.items()}
-        numbers = [1] if phases.count == 1 else _numbers(phases, chosen or ["all"])
+        numbers = [1] if phases.total == 1 else _numbers(phases, chosen or ["all"])
     except ValueError as reason:
         found.refused.append(f"{stack.label}: {reason}")
         return []
@@ -327,7 +327,7 @@ def _volumes(
     for number in numbers:
         if number not in phases.frames:
             continue
-        name = stack.name if phases.count == 1 else f"{stack.name}_phase{number:02d}"
+        name = stack.name if phases.total == 1 else f"{stack.name}_phase{number:02d}"
         found.origins[name] = header
         path = str(root / f"{name}.dcm")
         volumes.append(DicomVolume(path, phases.frames[number], affines[number], _case(header, salt)))
@@ -343,7 +343,7 @@ def _numbers(phases: Phases, chosen: Sequence[int | str]) -> list[int]:
     numbers: set[int] = set()
     for word in chosen:
         if word == "all":
-            numbers |= set(range(1, phases.count + 1))
+            numbers |= set(range(1, phases.total + 1))
         elif word == "ed":
             numbers.add(1)
         elif word == "es":
@@ -351,7 +351,7 @@ def _numbers(phases: Phases, chosen: Sequence[int | str]) -> list[int]:
             if order[:1] != [1]:
                 raise ValueError("phase 1 lacks slices: the end of systole cannot be told.")
             numbers.add(order[end_systole([phases.frames[number] for number in order])])
-        elif int(word) > phases.count:
+        elif int(word) > phases.total:
             raise ValueError(f"no phase {word}: it has {describe_phases(phases)}.")
         else:
             numbers.add(int(word))

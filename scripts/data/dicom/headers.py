@@ -33,7 +33,17 @@ PHOTOGRAPHS = {
 }
 # Values of Image Type beyond the second (PS3.3, C.8.3.1.1.1, C.8.13.3.1.1 and C.8.15.3.1.1), and what scanners write.
 MAPS = {"ADC", "EADC", "FA", "MIP", "MINIP", "MPR", "MTT", "RCBF", "RCBV", "TTP", "PERFUSION", "SUBTRACTION"}
-MAPS |= {"T1 MAP", "T2 MAP", "T2_STAR MAP", "T1_MAP", "T2_MAP", "ECV_MAP", "PROJECTION IMAGE", "VELOCITY", "VELOCITY MAP"}
+MAPS |= {
+    "T1 MAP",
+    "T2 MAP",
+    "T2_STAR MAP",
+    "T1_MAP",
+    "T2_MAP",
+    "ECV_MAP",
+    "PROJECTION IMAGE",
+    "VELOCITY",
+    "VELOCITY MAP",
+}
 NOT_MAGNITUDE = {"P", "R", "I", "PHASE", "PHASE MAP", "REAL", "IMAGINARY"}
 
 
@@ -131,9 +141,7 @@ def functional_groups(dataset: Dataset, number: int) -> dict[str, Dataset]:
     """The functional groups of one frame of an enhanced image by their names, its own before the shared ones."""
     per_frame = dataset.PerFrameFunctionalGroupsSequence[number]
     shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
-    return {
-        element.keyword: element.value[0] for group in (shared[0], per_frame) for element in group if element.value
-    }
+    return {element.keyword: element.value[0] for group in (shared[0], per_frame) for element in group if element.value}
 
 
 def _sop_class(dataset: Dataset) -> str:
@@ -168,46 +176,53 @@ def _examine(found: Header, dataset: Dataset, rest: int) -> None:
     photograph |= sop_class in PHOTOGRAPHS and dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
     # what research software exports: a secondary capture that knows where it lies
     placed = sop_class == uid.SecondaryCaptureImageStorage and dataset.get("ImagePositionPatient") is not None
-    if sop_class == uid.SegmentationStorage:
+    if not sop_class:
+        found.fault = "damaged or cut short."
+    elif sop_class == uid.SegmentationStorage:
         found.is_segmentation = True
     elif photograph:
-        _pixels_there(found, dataset, rest)
+        found.fault = _pixel_fault(dataset, rest)
         if int(dataset.get("NumberOfFrames") or 1) > 1:
             found.skip = "several pictures in one file, a film."
-        found.frames = [_frame(found, dataset, {}, 0, colour=True)]
+        found.frames = [] if found.fault else [_frame(found, dataset, {}, 0, colour=True)]
     elif sop_class not in VOLUMES and not placed:
         found.skip = f"{name}: no image to segment."
     elif dataset.get("SamplesPerPixel", 1) != 1:
         found.skip = "a colour picture among scans."
     else:
-        _pixels_there(found, dataset, rest)
-        _frames(found, dataset)
+        found.fault = _pixel_fault(dataset, rest)
+        if not found.fault:
+            _frames(found, dataset)
     if (found.frames or found.is_segmentation) and not (found.study and found.series and found.instance):
         found.fault = "it does not say to which study and series it belongs."
 
 
-def _pixels_there(found: Header, dataset: Dataset, rest: int) -> None:
-    """Whether the pixels are there and can be decoded, as far as that is seen without decoding them."""
+def _pixel_fault(dataset: Dataset, rest: int) -> str:
+    """What is wrong with the pixels of a file, as far as that is seen without decoding them; "" for nothing.
+
+    Args:
+        dataset: the file without its pixels.
+        rest: bytes behind the header.
+    """
     syntax = dataset.file_meta.TransferSyntaxUID
     size = [int(dataset.get(key) or 0) for key in ("Rows", "Columns", "BitsAllocated")]
     if not all(size):
-        found.fault = "the header does not say how many rows, columns and bits there are."
-        return
+        return "the header does not say how many rows, columns and bits there are."
     try:
         available = get_decoder(syntax).is_available
     except NotImplementedError:
         available = False
     if not available:
-        found.fault = "unknown transfer syntax, or one for which there is no decoder."
-    elif syntax != uid.DeflatedExplicitVRLittleEndian:
-        samples = int(dataset.get("SamplesPerPixel") or 1) * int(dataset.get("NumberOfFrames") or 1)
-        expected = size[0] * size[1] * size[2] * samples // 8
-        if dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
-            expected = expected * 2 // 3
-        if rest <= 16:
-            found.fault = "no pixel data."
-        elif not syntax.is_compressed and rest < expected:
-            found.fault = "damaged or cut short."
+        return "unknown transfer syntax, or one for which there is no decoder."
+    if syntax == uid.DeflatedExplicitVRLittleEndian:
+        return ""
+    samples = int(dataset.get("SamplesPerPixel") or 1) * int(dataset.get("NumberOfFrames") or 1)
+    expected = size[0] * size[1] * size[2] * samples // 8
+    if dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
+        expected = expected * 2 // 3
+    if rest <= 16:
+        return "no pixel data."
+    return "damaged or cut short." if not syntax.is_compressed and rest < expected else ""
 
 
 def _frames(found: Header, dataset: Dataset) -> None:
@@ -227,7 +242,7 @@ def _frames(found: Header, dataset: Dataset) -> None:
     found.frames = [_frame(found, dataset, group, i) for i, group in enumerate(groups) if not reasons[i]]
     if not found.frames:
         found.skip = next(filter(None, reasons))
-    elif any(frame.position is None or frame.orientation is None or frame.spacing is None for frame in found.frames):
+    elif not all(frame.position and frame.orientation and frame.spacing for frame in found.frames):
         found.fault = "no position, orientation or pixel spacing."
 
 
@@ -250,10 +265,8 @@ def _no_original(image_type: Sequence[str]) -> str:
     return ""
 
 
-def _frame(
-    found: Header, dataset: Dataset, groups: Mapping[str, Dataset], number: int, colour: bool = False
-) -> Frame:
-    """One image; of what a header lacks there is None."""
+def _frame(found: Header, dataset: Dataset, groups: Mapping[str, Dataset], number: int, colour: bool = False) -> Frame:
+    """One image; of what a header lacks there is nothing."""
 
     def value(keyword: str, *names: str) -> Any:
         for name in names:
@@ -261,9 +274,9 @@ def _frame(
                 return groups[name].get(keyword)
         return dataset.get(keyword)
 
-    def numbers(keyword: str, name: str, count: int) -> tuple[float, ...] | None:
+    def numbers(keyword: str, name: str, count: int) -> tuple[float, ...]:
         values = value(keyword, name)
-        return None if values is None or len(values) != count else tuple(map(float, values))
+        return () if values is None or len(values) != count else tuple(map(float, values))
 
     def number_or_none(*options: Any) -> float | None:
         return next((float(option) for option in options if option is not None), None)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scripts.data.dicom.volume import Frame
-from scripts.data.readers import LPS_TO_RAS
+from scripts.data.nifti import LPS_TO_RAS
 
 __all__ = ["MINIMUM", "Phases", "acquisition", "affine_of", "by_orientation", "phases_of", "positions_along_normal"]
 
@@ -28,13 +28,13 @@ class Phases(NamedTuple):
     Attributes:
         frames: the slices of each phase in the order of their positions, by the phase's number from 1.
         lacking: the phases of which slices are missing, and how many.
-        count: number of phases, with those that lack slices.
+        total: number of phases, with those that lack slices.
         times: the first and the last trigger time in ms, where they are known.
     """
 
     frames: dict[int, list[Frame]]
     lacking: dict[int, int]
-    count: int
+    total: int
     times: tuple[float, float] | None
 
 
@@ -53,7 +53,7 @@ def by_orientation(frames: Iterable[Frame]) -> list[list[Frame]]:
 
 def acquisition(frame: Frame) -> tuple:
     """What slices of one stack have in common where each slice is a series of its own, but for the orientation."""
-    return frame.study, frame.reference, frame.size, np.round(frame.spacing or (), 4).tobytes(), frame.technique
+    return frame.study, frame.reference, frame.size, np.round(frame.spacing, 4).tobytes(), frame.technique
 
 
 def positions_along_normal(frames: Sequence[Frame]) -> np.ndarray:
@@ -83,10 +83,10 @@ def phases_of(frames: Sequence[Frame]) -> Phases:
         raise ValueError(f"images of different sizes: {named}.")
     if not np.allclose([frame.spacing for frame in frames], frames[0].spacing, rtol=1e-4):
         raise ValueError("images of different pixel spacing.")
-    if min(frames[0].spacing or (0,)) <= 0:
+    if min(frames[0].spacing) <= 0:
         raise ValueError("a pixel spacing that is not positive.")
     along = positions_along_normal(frames)
-    places = _places(along, _SAME * min(frames[0].spacing or (1,)))
+    places = _places(along, _SAME * min(frames[0].spacing))
     counts = np.bincount(places)
     order = np.lexsort((along,))
     if counts.max() == 1:
@@ -126,10 +126,12 @@ def affine_of(frames: Sequence[Frame]) -> np.ndarray:
         _check_gaps(gaps)
         gap = float((along[-1] - along[0]) / len(gaps))
         shift = np.abs(positions - positions[0] - np.outer(along - along[0], normal)).max()
-        if shift > 0.5 * min(frames[0].spacing or (1,)):
-            raise ValueError(f"slices that are shifted by up to {shift:.2f} mm against each other, as by a gantry tilt.")
+        if shift > 0.5 * min(frames[0].spacing):
+            raise ValueError(
+                f"slices that are shifted by up to {shift:.2f} mm against each other, as by a gantry tilt."
+            )
     affine = np.eye(4)
-    rows, columns = frames[0].spacing or (1, 1)
+    rows, columns = frames[0].spacing
     affine[:3, :3] = np.stack([across * columns, down * rows, normal * gap], axis=1)
     affine[:3, 3] = positions[0]
     return LPS_TO_RAS @ affine
@@ -137,7 +139,7 @@ def affine_of(frames: Sequence[Frame]) -> np.ndarray:
 
 def _axes(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit vectors along a row, down a column and along the normal."""
-    across, down = np.reshape(frame.orientation or np.zeros(6), (2, 3))
+    across, down = np.reshape(frame.orientation, (2, 3))
     products = [across @ across, down @ down, across @ down]
     if not np.allclose(products, [1, 1, 0], rtol=0, atol=_COSINES):
         raise ValueError("an orientation that is no pair of perpendicular unit vectors.")
@@ -159,15 +161,15 @@ def _phase_keys(frames: Sequence[Frame], places: np.ndarray, counts: np.ndarray)
     Raises:
         ValueError: where the headers do not tell images of one position apart.
     """
-    temporal = [frame.temporal for frame in frames]
-    trigger = [frame.trigger for frame in frames]
-    if None not in temporal and _distinct(temporal, places):
-        return np.unique(temporal, return_inverse=True)[1].ravel() + 1
-    if None in trigger or not _distinct(trigger, places):
+    temporal = [frame.temporal for frame in frames if frame.temporal is not None]
+    if len(temporal) == len(frames) and _distinct(temporal, places):
+        return np.unique(np.array(temporal), return_inverse=True)[1].ravel() + 1
+    trigger = [frame.trigger for frame in frames if frame.trigger is not None]
+    if len(trigger) < len(frames) or not _distinct(trigger, places):
         raise ValueError(
             f"up to {counts.max()} images at one position, which neither temporal index nor trigger time tells apart."
         )
-    times = np.array(trigger, dtype=float)
+    times = np.array(trigger)
     ranks = np.empty(len(frames), dtype=int)
     for place in range(len(counts)):
         here = np.flatnonzero(places == place)
@@ -183,7 +185,7 @@ def _phase_keys(frames: Sequence[Frame], places: np.ndarray, counts: np.ndarray)
     return nearest + 1
 
 
-def _distinct(keys: Sequence[float | None], places: np.ndarray) -> bool:
+def _distinct(keys: Sequence[float], places: np.ndarray) -> bool:
     """Whether no two images at one position have the same key."""
     return len(set(zip(keys, places.tolist(), strict=True))) == len(keys)
 
@@ -210,7 +212,7 @@ def _check_gaps(gaps: np.ndarray) -> None:
 def describe_phases(phases: Phases) -> str:
     """What phases there are, for a message."""
     times = "" if phases.times is None else f", trigger times {phases.times[0]:g} to {phases.times[1]:g} ms"
-    return f"{phases.count} phases{times}"
+    return f"{phases.total} phases{times}"
 
 
 def lacking_lines(lacking: Mapping[int, int]) -> list[str]:

@@ -39,7 +39,7 @@ class Frame:
         reference: UID of the frame of reference, "" where there is none.
         size: rows and columns.
         colour: whether it is a photograph.
-        orientation: direction cosines of a row and of a column, LPS; None for a photograph, as the next two.
+        orientation: direction cosines of a row and of a column, LPS; () for a photograph, as the next two.
         position: centre of the first voxel in mm, LPS.
         spacing: distance of two rows and of two columns in mm.
         thickness: distance of slices in mm as the header has it, which counts for volumes of one slice only.
@@ -56,9 +56,9 @@ class Frame:
     reference: str
     size: tuple[int, int]
     colour: bool = False
-    orientation: tuple[float, ...] | None = None
-    position: tuple[float, ...] | None = None
-    spacing: tuple[float, ...] | None = None
+    orientation: tuple[float, ...] = ()
+    position: tuple[float, ...] = ()
+    spacing: tuple[float, ...] = ()
     thickness: float = 1.0
     temporal: int | None = None
     trigger: float | None = None
@@ -85,6 +85,7 @@ class DicomVolume(str):
     def __new__(
         cls, path: str, frames: Sequence[Frame] = (), affine: np.ndarray | None = None, case: str = ""
     ) -> DicomVolume:
+        """As text it is the path alone."""
         self = super().__new__(cls, path)
         self.frames = tuple(frames)
         self.affine = np.eye(4) if affine is None else affine

@@ -5,24 +5,33 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom.data
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd
 from pydicom import Dataset, dcmread, examples, uid
-from pydicom.data import get_testdata_files
-from tests.dicom_study import OBLIQUE, SECRETS, Study, archive, pixels, write
+from pydicom.encaps import encapsulate
 
 from scripts.data.dicom.find import Findings, find_volumes
 from scripts.data.dicom.pixels import read_voxels
+from scripts.data.dicom.volume import Frame
 from scripts.data.images import find_images
 from scripts.data.readers import LoadVolumed
+from tests.dicom_study import OBLIQUE, SECRETS, Study, archive, pixels, write
 
-TURNS = {"straight": np.eye(3), "oblique": OBLIQUE, "sagittal": np.eye(3)[:, [1, 2, 0]], "head first": np.diag([1, -1, -1])}
+TURNS = {
+    "straight": np.eye(3),
+    "oblique": OBLIQUE,
+    "sagittal": np.eye(3)[:, [1, 2, 0]],
+    "head first": np.diag([1, -1, -1]),
+}
+STRANGERS = Path(pydicom.data.__file__).parent / "test_files"
 FORMS: dict[str, Callable[[Study], list[Dataset]]] = {
     "cine": Study.cine,
     "a series per slice": Study.series_per_slice,
@@ -77,7 +86,12 @@ def test_an_export_with_other_series_in_one_folder(tmp_path: Path) -> None:
     found = find_volumes(tmp_path, phase="all")
     check(found, study)
     reasons = sorted(line.partition("): ")[2] for line in found.skipped)
-    assert [reason.split()[:2] for reason in reasons] == [["Basic", "Text"], ["a", "derived"], ["a", "localizer."], ["a", "single"]]
+    assert [reason.split()[:2] for reason in reasons] == [
+        ["Basic", "Text"],
+        ["a", "derived"],
+        ["a", "localizer."],
+        ["a", "single"],
+    ]
     assert not any(secret in line for line in lines(found) for secret in SECRETS)
 
 
@@ -95,7 +109,15 @@ def test_a_dicomdir_and_copies_do_no_harm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("phase", "expected"),
-    [("all", [0, 1, 2, 3]), (3, [2]), ("2,4", [1, 3]), ("ed", [0]), ("ed,es", [0, 2]), (("es", "ed"), [0, 2]), ([1], [0])],
+    [
+        ("all", [0, 1, 2, 3]),
+        (3, [2]),
+        ("2,4", [1, 3]),
+        ("ed", [0]),
+        ("ed,es", [0, 2]),
+        (("es", "ed"), [0, 2]),
+        ([1], [0]),
+    ],
 )
 @pytest.mark.parametrize("form", FORMS)
 def test_phases_are_chosen(tmp_path: Path, form: str, phase: object, expected: list[int]) -> None:
@@ -110,8 +132,10 @@ def test_phases_are_asked_for(tmp_path: Path) -> None:
         find_volumes(tmp_path)
     with pytest.raises(ValueError, match="phase: expected all, a number from 1, ed or es"):
         find_volumes(tmp_path, phase="first")
-    assert find_volumes(tmp_path, phase="5").refused[0].endswith(
-        "no phase 5: it has 4 phases, trigger times 0 to 96.1 ms."
+    assert (
+        find_volumes(tmp_path, phase="5")
+        .refused[0]
+        .endswith("no phase 5: it has 4 phases, trigger times 0 to 96.1 ms.")
     )
 
 
@@ -189,8 +213,8 @@ def test_a_volume_loads_as_its_nifti_does(tmp_path: Path) -> None:
 
 # --- photographs
 
-PICTURE = np.stack(np.broadcast_arrays(np.arange(0, 240, 10)[:, None], np.arange(0, 256, 8)[None], 40), -1)
-SMOOTH = PICTURE.astype(np.uint8)  # 24 rows, 32 columns
+PICTURE = np.stack(np.broadcast_arrays(np.arange(80)[:, None] * 3, np.arange(96)[None] * 2, 40), -1)
+SMOOTH = PICTURE.astype(np.uint8)  # 80 rows, 96 columns
 
 
 def read_photograph(folder: Path) -> np.ndarray:
@@ -240,19 +264,19 @@ def test_colour_spaces_and_jpeg_come_out_as_red_green_and_blue(tmp_path: Path) -
 
 def test_a_jpeg_photograph_in_ybr(tmp_path: Path) -> None:
     """pydicom's test picture: bands of pure colours."""
-    source = next(path for path in get_testdata_files("SC_rgb_jpeg_dcmtk.dcm"))
-    (tmp_path / "x").write_bytes(Path(source).read_bytes())
+    source = STRANGERS / "SC_rgb_jpeg_dcmtk.dcm"
+    (tmp_path / "x").write_bytes(source.read_bytes())
     assert dcmread(source).PhotometricInterpretation == "YBR_FULL"
     shown = read_photograph(tmp_path)
     for row, colour in ((5, (255, 0, 0)), (25, (0, 255, 0)), (45, (0, 0, 255))):
-        np.testing.assert_allclose(shown[row, 50], colour, atol=4)
+        np.testing.assert_allclose(shown[row, 50], colour, atol=6)
 
 
 # --- strangers, and what is damaged
 
 
 def test_none_of_pydicoms_own_files_passes_for_a_volume_or_breaks_the_search(tmp_path: Path) -> None:
-    for i, source in enumerate(map(Path, get_testdata_files("*.dcm"))):
+    for i, source in enumerate(sorted(STRANGERS.glob("*.dcm"))):
         (tmp_path / f"{i:03d}_{source.name}").write_bytes(source.read_bytes())
     study = Study(phases=1)
     write(study.cine(), tmp_path / "study")
@@ -261,11 +285,16 @@ def test_none_of_pydicoms_own_files_passes_for_a_volume_or_breaks_the_search(tmp
     np.testing.assert_array_equal(read_voxels(found.volumes[0].frames), study.volumes[0])
     assert len(lines(found)) > 20
     assert all("\n" not in line for line in lines(found))
-    for volume in find_volumes(tmp_path, photographs=True).volumes:
-        try:
-            assert read_voxels(volume.frames).shape[2:] == (1, 3)
-        except ValueError as error:
-            assert "8 bits" in str(error) or "decoded" in str(error)  # noqa: PT017
+    shapes = {outcome(volume.frames) for volume in find_volumes(tmp_path, photographs=True).volumes}
+    assert "a photograph" in shapes
+    assert all(shape == "a photograph" or "expected a photograph of 8 bits" in shape for shape in shapes)
+
+
+def outcome(frames: tuple[Frame, ...]) -> str:
+    try:
+        return "a photograph" if read_voxels(frames).shape[2:] == (1, 3) else "something else"
+    except ValueError as error:
+        return str(error)
 
 
 def each(change: Callable[[Dataset], object], which: slice = slice(None)) -> Callable[[list[Dataset]], None]:
@@ -283,7 +312,7 @@ def shift(ds: Dataset, axis: int, mm: float) -> None:
 
 
 def wrong(**values: object) -> Callable[[Dataset], None]:
-    return lambda ds: ds.update(Dataset()) or [setattr(ds, key, value) for key, value in values.items()] and None
+    return lambda ds: ds.update(Dataset()) or ([setattr(ds, key, value) for key, value in values.items()] and None)
 
 
 def duplicate(datasets: list[Dataset]) -> None:
@@ -300,18 +329,21 @@ def without(keyword: str) -> Callable[[Dataset], None]:
     return lambda ds: delattr(ds, keyword)
 
 
-def syntax(ds: Dataset) -> None:
-    ds.file_meta.TransferSyntaxUID = uid.UID("1.2.3.4.5.6.7")
+def syntax(name: str) -> Callable[[Dataset], None]:
+    def change(ds: Dataset) -> None:
+        ds.file_meta.TransferSyntaxUID = uid.UID(name)
+        ds.PixelData = encapsulate([bytes(64)])
 
-
-def video(ds: Dataset) -> None:
-    ds.file_meta.TransferSyntaxUID = uid.MPEG2MPML
+    return change
 
 
 DAMAGE: dict[str, tuple[Callable[[list[Dataset]], object], str]] = {
     "a slice is missing": (lambda d: d.pop(2), r"distances of slices from 8\.50 to 17\.00 mm: a slice is missing\."),
     "uneven": (lambda d: shift(d[1], 2, 3.0), r"distances of slices from 5\.50 to 11\.50 mm: uneven\."),
-    "tilted": (lambda d: [shift(ds, 1, 3.0 * i) for i, ds in enumerate(d)], "slices that are shifted by up to .* gantry"),
+    "tilted": (
+        lambda d: [shift(ds, 1, 3.0 * i) for i, ds in enumerate(d)],
+        "slices that are shifted by up to .* gantry",
+    ),
     "twice": (duplicate, "up to 2 images at one position, which neither temporal index nor trigger time tells apart"),
     "sizes": (other_size, r"images of different sizes: 1 of 8 x 9, "),
     "spacing": (each(wrong(PixelSpacing=[3, 3]), slice(1)), "images of different pixel spacing"),
@@ -326,18 +358,27 @@ DAMAGE: dict[str, tuple[Callable[[list[Dataset]], object], str]] = {
     "no pixels": (each(without("PixelData"), slice(2)), r"2 of \d files: no pixel data"),
     "no rows": (each(without("Rows"), slice(1)), "does not say how many rows, columns and bits"),
     "short": (each(wrong(PixelData=b"\0" * 64), slice(1)), r"1 of \d files: damaged or cut short"),
-    "unknown syntax": (each(syntax), "unknown transfer syntax, or one for which there is no decoder"),
-    "video": (each(video), "unknown transfer syntax, or one for which there is no decoder"),
+    "unknown syntax": (each(syntax("1.2.3.4.5.6.7")), "unknown transfer syntax, or one for which there is no decoder"),
+    "video": (each(syntax(uid.MPEG2MPML)), "unknown transfer syntax, or one for which there is no decoder"),
     "phase images": (each(wrong(ImageType=["ORIGINAL", "PRIMARY", "P"])), r"no magnitude image \(P\)"),
     "map": (each(wrong(ImageType=["DERIVED", "PRIMARY", "ADC"])), r"a derived map \(ADC\)"),
-    "other class": (each(wrong(SOPClassUID=uid.UltrasoundImageStorage)), "Ultrasound Image Storage: no image to segment"),
+    "other class": (
+        each(wrong(SOPClassUID=uid.UltrasoundImageStorage)),
+        "Ultrasound Image Storage: no image to segment",
+    ),
     "private class": (each(wrong(SOPClassUID="1.2.3")), "an unknown kind of object: no image to segment"),
-    "presentation": (each(wrong(SOPClassUID=uid.GrayscaleSoftcopyPresentationStateStorage)), "Presentation State Storage"),
+    "presentation": (
+        each(wrong(SOPClassUID=uid.GrayscaleSoftcopyPresentationStateStorage)),
+        "Presentation State Storage",
+    ),
     "pdf": (each(wrong(SOPClassUID=uid.EncapsulatedPDFStorage)), "Encapsulated PDF Storage: no image to segment"),
     "colour": (each(wrong(SamplesPerPixel=3)), "a colour picture among scans"),
     "two slices": (lambda d: d.__delitem__(slice(2, None)), "2 slices only, no stack"),
     "no study": (each(without("StudyInstanceUID")), "it does not say to which study and series it belongs"),
-    "frames": (each(wrong(NumberOfFrames=3), slice(1)), "3 frames without a description of each"),
+    "frames": (
+        each(wrong(NumberOfFrames=3, PixelData=bytes(1 << 16)), slice(1)),
+        "3 frames without a description of each",
+    ),
 }
 
 
@@ -353,8 +394,6 @@ def test_what_is_wrong_with_a_series_is_one_line_and_the_others_are_read(tmp_pat
     write(datasets, tmp_path / "b")
     found = find_volumes(tmp_path)
     assert len(lines(found)) == 1, lines(found)
-    import re
-
     assert re.search(expected, lines(found)[0]), lines(found)[0]
     assert not any(secret in lines(found)[0] for secret in SECRETS)
     found.refused.clear()
@@ -394,7 +433,9 @@ def test_a_damaged_image_is_named_when_it_is_read(tmp_path: Path) -> None:
     content = paths[1].read_bytes()
     paths[1].write_bytes(content[: len(content) - 600])
     volume = find_images(tmp_path)[0]["image"]
-    with pytest.raises(ValueError, match=r"_\w{10}\.dcm: its pixels cannot be decoded: damaged or cut short\.") as error:
+    with pytest.raises(
+        ValueError, match=r"_\w{10}\.dcm: its pixels cannot be decoded: damaged or cut short\."
+    ) as error:
         LoadVolumed("image")({"image": volume})
     assert "\n" not in str(error.value)
 
@@ -407,6 +448,6 @@ def test_inference_finds_volumes_beside_files_and_says_what_it_left_out(
     with caplog.at_level(logging.INFO):
         records = find_images(tmp_path, phase="ed")
     assert [Path(record["image"]).suffix for record in records] == [".gz", ".dcm"]
-    assert sum("Skipped: " in message for message in caplog.messages) == 4
+    assert sum("Skipped: " in message for message in caplog.messages) == 5  # the NIfTI is no DICOM
     with pytest.raises(FileNotFoundError, match=r"No DICOM volume to segment in .*: .* a localizer"):
-        find_images(next(p for p in (tmp_path / "a").iterdir() if "LOCALIZER" in str(dcmread(p).ImageType)))
+        find_images(next(p for p in (tmp_path / "a").iterdir() if "LOCALIZER" in str(dcmread(p).get("ImageType"))))
