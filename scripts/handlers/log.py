@@ -15,8 +15,9 @@ class RunLog:
     """Handler that logs a trainer's losses or an evaluator's metrics, in the first process only.
 
     A trainer gets a progress bar (on a terminal), a printed loss every ``interval`` iterations and TensorBoard curves
-    of all losses and the learning rate; an evaluator prints its metrics and adds them to the curves. MONAI's and Ignite's handlers do the
-    work: one handler for all of them means that no other process opens a TensorBoard file or prints.
+    of all losses and the learning rate; an evaluator prints its metrics and adds them to the curves. MONAI's and
+    Ignite's handlers do the work: one handler for all of them means that no other process opens a TensorBoard file or
+    prints.
 
     Args:
         output_dir: folder of the TensorBoard events.
@@ -42,9 +43,8 @@ class RunLog:
             output_transform=lambda output: output[0]["loss"],
             iteration_log=lambda _, iteration: iteration % self.interval == 0,
         ).attach(engine)
-        rates = engine.optimizer.param_groups
         TensorBoardStatsHandler(
             log_dir=self.output_dir,
             tag_name="train_loss",
-            output_transform=lambda output: {**output[0], "learning_rate": rates[0]["lr"]},
+            output_transform=lambda output: {**output[0], "learning_rate": engine.optimizer.param_groups[0]["lr"]},
         ).attach(engine)

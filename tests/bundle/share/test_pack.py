@@ -95,7 +95,8 @@ def test_configs_stand_alone_at_the_size_of_the_weights(packed: Path) -> None:
     assert {key: train[key] for key in overlay} == overlay
     assert train["image_size"] == 48
     assert read(configs / "inference.json")["image_size"]["default"] == 48
-    original = read(ROOT / "configs" / "train.json")
+    original = ConfigParser.load_config_files([str(ROOT / "configs" / n) for n in ("train.json", "monai_label.json")])
+    assert original["train"]["handlers"][-1]["_target_"] == "scripts.monai_label.PublishWeights"
     assert {k: v for k, v in train.items() if k not in overlay and k != "image_size"} == {
         k: v for k, v in original.items() if k not in overlay and k != "image_size"
     }
