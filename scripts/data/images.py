@@ -150,7 +150,7 @@ def source_root(source: str | Path) -> str:
 
 
 def _volumes(path: Path, options: dict[str, Any], needed: bool) -> list[DicomVolume]:
-    """The volumes in DICOM files; a line in the log for everything else.
+    """The volumes in DICOM files, and one with its fault for each series that is refused.
 
     Raises:
         FileNotFoundError: where there is none and one is needed.
@@ -158,12 +158,13 @@ def _volumes(path: Path, options: dict[str, Any], needed: bool) -> list[DicomVol
     found = dicom_module("find").find_volumes(path, **options)
     for line in found.skipped:
         logger.info("Skipped: %s", line)
-    for line in found.refused:
-        logger.warning("Refused: %s", line)
     if needed and not found.volumes:
         reason = (found.refused or found.skipped or ["no DICOM file"])[0]
         raise FileNotFoundError(f"No DICOM volume to segment in '{path}': {reason}")
-    return found.volumes
+    root = path if path.is_dir() else path.parent
+    names = (line.partition(" ")[0].rstrip(":") for line in found.refused)
+    refused = [DicomVolume(str(root / f"{n}.dcm"), fault=line) for n, line in zip(names, found.refused, strict=True)]
+    return [*found.volumes, *refused]
 
 
 def _images_of_datalist(path: Path) -> list[Path]:

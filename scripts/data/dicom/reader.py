@@ -40,8 +40,10 @@ class DicomReader(ImageReader):
         """The array and its metadata.
 
         Raises:
-            ValueError: where the packages are not installed, or the files cannot be decoded.
+            ValueError: where the packages are not installed, the series is refused, or its files cannot be decoded.
         """
+        if img.fault:
+            raise ValueError(img.fault)
         try:
             array = dicom_module("pixels").read_voxels(img.frames)
         except ValueError as error:

@@ -76,21 +76,34 @@ class DicomVolume(str):
         frames: slices in the order of their positions, or a single photograph.
         affine: ``[4, 4]`` from voxel indices ``[x, y, z]`` (column, row, slice) to RAS millimetres.
         case: pseudonym of the patient, whom a split must not tear apart.
+        fault: why it cannot be read, one line; such volumes stand for series that are refused.
     """
 
     frames: tuple[Frame, ...]
     affine: np.ndarray
     case: str
+    fault: str
 
     def __new__(
-        cls, path: str, frames: Sequence[Frame] = (), affine: np.ndarray | None = None, case: str = ""
+        cls,
+        path: str,
+        frames: Sequence[Frame] = (),
+        affine: np.ndarray | None = None,
+        case: str = "",
+        fault: str = "",
     ) -> DicomVolume:
         """As text it is the path alone."""
         self = super().__new__(cls, path)
         self.frames = tuple(frames)
         self.affine = np.eye(4) if affine is None else affine
         self.case = case
+        self.fault = fault
         return self
+
+    @property
+    def files(self) -> list[str]:
+        """The files, each once, in the order of the slices."""
+        return list(dict.fromkeys(frame.file for frame in self.frames))
 
     @property
     def is_photograph(self) -> bool:
