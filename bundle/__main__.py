@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "bundle.compare.command:main",
     "demo": "bundle.demo:main",
     "doctor": "bundle.doctor:main",
+    "import": "bundle.dicom.importing:main",
     "pack": "bundle.share.pack:main",
     "prepare": "bundle.prepare.command:main",
     "pseudo_labels": "bundle.pseudo_labels:main",

@@ -23,7 +23,7 @@ def curve_charts(folders: Mapping[str, Path]) -> list[Block]:
     """
     logged = {name: found for name, folder in folders.items() if (found := curves(folder))}
     if not logged:
-        return [Text("No curves: the run left no events (they are not written with --silent True).")]
+        return [Text("No curves: there are no TensorBoard events in the run's folder.")]
     one = len(folders) == 1
     panels: list[tuple[str, str, dict[str, Curve], float | None]] = []
     if one:

@@ -56,8 +56,10 @@ def read_scores(folder: Path) -> Scores:
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     columns = ("case", "class", *MEASURES, *COUNTS)
-    if not rows or (missing := [name for name in columns if name not in rows[0]]):
-        raise ValueError(f"{path}: expected rows with {', '.join(columns)}; found no {', '.join(missing) or 'row'}.")
+    if not rows:
+        raise ValueError(f"{path}: expected rows with {', '.join(columns)}; found no row.")
+    if missing := [name for name in columns if name not in rows[0]]:
+        raise ValueError(f"{path}: expected rows with {', '.join(columns)}; found no {', '.join(missing)}.")
     cases = list(dict.fromkeys(row["case"] for row in rows))
     names = list(dict.fromkeys(row["class"] for row in rows))
     table: dict[tuple[str, str], dict[str, str]] = {(row["case"], row["class"]): row for row in rows}

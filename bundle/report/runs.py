@@ -22,7 +22,9 @@ __all__ = ["NETWORKS", "Run", "find_runs", "words"]
 NETWORKS = {"best": "model.pt", "last": "model_last.pt"}
 """The two networks of a run and their files."""
 
-PLACES = ("bundle_root", "dataset_dir", "output_dir", "cache_dir", "checkpoint", "device", "silent", "splits")
+COLOURS = ("orangered", "seagreen", "royalblue", "goldenrod", "mediumorchid", "darkturquoise", "hotpink", "olive")
+
+PLACES = ("bundle_root", "dataset_dir", "output_dir", "cache_dir", "checkpoint", "device", "splits")
 """Config ids that say where things are, not what is computed."""
 
 
@@ -121,9 +123,10 @@ class Run:
 
     @property
     def colours(self) -> dict[str, str]:
-        """Colour of each foreground class by its name."""
-        own = self.get("class_colors")
-        return {self.class_name(c): own.get(str(c), f"C{c}") for c in range(1, self.get("num_classes"))}
+        """Colour of each foreground class by its name; where the data set's overlay states none, one of our own."""
+        own = self.get("class_colors") if "class_colors" in self._content.parser else {}
+        numbers = range(1, self.get("num_classes"))
+        return {self.class_name(c): own.get(str(c), COLOURS[(c - 1) % len(COLOURS)]) for c in numbers}
 
     def class_name(self, number: int) -> str:
         """What the evaluation calls a foreground class."""
