@@ -153,9 +153,9 @@ def _time(parser: ConfigParser, steps: int) -> str:
     """Seconds of a training step late in the training, and of all of them."""
     if steps < 1:
         return "not measured"
-    objective: Objective = parser.get_parsed_content("method_on_device")
-    optimizer: torch.optim.Optimizer = parser.get_parsed_content("optimizer")
     device = torch.device(parser.get_parsed_content("device"))
+    objective: Objective = parser.get_parsed_content("method").to(device, memory_format=torch.channels_last)
+    optimizer: torch.optim.Optimizer = parser.get_parsed_content("optimizer")
     dtype = autocast_dtype(device, bool(flag(parser.get_parsed_content("amp"))))
     size, count = parser.get_parsed_content("image_size"), parser.get_parsed_content("batch_size")
     channels, classes = parser.get_parsed_content("in_channels"), parser.get_parsed_content("num_classes")

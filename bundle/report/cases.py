@@ -87,8 +87,8 @@ class Case:
 def load_cases(run: Run) -> list[Case]:
     """The scored cases of a run, in the order of its evaluation; scores and predictions are made where none are.
 
-    The network runs for those cases alone that no earlier report on these weights and settings has kept. Where there
-    is no evaluation, it is made by the way.
+    The network runs where no earlier report on these weights, settings and files has kept every case. Where there is no
+    evaluation, it is made by the way.
 
     Raises:
         ValueError: if the evaluation is one of other cases than the configuration's, or a file is faulty.
@@ -105,9 +105,11 @@ def load_cases(run: Run) -> list[Case]:
             f"{run.evaluation}: was made of other cases than part '{run.part}' of the data has: {odd[0]} is in one "
             "alone. Name the --dataset_dir and the config files that it was made with, or another --evaluation."
         )
-    if missing := [i for i, path in enumerate(paths) if not path.is_file() or not scored]:
-        _predict(run, {records[i]["image"]: (records[i], paths[i]) for i in missing}, scored)
+    if not scored or not all(path.is_file() for path in paths):
+        _predict(run, {record["image"]: path for record, path in zip(records, paths, strict=True)}, scored)
     cases = [_read(*job) for job in zip(names, records, paths, strict=True)]
+    if (count := len(run.scores.classes)) != run.get("num_classes") - 1:
+        raise ValueError(f"{run.evaluation}: has {count} classes, the network {run.get('num_classes') - 1}.")
     order = {name: number for number, name in enumerate(run.scores.cases)}
     return sorted(cases, key=lambda case: order[case.name])
 
@@ -126,13 +128,12 @@ def _path(folder: Path, settings: str, record: Mapping[str, str]) -> Path:
     return folder / f"{digest.hexdigest()}.npz"
 
 
-def _predict(run: Run, wanted: Mapping[str, tuple[Mapping[str, str], Path]], scored: bool) -> None:
+def _predict(run: Run, paths: Mapping[str, Path], scored: bool) -> None:
     """Run the evaluation and keep what it predicts; scores that are there already stay as they are."""
     with TemporaryDirectory() as nowhere, contextlib.ExitStack() as stack:
-        chosen = {"dataset#data": [dict(record) for record, _ in wanted.values()], "output_dir": nowhere}
         if scored:
-            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # scores of these cases alone
-        workflow = run.workflow(**(chosen if scored else {}))
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # the same table once more
+        workflow = run.workflow(**({"output_dir": nowhere} if scored else {}))
         try:
             workflow.initialize()
             turning = [
@@ -140,7 +141,7 @@ def _predict(run: Run, wanted: Mapping[str, tuple[Mapping[str, str], Path]], sco
                 for step in workflow.parser.get_parsed_content("preprocessing").flatten().transforms
                 if isinstance(step, (Orientationd, ThroughPlaneLastd))
             ]
-            keeper = _Keeper({file: path for file, (_, path) in wanted.items()}, turning, run.get("num_classes"))
+            keeper = _Keeper(paths, turning, run.get("num_classes"))
             keeper.attach(workflow.parser.get_parsed_content("evaluator"))
             workflow.run()
             workflow.finalize()

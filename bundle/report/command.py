@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from bundle.report import several, single
 from bundle.report.cases import load_cases
 from bundle.report.page import Code, Section, Text, write_page
-from bundle.report.runs import Run, find_runs
+from bundle.report.runs import Run, find_runs, words
 from bundle.report.single import Subject
 from scripts.utils.provenance import code_version
 
@@ -58,14 +58,20 @@ def main(
         FileNotFoundError: if a run, its weights, an evaluation or data are missing.
     """
     start = time.perf_counter()
+    given: dict[str, Any] = {
+        "runs": runs,
+        "config_file": config_file,
+        "part": part,
+        "network": network,
+        "evaluation": evaluation,
+    }
+    given |= {"output": output, "millimetres": millimetres, **overrides}
     if millimetres is not None and not isinstance(millimetres, bool):
         raise ValueError(f"millimetres: expected True or False, found {millimetres!r}.")
     found = find_runs(runs, config_file, network, part, evaluation, overrides)
     first = found[0]
-    target = Path(
-        output or (first.evaluation if len(found) == 1 else str(runs).split(",")[0]),
-        *([] if output else ["report.html"]),
-    )
+    folder = first.evaluation if len(found) == 1 else Path(words(runs)[0])
+    target = Path(output) if output else folder / "report.html"
     with tqdm(total=len(found) + (PARTS if len(found) == 1 else 1), desc="report", disable=None) as bar:
 
         def tick(what: str) -> None:
@@ -83,7 +89,7 @@ def main(
             scores = {name: one.scores for name, one in subjects.items()}
             sections = several.score_sections(scores, {run.name: run.folder for run in found})
             sections[1:1] = several.grid_section(subjects)
-    sections.append(Section("How this was made", [Code(_command()), Text(f"Code: {code_version()}.")]))
+    sections.append(Section("How this was made", [Code(_command(given)), Text(f"Code: {code_version()}.")]))
     titled = first.name if len(found) == 1 else f"{len(found)} runs"
     data = first.record.get("data", "unnamed data")
     write_page(target, f"{titled}: {data}, part {part}", _subtitle(subjects, network), sections)
@@ -105,7 +111,10 @@ def _subtitle(subjects: dict[str, Subject], network: str) -> str:
     return f"{network.capitalize()} network on {len(one.cases)} {kind} of {patients} cases"
 
 
-def _command() -> str:
-    import shlex
-
-    return shlex.join(["python", "-m", "bundle", *sys.argv[1:]])
+def _command(given: dict[str, Any]) -> str:
+    """The command line that has these arguments."""
+    options = {key: value for key, value in given.items() if value not in ((), None)}
+    listed = {
+        key: ",".join(words(value)) if isinstance(value, (list, tuple)) else value for key, value in options.items()
+    }
+    return shlex.join(["python", "-m", "bundle", "report", *(w for k, v in listed.items() for w in (f"--{k}", str(v)))])

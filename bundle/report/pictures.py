@@ -17,7 +17,7 @@ from PIL import Image
 from bundle.report.cases import Case
 from bundle.report.page import Chart
 
-__all__ = ["case_pictures", "chosen_slices", "map_picture", "picture", "window"]
+__all__ = ["Window", "case_pictures", "chosen_slices", "map_picture", "picture", "window"]
 
 MARGIN = 0.35  # around the foreground, of its size
 SMALLEST = 64  # pixels per side

@@ -7,17 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 
 from bundle.report import charts
+from bundle.report.cases import Case
 from bundle.report.curves import curve_charts
 from bundle.report.evaluation import MEAN, Scores
 from bundle.report.page import Block, Chart, Charts, Key, Section, Strip, Table, Text, number, text
-from bundle.report.pictures import case_pictures, window
+from bundle.report.pictures import Window, case_pictures, picture, window
 from bundle.report.single import Subject
 
 __all__ = ["grid_section", "score_sections", "settings_section"]
 
 GRID = 12  # cases in the grid: the worst, the best and others evenly in between
+WIDTH = 210  # of a picture in it, pixels
 _DIGITS = {"dsc": 3, "hd95": 1, "assd": 2}
 
 
@@ -71,6 +74,13 @@ def _by_case(scores: Mapping[str, Scores]) -> list[Block]:
     return [Table(["case", *(f"mean DSC, {name}" for name in found)], rows, "Click a title to sort.")]
 
 
+def _labelled(case: Case, k: int, at: Window, colours: Sequence[str]) -> Markup:
+    """A slice with the contours of its label alone."""
+    rows, columns = at
+    aspect = case.spacing[0] / case.spacing[1] if case.spacing else 1.0
+    return picture(case.image[k, rows, columns], {"label": case.label[k, rows, columns]}, colours, WIDTH, aspect)
+
+
 def settings_section(points: Sequence[tuple[str, str, float]]) -> list[Section]:
     """Mean DSC over the values of an option, such as a loss's weight or the fusion's stages (Figs. 7 and 8).
 
@@ -118,10 +128,10 @@ def grid_section(subjects: Mapping[str, Subject]) -> list[Section]:
         same = {run: next(case for case in one.cases if case.name == name) for run, one in subjects.items()}
         at = window(list(same.values()))
         slices = first.cases[index].largest_slice
-        pictures = []
+        pictures = [Chart(_labelled(first.cases[index], slices, at, list(first.run.colours.values())), "label")]
         for run, case in same.items():
             dice = subjects[run].scores.values[MEAN]["dsc"][subjects[run].scores.cases.index(name)]
-            (shown,) = case_pictures(case, list(first.run.colours.values()), 1, 210, at, only=slices)
+            (shown,) = case_pictures(case, list(first.run.colours.values()), 1, WIDTH, at, only=slices)
             pictures.append(Chart(shown.svg, f"{run}: {dice:.3f}"))
         strips.append(Strip(name, f"slice {slices + 1}; mean DSC of the volume below each", pictures))
     words = f"From the worst to the best case of {first.run.name}, the slice with most foreground."

@@ -60,11 +60,19 @@ class Subject:
     @property
     def unit(self) -> str:
         """Unit of the distances."""
-        return "mm" if self.in_mm and self.scores.unit == "mm" else "voxels"
+        if self.in_mm and not self.took_voxels_for_mm and self.scores.unit == "mm":
+            return "mm"
+        return "voxels" if self.cases[0].spacing else "pixels"
+
+    @property
+    def took_voxels_for_mm(self) -> bool:
+        """Whether the evaluation did not know the spacing that the files state: its mm are voxels."""
+        voxels, mm = (self.scores.values[MEAN][f"assd_{unit}"] for unit in ("voxels", "mm"))
+        return self.in_mm and np.allclose(voxels, mm)
 
     def distance(self, name: str, measure: str) -> Any:
         """HD95 or ASSD (``hd95``, ``assd``) of a class in the unit, ``[cases]``."""
-        return self.scores.values[name][f"{measure}_{self.unit}"]
+        return self.scores.values[name][f"{measure}_{'mm' if self.unit == 'mm' else 'voxels'}"]
 
     @property
     def titles(self) -> list[str]:
@@ -136,6 +144,12 @@ def summary(subject: Subject) -> list[Block]:
     if not subject.in_mm and subject.cases[0].spacing is not None:
         blocks.append(
             Note("No spacing is stated for these volumes or it is not to be relied on: distances are in voxels.")
+        )
+    if subject.took_voxels_for_mm:
+        blocks.append(
+            Note(
+                "The evaluation is older than the files' spacing and took voxels for millimetres: distances in voxels."
+            )
         )
     if not record:
         blocks.append(Note("Nothing is recorded of the origin of these weights."))

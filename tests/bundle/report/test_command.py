@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -32,6 +33,11 @@ def run(trained: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
     """A run's folder: weights with their record, and the events of a short training."""
     folder = tmp_path_factory.mktemp("runs") / "one"
     shutil.copytree(trained().parent, folder)
+    weights, record = torch.load(folder / "model.pt"), json.loads((folder / "model.json").read_text())
+    # an untrained network that names every class somewhere
+    weights |= {"head.weight": torch.randn_like(weights["head.weight"]), "head.bias": torch.zeros(4)}
+    torch.save(weights, folder / "model.pt")
+    write_record(folder / "model.pt", record)
     with SummaryWriter(str(folder)) as writer:
         for step in range(1, 41):
             for tag in ("loss", "loss_supervised", "coverage_decoder", "coverage_decoder_foreground", "learning_rate"):
