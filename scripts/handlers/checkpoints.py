@@ -219,7 +219,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if isinstance(value, (bool, int, float, str, tuple))
         and not name.startswith("_")
-        and name not in ("training", "iteration", "total_iterations")
+        and name not in ("training", "iteration", "total_iterations", "supervised_iterations")
     }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from scripts.losses import DiceCrossEntropy, MaskedDice, PseudoLabel, pseudo_label
+from scripts.methods.teacher import MovingAverage
 from scripts.networks import UNet
 from scripts.utils.options import check_switches
 from scripts.views import StrongView, WeakView
@@ -48,6 +49,8 @@ class Objective(nn.Module):
         weak: weak view of labelled and unlabelled images.
         strong: strong view, drawn on the weak one.
         threshold: confidence tau that a pseudo-label needs.
+        teacher_decay: decay of a moving average of the network, which then makes the pseudo-labels, without dropout, in
+            the network's place. None: the network teaches itself.
         per_image_dice: Dice sums per image instead of per batch. Per-batch sums are over the images of one process;
             per image, L_s of N processes is that of one with the same global batch, batch norm and dropout apart.
 
@@ -55,11 +58,14 @@ class Objective(nn.Module):
         requires_unlabeled: whether the objective learns from unlabelled images.
         iteration: number of the current iteration, from 0; the trainer sets it before each, also on resuming.
         total_iterations: length of the training; the trainer sets it at its start.
+        supervised_iterations: so many iterations at the beginning see labeled images alone, whatever the objective;
+            the trainer sets it likewise.
     """
 
     requires_unlabeled = True
     iteration = 0
     total_iterations = 1
+    supervised_iterations = 0
 
     def __init__(
         self,
@@ -68,6 +74,7 @@ class Objective(nn.Module):
         strong: StrongView | None = None,
         threshold: float = 0.95,
         per_image_dice: bool = False,
+        teacher_decay: float | None = None,
     ) -> None:
         super().__init__()
         check_switches(per_image_dice=per_image_dice)
@@ -80,6 +87,24 @@ class Objective(nn.Module):
         self.per_image_dice = per_image_dice
         self.supervised_loss = DiceCrossEntropy(per_image_dice)
         self.dice = MaskedDice(per_image_dice)
+        self.teacher = None if teacher_decay is None else MovingAverage(network, teacher_decay, dropout=False)
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named losses of one batch: of :meth:`forward` or, at the beginning, of the labeled images alone."""
+        if self.iteration >= self.supervised_iterations:
+            return cast("dict[str, Tensor]", super().__call__(batch))
+        image, label = self.labeled_view(batch)
+        losses = [self.supervised_loss(network(image), label) for network in self.learners()]
+        return {"loss": torch.stack(losses).mean()}
+
+    def learners(self) -> tuple[nn.Module, ...]:
+        """The networks that learn segmentation, the deployed one first: all of them begin with labeled images."""
+        return (self.network,)
+
+    @property
+    def target_network(self) -> UNet:
+        """The network that makes the decoder's pseudo-labels: the teacher, where there is one."""
+        return self.network if self.teacher is None else cast(UNet, self.teacher.module)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch; ``loss`` is the total."""
@@ -94,10 +119,12 @@ class Objective(nn.Module):
         Returns:
             By kind. ``decoder``, p^w at the images' size, is there for every objective.
         """
-        return {"decoder": pseudo_label(self.network(views.unlabeled).float().softmax(dim=1))}
+        return {"decoder": pseudo_label(self.target_network(views.unlabeled).float().softmax(dim=1))}
 
     def after_step(self) -> None:
-        """What follows an optimiser step (an EMA update, say). Nothing by default."""
+        """What follows an optimiser step: the teacher, where there is one, moves towards its student."""
+        if self.teacher is not None:
+            self.teacher.update_parameters(self.network)
 
     def ramp_up(self) -> float:
         """Gaussian ramp ``exp(-5 (1 - t)^2)``, t being the share of the training that has passed.
@@ -109,7 +136,7 @@ class Objective(nn.Module):
 
     def labeled_view(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Weak views of the labelled images ``[B, C, H, W]`` and their labels ``[B, H, W]``."""
-        image, label = self.weak(batch["image"], batch["label"])
+        image, label = self.weak.labeled(batch["image"], batch["label"])
         return image, label[:, 0]
 
     def weak_views(self, batch: Mapping[str, Tensor]) -> WeakViews:
