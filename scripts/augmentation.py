@@ -81,7 +81,7 @@ class AugmentedView(WeakView):
         self.noise = noise
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Spatial views of ``[B, C, H, W]`` and of the label ``[B, 1, H, W]``, if there is one, under the same draws."""
+        """Spatial views of ``[B, C, H, W]`` and of a label ``[B, 1, H, W]`` under the same draws."""
         with torch.autocast(image.device.type, enabled=False):  # a bfloat16 grid is off by up to a pixel
             grid = self.grid(image)
             view = F.grid_sample(image.float(), grid, mode="bilinear", align_corners=False)

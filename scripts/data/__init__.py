@@ -11,8 +11,8 @@ from scripts.data.transforms import LabelValuesd, ThroughPlaneLastd
 from scripts.data.volumes import VolumeDataset
 
 __all__ = [
-    "FitSlicesd",
     "LAYOUTS",
+    "FitSlicesd",
     "LabelValuesd",
     "LoadVolumed",
     "ResizeSlicesd",

@@ -149,8 +149,8 @@ class FitSlicesd(ResizeSlicesd):
         if self.pixel_spacing == "aspect":
             zoom = self.image_size / max(height, width)
             return [max(1, round(height * zoom)), max(1, round(width * zoom))]
-        spacing = affine_to_spacing(image.affine, r=image.ndim - 1, dtype=np.float64)
-        return [max(1, round(n * float(s) / self.pixel_spacing)) for n, s in zip((height, width), spacing, strict=False)]
+        spacing = affine_to_spacing(image.affine, r=image.ndim - 1, dtype=np.float64).tolist()
+        return [max(1, round(n * s / self.pixel_spacing)) for n, s in ((height, spacing[0]), (width, spacing[1]))]
 
 
 def _interpolate(image: Tensor, size: Sequence[int], mode: str, antialias: bool) -> Tensor:
