@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-import torch
 from monai.config import KeysCollection, PathLike
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImaged
@@ -123,11 +122,6 @@ class LoadVolumed(LoadImaged):
             if d[key].ndim == 2:
                 slices = d[key].as_tensor()[..., None]
                 d[key] = MetaTensor(slices, meta={**d[key].meta, "spatial_shape": np.asarray(slices.shape)})
-            if "pixdim" in d[key].meta:
-                sizes = np.asarray(d[key].meta["pixdim"][1:4], dtype=np.float64)
-                norms = np.linalg.norm(np.asarray(d[key].affine)[:3, :3], axis=0)
-                if (sizes > 0).all() and np.allclose(norms, 1):
-                    d[key].affine = torch.as_tensor(np.asarray(d[key].affine) @ np.diag([*(sizes / norms), 1.0]))
         return d
 
 

@@ -87,15 +87,21 @@ class Objective(nn.Module):
         self.per_image_dice = per_image_dice
         self.supervised_loss = DiceCrossEntropy(per_image_dice)
         self.dice = MaskedDice(per_image_dice)
-        self.teacher = None if teacher_decay is None else MovingAverage(network, teacher_decay, dropout=False)
+        self.teacher_decay = teacher_decay
+        if teacher_decay is not None:
+            self.teacher = MovingAverage(network, teacher_decay, dropout=False)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch: of :meth:`forward` or, at the beginning, of the labeled images alone."""
         if self.iteration >= self.supervised_iterations:
             return cast("dict[str, Tensor]", super().__call__(batch))
         image, label = self.labeled_view(batch)
-        losses = [self.supervised_loss(network(image), label) for network in self.learners()]
-        return {"loss": torch.stack(losses).mean()}
+        learners = self.learners()
+        loss = torch.stack([self.supervised_loss(network(image), label) for network in learners]).mean()
+        # DistributedDataParallel waits for a gradient of every parameter, also of what has nothing to do yet.
+        busy = {id(parameter) for network in learners for parameter in network.parameters()}
+        idle = [p.sum() for p in self.parameters() if p.requires_grad and id(p) not in busy]
+        return {"loss": loss + 0 * torch.stack(idle).sum() if idle else loss}
 
     def learners(self) -> tuple[nn.Module, ...]:
         """The networks that learn segmentation, the deployed one first: all of them begin with labeled images."""
@@ -104,7 +110,7 @@ class Objective(nn.Module):
     @property
     def target_network(self) -> UNet:
         """The network that makes the decoder's pseudo-labels: the teacher, where there is one."""
-        return self.network if self.teacher is None else cast(UNet, self.teacher.module)
+        return self.network if self.teacher_decay is None else cast(UNet, self.teacher.module)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch; ``loss`` is the total."""
@@ -123,7 +129,7 @@ class Objective(nn.Module):
 
     def after_step(self) -> None:
         """What follows an optimiser step: the teacher, where there is one, moves towards its student."""
-        if self.teacher is not None:
+        if self.teacher_decay is not None:
             self.teacher.update_parameters(self.network)
 
     def ramp_up(self) -> float:

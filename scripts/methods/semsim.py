@@ -125,7 +125,7 @@ class SemSim(Objective):
         for name, choice in choices.items():
             if choice not in _CHOICES[name]:
                 raise ValueError(f"{name}: expected one of {_CHOICES[name]}, found {choice!r}.")
-        if channel_dropout == "feature_stream" and self.teacher is not None:
+        if channel_dropout == "feature_stream" and self.teacher_decay is not None:
             raise ValueError("channel_dropout feature_stream perturbs the network's own features: no teacher then.")
         if not decoder_views or not {*decoder_views, intra_view, cross_view} <= {1, 2, 3}:
             raise ValueError(
@@ -212,7 +212,7 @@ class SemSim(Objective):
 
     def _encode_both(self, image: Tensor, weak: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Encoder features of the labelled and of the weak images."""
-        if self.joint_forward and self.teacher is None:
+        if self.joint_forward and self.teacher_decay is None:
             both = self.network.encode(torch.cat([image, weak]))
             return [f[: len(image)] for f in both], [f[len(image) :] for f in both]
         keep_graph = self.channel_dropout == "feature_stream" and self.lambda_decoder > 0

@@ -11,7 +11,7 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.utils.errors import root_cause
 from scripts.utils.provenance import (
-    check_size,
+    check_grid,
     code_version,
     describe_data,
     file_digest,
@@ -58,12 +58,12 @@ def test_size_follows_the_record_or_the_default(weights: Path, caplog: pytest.Lo
     assert not caplog.text
     assert trained_size(weights, 224) == 224
     assert "no record" in caplog.text
-    check_size(weights, 224)
+    check_grid(weights, 224)
     write_record(weights, {"image_size": 96})
     assert trained_size(weights, 224) == 96
-    check_size(weights, 96)
+    check_grid(weights, 96)
     with pytest.raises(ValueError, match="trained on slices of 96 px, this run takes 224 px: set --image_size 96"):
-        check_size(weights, 224)
+        check_grid(weights, 224)
 
 
 def test_data_is_described_without_paths(tmp_path: Path) -> None:
