@@ -7,6 +7,7 @@ scanners differs in all of these. The ranges follow nnU-Net's (Isensee et al., N
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -68,14 +69,14 @@ class AugmentedView(WeakView):
                 raise ValueError(f"{name}: expected a smallest and a largest positive factor, found {low}, {high}.")
         self.mode = "augmentation"
         self.degrees = degrees
-        self.scale = tuple(scale)
+        self.scale = (scale[0], scale[1])
         self.stretch = stretch
         self.shift = shift
         self.elastic = elastic
         self.spatial = spatial
         self.intensity = intensity
-        self.gamma = tuple(gamma)
-        self.contrast = tuple(contrast)
+        self.gamma = (gamma[0], gamma[1])
+        self.contrast = (contrast[0], contrast[1])
         self.brightness = brightness
         self.bias = bias
         self.noise = noise
@@ -92,8 +93,7 @@ class AugmentedView(WeakView):
 
     def labeled(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Views of labeled images, spatial and of their intensities, and of the labels."""
-        view, turned = self(image, label)
-        assert turned is not None
+        view, turned = cast("tuple[Tensor, Tensor]", self(image, label))
         with torch.autocast(image.device.type, enabled=False):
             return self.vary_intensity(view), turned
 
@@ -107,8 +107,8 @@ class AugmentedView(WeakView):
             return torch.where(apply, values, neutral)
 
         angle = drawn(uniform(-1, 1, batch, device=device) * math.radians(self.degrees), 0.0)
-        size = drawn(_log_uniform(*self.scale, batch, device=device), 1.0)
-        stretch = drawn(_log_uniform(self.stretch**-0.5, self.stretch**0.5, batch, device=device), 1.0)
+        size = drawn(_log_uniform(self.scale, batch, device=device), 1.0)
+        stretch = drawn(_log_uniform((self.stretch**-0.5, self.stretch**0.5), batch, device=device), 1.0)
         shift = torch.where(apply[:, None], uniform(-2, 2, batch, 2, device=device) * self.shift, 0.0)
         flip = torch.where(coin(0.5, batch, device).flatten(), -1.0, 1.0)
         # The grid says where a pixel comes from: the inverse of what happens to the object. Rotation in pixels, so
@@ -136,9 +136,9 @@ class AugmentedView(WeakView):
         field = F.interpolate(points, size=(height, width), mode="bicubic", align_corners=True)
         x = either((image * field.exp()).clamp(0, 1), image)
         # the smallest value keeps the slope of small exponents finite
-        x = either(x.clamp_min(1e-6) ** _log_uniform(*self.gamma, *one, device=device), x)
+        x = either(x.clamp_min(1e-6) ** _log_uniform(self.gamma, *one, device=device), x)
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
-        x = either(mean + (x - mean) * _log_uniform(*self.contrast, *one, device=device), x)
+        x = either(mean + (x - mean) * _log_uniform(self.contrast, *one, device=device), x)
         x = either(x + uniform(-1, 1, *one, device=device) * self.brightness, x)
         if channels > 1:
             x = either(x * uniform(0.85, 1.15, batch, channels, 1, 1, device=device), x)
@@ -149,5 +149,5 @@ class AugmentedView(WeakView):
         return x.clamp(0, 1)
 
 
-def _log_uniform(low: float, high: float, *size: int, device: torch.device) -> Tensor:
-    return uniform(math.log(low), math.log(high), *size, device=device).exp()
+def _log_uniform(limits: tuple[float, float], *size: int, device: torch.device) -> Tensor:
+    return uniform(math.log(limits[0]), math.log(limits[1]), *size, device=device).exp()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +65,7 @@ class WeakView(nn.Module):
 
     def labeled(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """The view of labeled images and of their labels: here the same as of unlabeled ones."""
-        view, turned = self(image, label)
-        assert turned is not None
-        return view, turned
+        return cast("tuple[Tensor, Tensor]", self(image, label))
 
     @staticmethod
     def _flip(image: Tensor, label: Tensor | None, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | None]:

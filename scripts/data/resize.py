@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ class FitSlicesd(ResizeSlicesd):
             return super().__call__(data, lazy)
         d = dict(data)
         for key, mode in self.key_iterator(d, self.modes):
-            image = d[key] if isinstance(d[key], MetaTensor) else MetaTensor(d[key])
+            image: Any = d[key] if isinstance(d[key], MetaTensor) else MetaTensor(d[key])
             before, size = tuple(image.shape[1:3]), self._size(image)
             start = [(length - self.image_size) // 2 for length in size]
             resized = _interpolate(image.float(), size, mode, antialias=mode != NEAREST)
@@ -124,7 +125,7 @@ class FitSlicesd(ResizeSlicesd):
             return squeezed
         d = dict(data)
         for key in self.key_iterator(d):
-            image = d[key]
+            image: Any = d[key]
             trace = self.pop_transform(image)
             before, size = tuple(trace["orig_size"]), list(trace["extra_info"]["size"])
             start = [-((length - self.image_size) // 2) for length in size]
@@ -133,7 +134,7 @@ class FitSlicesd(ResizeSlicesd):
             outside[0] = float(image.max()) if len(image) > 1 else 0.0
             canvas = _window(image, start, size, outside)
             mode = NEAREST if trace["extra_info"]["mode"] == "nearest" else "bilinear"
-            back = _interpolate(canvas.float(), before, mode, antialias=False)
+            back: Any = _interpolate(canvas.float(), before, mode, antialias=False)
             matrix = torch.eye(image.ndim, dtype=torch.float64)
             for axis in range(2):
                 zoom = size[axis] / before[axis]
