@@ -20,6 +20,7 @@ from scripts.data.layouts.datalist import PARTS, read_class_values
 from scripts.data.records import Split, split_cases
 from scripts.handlers.report import aligned
 from scripts.utils.files import write_text
+from scripts.utils.schemas import read_json
 
 __all__ = ["main"]
 
@@ -109,17 +110,16 @@ def _settings(dataset: str, source: str, in_channels: Any, num_classes: Any, lab
         raise ValueError(f"dataset: expected one of {known}, found '{dataset}'.")
     parser = ConfigParser(ConfigParser.load_config_file(path))
     parser["bundle_root"] = str(ROOT)
+    keys = ("layout", "splits", "in_channels", "num_classes", "label_values", "class_names", "class_colors")
+    settings = {key: parser.get_parsed_content(key) for key in keys}
     names, values = read_class_values(source) if _is_datalist(source) else ({}, None)
+    # beside the parser, which would execute a text of the datalist that looks like code
     given = {
         "in_channels": in_channels,
         "num_classes": num_classes,
         "label_values": values if label_values is None else label_values,
     }
-    for key, value in given.items():
-        if value is not None:
-            parser[key] = value
-    keys = ("layout", "splits", "in_channels", "num_classes", "label_values", "class_names", "class_colors")
-    settings = {key: parser.get_parsed_content(key) for key in keys}
+    settings |= {key: value for key, value in given.items() if value is not None}
     settings["class_names"] = {**settings["class_names"], **names}
     check_class_values(settings["num_classes"], settings["label_values"])
     return settings
@@ -195,7 +195,7 @@ def _count(title: str, lines: Sequence[str]) -> str:
 def _changed(source: str, findings: Sequence[Finding]) -> list[str]:
     """Files that are no longer what the datalist's checksums say."""
     folder = Path(os.path.abspath(source)).parent
-    content = json.loads(Path(source).read_text(encoding="utf-8"))
+    content = read_json(source, "datalist")
     entries = [entry for key in PARTS for entry in content.get(key) or [] if isinstance(entry, dict)]
     known = {
         os.path.normpath(folder / entry["image"]): entry["sha256"]

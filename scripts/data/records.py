@@ -7,7 +7,6 @@ split must not tear apart: a patient with all frames, or an image.
 from __future__ import annotations
 
 import hashlib
-import json
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from scripts.data.layouts.custom import custom_cases
 from scripts.data.layouts.datalist import read_datalist
 from scripts.data.layouts.isic import isic_cases
 from scripts.data.layouts.promise12 import promise12_cases
+from scripts.utils.schemas import read_json
 
 __all__ = ["LAYOUTS", "Layout", "Split", "dataset_records", "hide_labels", "read_split", "seeded_split", "split_cases"]
 
@@ -215,19 +215,12 @@ def read_split(path: str | Path, faults: list[str] | None = None) -> dict[str, l
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"splits file '{path}' does not exist.")
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON with lists of cases, found {error}.") from None
-    if not isinstance(parts, dict) or not all(isinstance(names, list) for names in parts.values()):
-        raise ValueError(f"{path}: expected a JSON object with lists of case names, such as train, val and test.")
+    parts = read_json(path, "split")
     first: dict[str, str] = {}
     sound: dict[str, list[str]] = {part: [] for part in parts}
     found = []
     for part, names in parts.items():
         for name in names:
-            if not isinstance(name, str):
-                raise ValueError(f"{path}: expected the names of cases in '{part}', found {name!r}.")
             if name in first:
                 where = f"part '{part}' twice" if first[name] == part else f"parts '{first[name]}' and '{part}'"
                 found.append(f"{path} names '{name}' in {where}: a case belongs to one part, once.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.utils.files import update_digest, write_text
+from scripts.utils.schemas import read_json
 
 __all__ = [
     "check_size",
@@ -93,23 +94,21 @@ def write_record(weights: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(weights: str | Path) -> dict[str, Any] | None:
-    """The record beside a file of weights; None where there is none, or where it is another file's.
+    """The record beside a file of weights, checked; None where there is none.
 
     Raises:
-        ValueError: if the record is no JSON object.
+        ValueError: if the record does not follow its schema (:mod:`scripts.utils.schemas`), or its digest is not that
+            of the weights: one of the two was changed or damaged, and nothing that the record says can be relied on.
     """
     path = Path(weights).with_suffix(".json")
     if not path.is_file() or not os.path.isfile(weights):
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected the record of '{Path(weights).name}' as JSON, found {error}.") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: expected the record of '{Path(weights).name}', found {type(record).__name__}.")
-    if record.get("sha256") != file_digest(weights):
-        logger.warning("%s is the record of other weights than %s: not used.", path, weights)
-        return None
+    record: dict[str, Any] = read_json(path, "record")
+    if (digest := file_digest(weights)) != record.get("sha256"):
+        raise ValueError(
+            f"{path}: is the record of other weights than '{weights}', whose SHA-256 is {digest[:12]}...: one of the "
+            "two was changed or damaged. Copy both anew, or remove the record of weights that you trust."
+        )
     return record
 
 
