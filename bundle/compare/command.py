@@ -70,6 +70,9 @@ def main(
     runs = plan(methods, seeds, overlays, config_file, overrides)
     store(folder, runs, config_file, overrides, command)
     threads = max(1, torch.get_num_threads() // jobs)
+    left = sum(not _finished(folder / run.name, part) for run in runs)
+    began = time.perf_counter()
+    ended: list[str] = []
 
     def work(number: int, run: Run) -> str:
         name = f"[{number}/{len(runs)}] {run}:"
@@ -82,7 +85,11 @@ def main(
             problem: str = isolated(_train_and_evaluate, folder / run.name, part, threads)
         except BrokenProcessPool:
             problem = "the process was killed; out of memory?"
-        print(name, f"failed: {problem}" if problem else f"done in {time.perf_counter() - start:.0f} s", flush=True)
+        now = time.perf_counter()
+        ended.append(run.name)
+        rest = (now - began) / len(ended) * (left - len(ended))
+        outcome = f"failed: {problem}" if problem else f"done in {now - start:.0f} s"
+        print(name, f"{outcome}; {len(ended)} of {left} runs ended, about {_duration(rest)} left", flush=True)
         return problem
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -98,6 +105,14 @@ def main(
         print(f"\n{write_comparison(folder, rows, part, command)}")
     if failed:
         sys.exit("\n".join(f"error: {run}: {problem}" for run, problem in failed.items()))
+
+
+def _duration(seconds: float) -> str:
+    """A time for people: seconds, minutes or hours."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _train_and_evaluate(folder: Path, part: str, threads: int) -> str:

@@ -76,7 +76,7 @@ def survey(records: Sequence[Mapping[str, str]], settings: Settings) -> list[Fin
     Returns:
         one finding per record, in order.
     """
-    return in_threads(lambda record: _look(record, settings), records)
+    return in_threads(lambda record: _look(record, settings), records, "checking")
 
 
 def load(path: str) -> MetaTensor:

@@ -26,7 +26,7 @@ __all__ = ["Volume", "cached_volumes", "stored_files"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # raise when what is stored, what is refused, or the transforms of scripts.data change their meaning
+FORMAT = 4  # raise when what is stored, what is refused, or the transforms of scripts.data change their meaning
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def cached_volumes(
     ]
     if missing:
         logger.info("preprocessing %d volumes -> %s", len(missing), root)
-    results = in_threads(lambda job: _try(_store, *job, preprocessing, num_classes), missing)
+    results = in_threads(lambda job: _try(_store, *job, preprocessing, num_classes), missing, "preprocessing")
     faults = [r for r in [*stems, *results] if isinstance(r, str)]
     if faults:
         raise FaultsError(faults)

@@ -1,4 +1,4 @@
-"""Reading images: NIfTI by MONAI, MetaImage volumes and photographs by SimpleITK, for which MONAI has no reader."""
+"""Reading images: NIfTI, MetaImage volumes and photographs, which the suffix of a file tells apart."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from monai.transforms import LoadImaged
 from monai.utils import SpaceKeys, ensure_tuple
 from PIL import Image, ImageOps
 
-__all__ = ["LPS_TO_RAS", "LoadVolumed", "SimpleITKReader", "is_photograph", "voxel_file"]
+from scripts.data.nifti import LPS_TO_RAS, NiftiReader, check_affine
+
+__all__ = ["LoadVolumed", "SimpleITKReader", "is_photograph", "voxel_file"]
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 PHOTOGRAPH_SUFFIXES = (".png", *JPEG_SUFFIXES)
 VOLUME_SUFFIXES = (".mhd", ".mha")
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+# ITK's warnings name no file and speak of what is read all the same, such as an sform without scale
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 class SimpleITKReader(ImageReader):
@@ -88,10 +92,10 @@ class SimpleITKReader(ImageReader):
 
 
 class LoadVolumed(LoadImaged):
-    """``LoadImaged`` that knows :class:`SimpleITKReader`'s formats beside MONAI's own; the suffix decides.
+    """``LoadImaged`` by :class:`SimpleITKReader` and :class:`scripts.data.nifti.NiftiReader`; the suffix decides.
 
-    Named as ``LoadImaged``'s ``reader``, it would be tried on every file whatever its suffix, NIfTI included. A NIfTI
-    of two dimensions becomes a volume of one slice, as photographs are.
+    Named as ``LoadImaged``'s ``reader``, each would be tried on every file whatever its suffix. A NIfTI of two
+    dimensions becomes a volume of one slice, as photographs are.
 
     Args:
         keys: keys of the paths to load.
@@ -100,6 +104,7 @@ class LoadVolumed(LoadImaged):
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
+        self._loader.register(NiftiReader())
         self._loader.register(SimpleITKReader())
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
@@ -182,4 +187,4 @@ def _affine(image: sitk.Image) -> np.ndarray:
     affine = np.eye(4)
     affine[:dims, :dims] = np.reshape(image.GetDirection(), (dims, dims)) * np.asarray(image.GetSpacing())
     affine[:dims, 3] = image.GetOrigin()
-    return LPS_TO_RAS @ affine
+    return check_affine(LPS_TO_RAS @ affine)

@@ -47,7 +47,7 @@ class VolumeDataset(Dataset):
             check_class_settings(num_classes, Compose(transform).flatten().transforms)
         self._items: list[Any] = []
         if in_memory:
-            self._items = in_threads(self._load_to_keep, range(len(data)))
+            self._items = in_threads(self._load_to_keep, range(len(data)), "reading volumes")
 
     def _transform(self, index: int) -> Any:
         return self._items[index] if self._items else self._load(index)

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from monai.config import KeysCollection
@@ -18,7 +19,7 @@ from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy
 from PIL import Image
 
-from scripts.data.readers import LPS_TO_RAS
+from scripts.data.nifti import LPS_TO_RAS, geometry_header
 from scripts.utils.errors import one_line
 
 __all__ = ["OUTPUT_SUFFIXES", "SaveVolumed", "VolumeWriter"]
@@ -31,8 +32,10 @@ OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".png")
 class VolumeWriter(NibabelWriter):
     """Writer for ``SaveImaged``: the file's suffix sets the format, its grid is exactly the image's.
 
-    A file, with ``.mhd`` the header and the voxels that it names, is there whole or not at all. A volume of a single
-    slice stays a volume, from which MONAI drops trailing axes of length one.
+    The map of a NIfTI image, as NIfTI, has the image's own sform, qform, pixdim and units, so that it lies where the
+    image lies whatever a program goes by. Between other formats the place is what ITK reads. A file, with ``.mhd`` the
+    header and the voxels that it names, is there whole or not at all. A volume of a single slice stays a volume, from
+    which MONAI drops trailing axes of length one.
 
     Args:
         output_dtype: type of the voxels; ignored where ``label_values`` are given.
@@ -50,6 +53,7 @@ class VolumeWriter(NibabelWriter):
     ) -> None:
         super().__init__(output_dtype=output_dtype, **kwargs)
         self.failures = [] if failures is None else failures
+        self.header: nib.Nifti1Header | None = None
         self.values = None if label_values is None else np.asarray(label_values)
         if self.values is not None:
             whole = np.array_equal(self.values, np.round(self.values)) and self.values.min() >= 0
@@ -71,6 +75,7 @@ class VolumeWriter(NibabelWriter):
         original = convert_to_numpy((meta_dict or {}).get("original_affine", self.affine))
         if np.allclose(convert_to_numpy(self.affine), original):
             self.affine = original
+            self.header = geometry_header(meta_dict or {})
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
         """Write to a hidden folder beside the file, then rename; see :meth:`monai.data.NibabelWriter.write`.
@@ -81,18 +86,18 @@ class VolumeWriter(NibabelWriter):
         """
         target = Path(filename)
         try:
-            self._write(target, **obj_kwargs)
+            self._write(target)
         except (OSError, RuntimeError, ValueError) as error:
             self.failures.append(f"{target} cannot be written: {one_line(error)}")
             raise ValueError(self.failures[-1]) from None
         if verbose:
             logger.info("Wrote %s", target)
 
-    def _write(self, target: Path, **obj_kwargs: Any) -> None:
+    def _write(self, target: Path) -> None:
         with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             temporary = Path(folder, target.name)
             if target.name.lower().endswith((".nii", ".nii.gz")):
-                super().write(temporary, verbose=False, **obj_kwargs)
+                nib.save(self._nifti(), temporary)
             elif target.suffix.lower() == ".png":
                 # by Python's own stream: ITK says nothing where the disk is full
                 with open(temporary, "wb") as stream:
@@ -107,6 +112,21 @@ class VolumeWriter(NibabelWriter):
             # The header comes last: when it is there, the voxels that it names are.
             for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
                 os.replace(file, target.parent / file.name)
+
+    def _nifti(self) -> nib.Nifti1Image:
+        """The array ``[x, y, z]`` or ``[x, y, z, channel]`` as NIfTI; of a 2-D image ``[x, y]``."""
+        array = convert_to_numpy(self.data_obj).astype(self.output_dtype)
+        if self.header is None:
+            image = nib.Nifti1Image(array, convert_to_numpy(self.affine))
+            image.set_sform(image.affine, code=1)
+            image.set_qform(image.affine, code=1)
+            image.header.set_xyzt_units("mm")
+            return image
+        if array.ndim == 3 and len(self.header.get_data_shape()) == 2:
+            array = array[..., 0]
+        self.header.set_data_dtype(array.dtype)
+        kind = nib.Nifti2Image if isinstance(self.header, nib.Nifti2Header) else nib.Nifti1Image
+        return kind(array, None, self.header)
 
     def _pixels(self) -> np.ndarray:
         """The array ``[x, y, 1]`` as rows of pixels."""

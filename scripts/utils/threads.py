@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from tqdm import tqdm
+
 __all__ = ["in_threads", "thread_count"]
 
 MOST = 8  # more read no faster, and each holds a volume in memory
@@ -22,12 +24,18 @@ def thread_count() -> int:
     return min(MOST, usable)
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], progress: str | None = None) -> list[Result]:
     """A function's results for all items, in order.
 
     Args:
         function: called in several threads at once; the first error that it raises is raised here.
         items: its arguments.
+        progress: what a progress bar calls the work; it is drawn on a terminal only. None: no bar.
     """
+    items = list(items)
     with ThreadPoolExecutor(thread_count()) as pool:
-        return list(pool.map(function, items))
+        results = pool.map(function, items)
+        if progress is None:
+            return list(results)
+        # None: tqdm draws on a terminal alone, so that logs stay readable
+        return list(tqdm(results, desc=progress, total=len(items), unit="file", disable=None if items else True))

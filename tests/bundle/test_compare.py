@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
 from bundle.__main__ import main
@@ -103,6 +105,14 @@ def test_rows_are_what_the_evaluations_say(done: tuple[Path, str]) -> None:
     assert collect(folder, "test") == []
 
 
+def test_learning_rate_is_logged_with_the_losses(done: tuple[Path, str]) -> None:
+    files = [EventAccumulator(str(p)).Reload() for p in (done[0] / "supervised-default-seed0").glob("events.out*")]
+    logged = next(file for file in files if "loss" in file.Tags()["scalars"])
+    rates = [(event.step, event.value) for event in logged.Scalars("learning_rate")]
+    assert [step for step, _ in rates] == [1, 2]
+    assert [rate for _, rate in rates] == pytest.approx([0.01 * (1 - i / 2) ** 0.9 for i in (1, 2)])
+
+
 def test_table_and_picture_are_written_with_the_command(done: tuple[Path, str], phantom: Path) -> None:
     folder, _ = done
     text = (folder / "val.md").read_text()
@@ -126,6 +136,7 @@ def test_finished_runs_are_not_repeated_and_other_lengths_stand_apart(
     printed = capsys.readouterr().out
     assert "supervised, seed 0: is finished" in printed
     assert "supervised, seed 1: log in" in printed
+    assert re.search(r"seed 1: done in \d+ s; 1 of 1 runs ended, about 0 s left", printed)
     assert missing.read_text() == evaluation
     after = state(copy)
     assert {name for name in before if name.startswith(kept.name) and after[name] != before[name]} == set()

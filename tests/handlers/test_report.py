@@ -3,12 +3,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
 from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow
@@ -234,11 +234,16 @@ def test_evaluation_of_a_folder(cohort):
     assert cases == {"patient001/patient001_frame04", "patient001/patient001_frame11", "patient002/patient002_frame01"}
 
 
-def test_validation_of_real_volumes(cohort):
-    if "SEMSIM_DATA" not in os.environ:
-        pytest.skip("SEMSIM_DATA not set")
-    dataset_dir = str(Path(os.environ["SEMSIM_DATA"], "acdc"))
-    (cohort / "splits.json").write_text(json.dumps({"val": [sorted(os.listdir(dataset_dir))[0]]}))
-    options = {"dataset_dir": dataset_dir, "splits": str(cohort / "splits.json")}
+def test_validation_of_real_volumes(cohort, real_acdc):
+    patient = sorted(real_acdc.iterdir())[0]
+    (cohort / "splits.json").write_text(json.dumps({"val": [patient.name]}))
+    options = {"dataset_dir": str(real_acdc), "splits": str(cohort / "splits.json")}
     evaluated = run_bundle(cohort, ["train.json", "evaluate.json"], "eval", **options)
-    assert len(read(evaluated / "per_volume.csv")) == 2 * 4
+    rows = read(evaluated / "per_volume.csv")
+    assert len(rows) == 2 * 4
+    # a distance in mm lies between those along the shortest and the longest side of a voxel
+    sides = sitk.ReadImage(str(next(patient.glob("*_gt.nii.gz")))).GetSpacing()
+    assert max(sides) > 2 * min(sides)
+    for row in rows:
+        ratio = float(row["assd_mm"]) / float(row["assd_voxels"])
+        assert min(sides) * (1 - 1e-4) <= ratio <= max(sides) * (1 + 1e-4)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import os
+import sys
 import threading
 import time
 
@@ -31,3 +33,20 @@ def test_results_come_in_order_from_no_more_threads_than_that(monkeypatch: pytes
 
     assert in_threads(work, range(12)) == [item * item for item in range(12)]
     assert len(threads) == 2
+
+
+def test_a_bar_counts_the_work_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def __init__(self, terminal: bool) -> None:
+            super().__init__()
+            self.terminal = terminal
+
+        def isatty(self) -> bool:
+            return self.terminal
+
+    for terminal in (True, False):
+        screen = Screen(terminal)
+        monkeypatch.setattr(sys, "stderr", screen)
+        assert in_threads(str, range(3), "reading") == ["0", "1", "2"]
+        assert ("reading: 100%" in screen.getvalue() and "3/3" in screen.getvalue()) == terminal
+        assert bool(screen.getvalue()) == terminal

@@ -1,0 +1,139 @@
+"""NIfTI: voxels as nibabel reads them, where they lie as ITK reads it, and headers for maps that lie there too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from monai.config import PathLike
+from monai.data import NibabelReader
+from monai.utils import ensure_tuple
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+
+__all__ = ["LPS_TO_RAS", "NiftiReader", "check_affine", "geometry_header", "itk_affine"]
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+SFORM = ("srow_x", "srow_y", "srow_z")
+# all fields that say where voxels lie; programs differ in which of them they go by
+GEOMETRY = ("pixdim", "qform_code", "sform_code", *QFORM, *SFORM, "xyzt_units")
+STORED = "nifti_header"
+UNITS = {1: 1e3, 3: 1e-3}  # metre and micron, in mm; all other codes count as mm
+
+
+class NiftiReader(NibabelReader):
+    """Reads one NIfTI file for ``LoadImaged``; spacing and orientation are those that ITK and its viewers take.
+
+    MONAI's reader goes by the sform and rewrites it where pixdim contradicts it. ITK takes the spacing from pixdim,
+    the direction from whichever of sform and qform is declared, and heeds the unit. Where both agree, so do the two.
+    The metadata also holds the file's header itself, for :func:`geometry_header`: MONAI's transforms change its fields.
+    """
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        """Open one file.
+
+        Raises:
+            ValueError: for more than one file.
+        """
+        files = ensure_tuple(data)
+        if len(files) != 1:
+            raise ValueError(f"expected one file per image, found {len(files)}: {', '.join(map(str, files))}.")
+        self.filenames = files
+        return nib.load(files[0], **kwargs)
+
+    def _get_meta_dict(self, img: Any) -> dict[str, Any]:
+        stored = np.frombuffer(img.header.as_byteswapped("<").binaryblock, np.uint8).copy()
+        return {**super()._get_meta_dict(img), STORED: stored}
+
+    def _get_affine(self, img: Any) -> np.ndarray:
+        try:
+            return itk_affine(img.header)
+        except ValueError as error:
+            raise ValueError(f"{img.get_filename()}: {error}") from None
+
+
+def itk_affine(header: Nifti1Header) -> np.ndarray:
+    """Where ITK, and so 3D Slicer, ITK-SNAP and SimpleITK, place the voxels of a NIfTI file.
+
+    ITK itself is asked, about a header of a few voxels with the same fields: it reads no NIfTI-2, whose fields are the
+    same. A sheared grid, which ITK refuses, is taken as nibabel reads it, in the header's unit.
+
+    Args:
+        header: of NIfTI-1 or NIfTI-2.
+
+    Returns:
+        ``[4, 4]`` from voxel indices to RAS mm.
+
+    Raises:
+        ValueError: where a field that counts is not finite, or voxels have no volume.
+    """
+    for declared, names in ((True, ("pixdim",)), (header["qform_code"], QFORM), (header["sform_code"], SFORM)):
+        for name in names if declared else ():
+            values = np.atleast_1d(header[name])[:4]
+            if not np.isfinite(values).all():
+                raise ValueError(f"expected finite numbers in the header's {name}, found {values.tolist()}.")
+    probe = Nifti1Header()
+    for name in GEOMETRY:
+        probe[name] = header[name]
+    probe.set_data_shape((2, 2, 2))
+    probe.set_data_dtype(np.uint8)
+    probe["vox_offset"] = 352
+    reader = sitk.ImageFileReader()
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "header.nii")
+        file.write_bytes(probe.binaryblock + bytes(4 + 8))
+        reader.SetFileName(str(file))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            affine = header.get_best_affine().astype(np.float64)
+            affine[:3] *= UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
+            return check_affine(affine)
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * np.asarray(reader.GetSpacing())
+    affine[:3, 3] = reader.GetOrigin()
+    return check_affine(LPS_TO_RAS @ affine)
+
+
+def check_affine(affine: np.ndarray) -> np.ndarray:
+    """The ``[4, 4]`` affine itself, which must be finite and give voxels a volume.
+
+    Raises:
+        ValueError: where it does not.
+    """
+    if not np.isfinite(affine).all():
+        raise ValueError(f"expected finite numbers for the place of the voxels, found {affine[:3].tolist()}.")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if (spacing == 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-6:
+        raise ValueError(
+            f"expected voxels of some volume, found spacing {' x '.join(f'{s:g}' for s in spacing)} mm along the axes "
+            f"{(affine[:3, :3] / np.where(spacing > 0, spacing, 1)).T.round(3).tolist()}."
+        )
+    return affine
+
+
+def geometry_header(meta: Mapping[str, Any]) -> Nifti1Header | None:
+    """A header that places voxels where the file of an image places them, for every program that reads both.
+
+    Args:
+        meta: metadata of an image that :class:`NiftiReader` read.
+
+    Returns:
+        NIfTI-1 or NIfTI-2, as the file is, of the file's number of dimensions and without further fields of it; None
+        where the image comes from another format.
+    """
+    if STORED not in meta:
+        return None
+    block = np.asarray(meta[STORED]).astype(np.uint8).tobytes()
+    kind = Nifti2Header if len(block) == Nifti2Header.template_dtype.itemsize else Nifti1Header
+    stored, header = kind(block, endianness="<", check=False), kind()
+    header.set_data_shape(stored.get_data_shape())
+    for name in GEOMETRY:
+        header[name] = stored[name]
+    return header
