@@ -19,7 +19,7 @@ from scripts.data.checks import check_class_values
 from scripts.data.layouts.datalist import PARTS, read_class_values
 from scripts.data.records import Split, split_cases
 from scripts.handlers.report import aligned
-from scripts.utils.files import write_text
+from scripts.utils.files import check_writable, write_text
 from scripts.utils.schemas import read_json
 
 __all__ = ["main"]
@@ -59,6 +59,7 @@ def main(
     """
     settings = _settings(dataset, source, in_channels, num_classes, label_values)
     target = _target(output, source)
+    check_writable(target.parent)
     splits = splits or settings["splits"]
     faults: list[str] = []
     split = split_cases(settings["layout"], source, splits, faults)

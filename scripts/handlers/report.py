@@ -68,7 +68,7 @@ class SegmentationReport:
     ) -> None:
         self.output_dir = Path(output_dir)
         self.num_classes = num_classes
-        self.class_names = {**(class_names or {}), "mean": "mean"}
+        self.class_names = {**{str(number): name for number, name in (class_names or {}).items()}, "mean": "mean"}
         self.checkpoint = checkpoint
         self.part = part
         self.keys = (pred_key, label_key)

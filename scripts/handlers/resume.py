@@ -10,8 +10,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from scripts.utils.errors import one_line
-from scripts.utils.files import WriteError
+from scripts.utils.errors import WriteError, one_line
 from scripts.utils.schemas import check
 from scripts.utils.tensors import load_tensors, not_finite
 

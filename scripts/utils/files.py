@@ -11,13 +11,11 @@ from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
-__all__ = ["WriteError", "check_writable", "files_below", "replacing", "sweep", "update_digest", "write_text"]
+from scripts.utils.errors import WriteError
+
+__all__ = ["check_writable", "files_below", "replacing", "sweep", "update_digest", "write_text"]
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{12}\..+|tmp[a-z0-9_]{8}")  # those of `replacing`, and those of Ignite
-
-
-class WriteError(OSError):
-    """A file or folder that cannot be written, in words: a full disk, a folder without permission."""
 
 
 @contextmanager
@@ -73,8 +71,13 @@ def check_writable(folder: str | Path) -> None:
 def sweep(folder: str | Path) -> None:
     """Remove what killed processes left half written in a folder; nobody else may be writing there."""
     for path in Path(folder).iterdir():
-        if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            path.unlink(missing_ok=True)
+        if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+            continue
+        if path.name.startswith("tmp"):
+            with path.open("rb") as stream:
+                if stream.read(2) not in (b"", b"PK"):  # no half of a file that PyTorch writes
+                    continue
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

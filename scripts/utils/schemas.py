@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jsonschema import Draft7Validator
+from jsonschema import Draft7Validator, validators
 
 __all__ = ["SCHEMAS", "Fault", "check", "faults_of", "parse_json", "read_json", "read_text", "shown"]
 
@@ -35,6 +35,11 @@ NUMBER: Schema = {"type": "number", "minimum": -1e9, "maximum": 1e9, "descriptio
 SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1, "description": "a number from 0 to 1"}
 VERSION: Schema = {"type": "string", "pattern": r"^[\w.+-]{1,50}\Z", "description": "a version, such as 0.2.0"}
 SWITCH: Schema = {"type": "boolean", "description": "true or false"}
+PATH: Schema = {
+    "type": "string",
+    "pattern": rf"^(?!.*::){_LINE}",
+    "description": "a path without # and ::, which MONAI's configs take for the separator of their ids",
+}
 SHA256: Schema = {"type": "string", "pattern": r"^[0-9a-f]{64}\Z", "description": "a SHA-256, 64 hexadecimal digits"}
 IMAGE_SIZE: Schema = {
     "type": "integer",
@@ -161,6 +166,29 @@ SCHEMAS: dict[str, Schema] = {
             "lists of texts", code=_list("a list of texts", TEXT), precision=_list("a list of texts", TEXT)
         ),
     ),
+    "options": _object(
+        "options",
+        **dict.fromkeys(("bundle_root", "cache_dir", "checkpoint", "dataset_dir", "output_dir"), PATH),
+        splits=_or_null(PATH),
+        image_size=IMAGE_SIZE,
+        in_channels={"type": "integer", "minimum": 1, "maximum": 64, "description": "a whole number in 1..64"},
+        num_classes=CLASSES,
+        class_names=_map("names by class, such as {'1': 'bone'}", CLASS, NAME),
+        batch_size={"type": "integer", "minimum": 1, "maximum": 65536, "description": "a whole number from 1"},
+        num_workers={"type": "integer", "minimum": 0, "maximum": 1024, "description": "a whole number from 0"},
+        seed={"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "description": "a whole number from 0"},
+        fold={"type": "integer", "minimum": 0, "description": "a whole number from 0"},
+        max_epochs={"type": "integer", "minimum": 1, "maximum": 10**9, "description": "a whole number from 1"},
+        epoch_length={"type": "integer", "minimum": 1, "maximum": 10**9, "description": "a whole number from 1"},
+        val_interval={"type": "integer", "minimum": 1, "description": "a whole number from 1"},
+        learning_rate={
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": 1e6,
+            "description": "a number above 0",
+        },
+        part=NAME,
+    ),
     "evaluation": _object(
         "what evaluate.json wrote, a JSON object",
         ["part", "weights_sha256", "code"],
@@ -205,6 +233,15 @@ SCHEMAS: dict[str, Schema] = {
     ),
 }
 """A JSON schema (draft 7) for each kind of file; what a schema describes is what its messages say was expected."""
+
+
+def _is_number(checker: Any, value: Any) -> bool:
+    return Draft7Validator.TYPE_CHECKER.is_type(value, "number") and math.isfinite(value)
+
+
+_Validator = validators.extend(
+    Draft7Validator, type_checker=Draft7Validator.TYPE_CHECKER.redefine("number", _is_number)
+)
 
 
 class Fault(NamedTuple):
@@ -268,7 +305,7 @@ def check(content: Any, kind: str, path: str | Path) -> None:
 
 def faults_of(content: Any, kind: str) -> list[Fault]:
     """All departures of a content from the schema of its kind, in the order of the content."""
-    found = sorted(Draft7Validator(SCHEMAS[kind]).iter_errors(content), key=lambda error: tuple(error.absolute_path))
+    found = sorted(_Validator(SCHEMAS[kind]).iter_errors(content), key=lambda error: tuple(error.absolute_path))
     return list(dict.fromkeys(_fault(error) for error in found))
 
 

@@ -61,7 +61,7 @@ def test_one_training_works_in_a_folder_and_a_killed_one_leaves_it(tmp_path: Pat
             other.stdout.close()
     (folder / "tmpab12_xyz").touch()
     (folder / ".0123456789ab.model.pt").touch()
-    (folder / "tmp_of_mine").touch()
+    (folder / "tmp_of_mine").write_text("notes")
     guard_output(str(folder), True)
     engine(folder, False, 1).run()
     left = {path.name for path in folder.iterdir()} - {".lock"}

@@ -9,7 +9,7 @@ import torch
 
 from scripts.handlers.weights import load_network_weights
 from scripts.networks import UNet
-from scripts.utils.files import WriteError
+from scripts.utils.errors import WriteError
 from scripts.utils.tensors import load_state, load_tensors, save_tensors
 
 
