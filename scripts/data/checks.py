@@ -45,14 +45,13 @@ def check_class_settings(num_classes: int, transforms: Iterable[Any]) -> None:
             f"num_classes: expected a whole number in 2..{MOST_CLASSES}, background included, found {num_classes!r}."
         )
     for transform in transforms:
-        if not isinstance(transform, LabelValuesd):
+        if not isinstance(transform, LabelValuesd) or (values := transform.values) is None:
             continue
-        if strange := [value for value in transform.values if isinstance(value, bool) or not math.isfinite(value)]:
+        if strange := [value for value in values if isinstance(value, bool) or not math.isfinite(value)]:
             raise ValueError(f"label_values: expected finite numbers, found {strange[0]!r}.")
-        if len(transform.values) != num_classes:
+        if len(values) != num_classes:
             raise ValueError(
-                f"label_values: expected one value for each of the {num_classes} classes (num_classes), "
-                f"found {transform.values}."
+                f"label_values: expected one value for each of the {num_classes} classes (num_classes), found {values}."
             )
 
 
@@ -62,7 +61,7 @@ def check_class_values(num_classes: int, values: Sequence[float] | None) -> None
     Raises:
         ValueError: see :func:`check_class_settings`, or where they are no list of different numbers.
     """
-    check_class_settings(num_classes, [] if values is None else [LabelValuesd("label", values)])
+    check_class_settings(num_classes, [LabelValuesd("label", values)])
 
 
 def check_finite(image: torch.Tensor, path: str) -> None:

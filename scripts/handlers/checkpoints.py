@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import Evaluator
@@ -271,7 +271,8 @@ def guard_output(output_dir: str, resume: bool | str) -> None:
             f"{weights}: weights stand here, which training would replace. Choose another --output_dir."
         )
     check_writable(output_dir)
-    if idist.get_rank() == 0 and Path(output_dir).is_dir():
+    # torchrun's processes come here before they know one another
+    if os.environ.get("RANK", "0") == "0" and Path(output_dir).is_dir():
         claim(output_dir).release()
 
 

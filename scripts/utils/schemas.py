@@ -214,11 +214,11 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "training": _object(
         "a training config, a JSON object",
-        ["layout", "in_channels", "num_classes", "photographs", "output_ext"],
+        ["layout", "in_channels", "num_classes", "output_ext"],
         layout={"enum": ["acdc", "custom", "isic", "promise12"], "description": "acdc, custom, isic or promise12"},
         in_channels={"type": "integer", "minimum": 1, "maximum": 64, "description": "a whole number of channels"},
         num_classes=CLASSES,
-        photographs=SWITCH,
+        anti_aliasing=SWITCH,
         output_ext={"enum": [".nii.gz", ".nii", ".mha", ".mhd", ".png"], "description": "the suffix of an image file"},
         class_names=_map("names by class", CLASS, NAME),
         label_values=_or_null(LABEL_VALUES),
