@@ -168,7 +168,11 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "options": _object(
         "options",
-        **dict.fromkeys(("bundle_root", "cache_dir", "checkpoint", "dataset_dir", "output_dir"), PATH),
+        bundle_root=PATH,
+        cache_dir=PATH,
+        checkpoint=PATH,
+        dataset_dir=PATH,
+        output_dir=PATH,
         splits=_or_null(PATH),
         image_size=IMAGE_SIZE,
         in_channels={"type": "integer", "minimum": 1, "maximum": 64, "description": "a whole number in 1..64"},
