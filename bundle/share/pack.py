@@ -135,6 +135,7 @@ def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str
     if not images:
         raise ValueError(f"{dataset}: the datalist names no image.")
     names, values = read_class_values(dataset)
+    names |= (read_record(weights) or {}).get("class_names", {})  # what training and evaluation called them
     photographs = all(map(is_photograph, images))
     channels, classes = _shape(weights)
     check_class_values(classes, values)
@@ -142,7 +143,7 @@ def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str
         "output_ext": ".png" if photographs else overlay["output_ext"],
         "in_channels": channels,
         "num_classes": classes,
-        "class_names": {str(c): names.get(str(c), f"class {c}") for c in range(1, classes)},
+        "class_names": {str(c): names.get(str(c), str(c)) for c in range(1, classes)},
         "label_values": values,
     }
     if photographs:  # resized and validated like those of the data set at hand

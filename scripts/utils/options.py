@@ -37,7 +37,7 @@ def check_switches(**switches: object) -> None:
             raise ValueError(f"{name}: expected True or False, spelled like this, found {value!r}.")
 
 
-def check_values(device: object = None, **values: object) -> None:
+def check_values(device: Any = None, **values: object) -> None:
     """Hold the values of options against their schema, before anything is done with them.
 
     Args:
@@ -55,7 +55,7 @@ def check_values(device: object = None, **values: object) -> None:
     if device is None:
         return
     try:
-        torch.empty(1, device=torch.device(device))  # type: ignore[arg-type]
+        torch.empty(1, device=torch.device(device))
     except Exception as error:
         raise ValueError(f"device: expected one that PyTorch has here, found {device!r}: {one_line(error)}") from None
 

@@ -62,23 +62,35 @@ def code_version(root: Path = ROOT) -> str:
 
 
 def describe_data(
-    layout: str, dataset_dir: str | Path | None = None, splits: str | Path | None = None
-) -> dict[str, str | None]:
+    layout: str,
+    dataset_dir: str | Path | None = None,
+    splits: str | Path | None = None,
+    fold: int = 0,
+    class_names: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """What a record says of the data: names and digests, never a path or a patient.
 
     Args:
         layout: the data set's layout.
         dataset_dir: its folder, of which nothing is said, or its datalist, which then is the split.
         splits: file of the split; None: the seeded split of the cases at hand.
+        fold: the fold that validates.
+        class_names: names of the foreground classes by their number as text.
 
     Returns:
-        ``{"data", "split", "split_sha256"}``.
+        ``{"data", "split", "split_sha256"}``, ``fold`` where it is another than the first, and ``class_names`` where
+        there are any.
     """
+    more: dict[str, Any] = {"fold": fold} if fold else {}
+    if class_names:
+        more["class_names"] = dict(class_names)
     file = dataset_dir if str(dataset_dir).lower().endswith(".json") else splits
+    if dataset_dir and not file and (Path(dataset_dir) / "splits_final.json").is_file():  # nnU-Net's
+        file = Path(dataset_dir) / "splits_final.json"
     if not file:
-        return {"data": layout, "split": "seeded", "split_sha256": None}
+        return {"data": layout, "split": "seeded", "split_sha256": None, **more}
     known = os.path.isfile(file)
-    return {"data": layout, "split": Path(file).name, "split_sha256": file_digest(file) if known else None}
+    return {"data": layout, "split": Path(file).name, "split_sha256": file_digest(file) if known else None, **more}
 
 
 def is_synthetic(image: str | Path) -> bool:

@@ -119,8 +119,17 @@ SCHEMAS: dict[str, Schema] = {
                 "description": 'names by class, such as {"1": "bone"}',
             },
             label_values=_or_null(LABEL_VALUES),
+            file_ending={"type": "string", "pattern": r"^\.[A-Za-z0-9.]{1,10}\Z", "description": "a file's suffix"},
         ),
     },
+    "folds": _list(
+        "nnU-Net's list of folds",
+        _object(
+            "the cases of a fold",
+            ["train", "val"],
+            **dict.fromkeys(("train", "val"), _list("a list of cases", {"type": "string", "description": "a case"})),
+        ),
+    ),
     "split": {
         "type": "object",
         "additionalProperties": _list(
@@ -149,6 +158,8 @@ SCHEMAS: dict[str, Schema] = {
         synthetic=SWITCH,
         learning_rate=NUMBER,
         validation_dice=SHARE,
+        fold=COUNT,
+        class_names=_map("names by class, such as {'1': 'bone'}", CLASS, NAME),
         code=TEXT,
         sha256=SHA256,
         continues_sha256=SHA256,
