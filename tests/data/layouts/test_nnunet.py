@@ -94,7 +94,7 @@ def test_channels_in_files_of_their_own_are_refused(tmp_path: Path) -> None:
     ("more", "message"),
     [
         ({"labels": {**LABELS, "ignore": 3}}, "'ignore' is no class here"),
-        ({"labels": {"background": 0, "whole": [1, 2], "core": [2]}}, "labels: whole: expected names by class"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": [2]}}, "labels: core: expected names by class"),
         ({"file_ending": "/../../x"}, "file_ending: expected a file's suffix"),
     ],
 )
