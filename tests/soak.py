@@ -62,6 +62,7 @@ WRONG = {
 LONG = 900.0  # seconds after which a run counts as hanging
 
 
+EARLY = "error: interrupted before the bundle's own code was there to say so"
 FORK = multiprocessing.get_context("fork")
 
 
@@ -77,7 +78,21 @@ def command(words: list[str], log: Path, limit: int | None) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv = ["monai.bundle", *words]
-    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+    code = 0
+    try:
+        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+        print(error.code if code == 1 else "", file=sys.stderr)
+    except BaseException as error:  # as Python itself ends
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        if code == 130 and sys.excepthook is sys.__excepthook__:
+            print(EARLY, file=sys.stderr)
+        else:
+            sys.excepthook(type(error), error, error.__traceback__)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class Soak:
@@ -139,7 +154,9 @@ class Soak:
         """
         last = next((line for line in reversed(log.splitlines()) if line.strip()), "")
         refused = code == 1 and "Traceback" not in log and any(x.startswith("error: ") for x in log.splitlines()[-8:])
-        interrupted = code in (-signal.SIGINT, 130) and "Traceback" not in log and last == "error: interrupted."
+        interrupted = (
+            code in (-signal.SIGINT, 130) and "Traceback" not in log and last in ("error: interrupted.", EARLY)
+        )
         if code == 0 and not fault:
             outcome = "finished right"
         elif refused or interrupted:
