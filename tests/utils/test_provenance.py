@@ -43,7 +43,7 @@ def test_record_names_its_weights_and_no_other(weights: Path) -> None:
     write_record(weights, {**record, "code": "commit abc"})
     assert read_record(weights) == {**record, "code": "commit abc"}, "a known version stays"
     torch.save({"weight": torch.ones(2)}, weights)
-    for read in (read_record, lambda path: trained_size(path, 224), lambda path: check_size(path, 96)):
+    for read in (read_record, lambda path: trained_size(path, 224), lambda path: check_grid(path, 96)):
         with pytest.raises(ValueError, match=r"model\.json: is the record of other weights than '.*model\.pt'"):
             read(weights)
 
