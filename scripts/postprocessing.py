@@ -35,12 +35,12 @@ class MirroredSliceInferer(SliceInferer):
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Logits ``[B, C', H, W, slices]`` of volumes ``[B, C, H, W, slices]``."""
-        logits = super().__call__(inputs, network, *args, **kwargs)
+        logits: Any = super().__call__(inputs, network, *args, **kwargs)
         if not self.mirroring:
             return logits
         mean = logits.float().softmax(dim=1)
         for axes in ((2,), (3,), (2, 3)):
-            mirrored = super().__call__(inputs.flip(axes), network, *args, **kwargs)
+            mirrored: Any = super().__call__(inputs.flip(axes), network, *args, **kwargs)
             mean = mean + mirrored.float().softmax(dim=1).flip(axes)
         return (mean / 4).clamp_min(torch.finfo(mean.dtype).tiny).log()
 
