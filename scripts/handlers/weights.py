@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from ignite.engine import Engine
 from monai.handlers import CheckpointLoader
 from torch import nn
 
-from scripts.utils.errors import one_line
-from scripts.utils.provenance import check_size
+from scripts.utils.provenance import check_grid
+from scripts.utils.tensors import load_state
 
 __all__ = ["NetworkLoader", "load_network_weights"]
 
@@ -26,20 +26,12 @@ def load_network_weights(network: nn.Module, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no such state_dict, or of a network with other classes, channels or layers.
+        ValueError: if the file is no such state_dict, is damaged, has values that are not finite, or is of a network
+            with other classes, channels or layers.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No checkpoint '{path}': train a network first or name a file with --checkpoint.")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"Checkpoint '{path}' cannot be read as tensors: {one_line(error)}") from None
-    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        content = ", ".join(map(str, weights)) if isinstance(weights, Mapping) else type(weights).__name__
-        raise ValueError(
-            f"Checkpoint '{path}' holds {content[:100]}, expected a network's state_dict alone: "
-            "checkpoint.pt serves to resume training, model.pt beside it holds the network."
-        )
+    weights = load_state(path)
     expected = network.state_dict()
     strangers = sorted(expected.keys() ^ weights.keys())
     if strangers:
@@ -67,12 +59,20 @@ class NetworkLoader(CheckpointLoader):
         load_path: file with the network's state_dict.
         network: takes the weights.
         image_size: side of the slices in pixels; weights whose record names another are refused, see
-            :func:`scripts.utils.provenance.check_size`. None: not looked at.
+            :func:`scripts.utils.provenance.check_grid`. None: not looked at.
+        options: of the same record, looked at likewise.
     """
 
-    def __init__(self, load_path: str, network: nn.Module, image_size: int | None = None) -> None:
+    def __init__(
+        self,
+        load_path: str,
+        network: nn.Module,
+        image_size: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(load_path=load_path, load_dict={"network": network})
         self.image_size = image_size
+        self.options = options
 
     def __call__(self, engine: Engine) -> None:
         """Load the weights.
@@ -81,6 +81,6 @@ class NetworkLoader(CheckpointLoader):
             engine: the engine that starts.
         """
         if self.image_size is not None:
-            check_size(self.load_path, self.image_size)
+            check_grid(self.load_path, self.image_size, self.options)
         load_network_weights(self.load_dict["network"], self.load_path)
         self.logger.info("Loaded the network from %s", self.load_path)
