@@ -90,7 +90,8 @@ show(image, segmented, "packed bundle")
 
 # %%
 own = OUTPUT / "own"
-for number, volume in enumerate(sorted(cohort.glob("patient*/*_frame01.nii.gz"))):
+for number, patient in enumerate(sorted(cohort.glob("patient*"))):
+    volume = sorted(patient.glob("*_frame??.nii.gz"))[0]
     for folder, source in (("images", volume), ("labels", Path(str(volume).replace(".nii.gz", "_gt.nii.gz")))):
         target = own / folder / volume.name
         if (folder == "images" or number < 5) and not target.exists():

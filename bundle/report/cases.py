@@ -170,7 +170,7 @@ class _Keeper:
             image: MetaTensor = self.load({"image": file})["image"]
             maps = [torch.as_tensor(np.asarray(item[key].cpu())).to(image.dtype) for key in ("label", "pred")]
             # together, so that they turn together
-            joined = MetaTensor(torch.cat([image.as_tensor(), *maps]), affine=image.affine, meta=image.meta)
+            joined = MetaTensor(torch.cat([image.as_tensor(), *maps]), affine=image.affine)
             volume = upright(joined, self.transforms)
             spacing = None if is_photograph(file) else np.asarray(volume.pixdim, dtype=np.float64)[[1, 0, 2]]
             with replacing(self.paths[file]) as temporary, temporary.open("wb") as stream:

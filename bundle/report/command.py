@@ -106,9 +106,9 @@ def _subject(run: Run, millimetres: bool | None) -> Subject:
 
 def _subtitle(subjects: dict[str, Subject], network: str) -> str:
     one = next(iter(subjects.values()))
-    kind = "volumes" if one.cases[0].spacing else "images"
-    patients = len({case.patient for case in one.cases})
-    return f"{network.capitalize()} network on {len(one.cases)} {kind} of {patients} cases"
+    images = single.plural(len(one.cases), "volume" if one.cases[0].spacing else "image")
+    patients = single.plural(len({case.patient for case in one.cases}), "case")
+    return f"{network.capitalize()} network on {images} of {patients}"
 
 
 def _command(given: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ from bundle.report.pictures import case_pictures, map_picture
 from bundle.report.runs import Run
 from scripts.handlers.report import CHOSEN
 
-__all__ = ["Subject", "case_id", "picked", "sections"]
+__all__ = ["Subject", "case_id", "picked", "plural", "sections"]
 
 SLICES = 12  # of a case
 PICTURED = 60  # cases with pictures: of larger sets the worst, the best, and others evenly in between
@@ -181,7 +181,12 @@ def summary(subject: Subject) -> list[Block]:
 
 
 def _count(number_of: int, subject: Subject) -> str:
-    return f"{number_of} {'volumes' if subject.cases[0].spacing else 'images'}"
+    return plural(number_of, "volume" if subject.cases[0].spacing else "image")
+
+
+def plural(count: int, word: str) -> str:
+    """A number of things."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def score_blocks(subject: Subject) -> list[Block]:
@@ -251,11 +256,13 @@ def _strip(subject: Subject, index: int, title: str, width: int, most: int = SLI
 def example_blocks(subject: Subject) -> list[Block]:
     """The best, the median and the worst case by mean DSC."""
     order = subject.order
-    chosen = {"Best": order[-1], "Median": order[(len(order) - 1) // 2], "Worst": order[0]}
+    chosen: dict[int, str] = {}  # of few cases one may be the best and the worst
+    for title, index in (("Best", order[-1]), ("Worst", order[0]), ("Median", order[(len(order) - 1) // 2])):
+        chosen.setdefault(index, title)
     wide = 1 if len(subject.cases[0].label) == 1 else 6
     strips = [
         _strip(subject, index, f"{title}: {subject.titles[index]}", 174 if wide == 6 else 360, wide)
-        for title, index in chosen.items()
+        for index, title in sorted(chosen.items(), key=lambda item: -order.index(item[0]))
     ]
     return [
         Text(
@@ -295,7 +302,7 @@ def case_blocks(subject: Subject, odd: set[int]) -> list[Block]:
     caption = "Click a title to sort. Marked: cases that are named under What went wrong." + some
     wide = 86 if len(cases[0].label) > 1 else 150
     strips = [_strip(subject, i, subject.titles[i], wide, id_=case_id(i)) for i in sorted(shown)]
-    return [Table(titles, rows, caption), Details(f"Pictures of {len(shown)} cases", strips)]
+    return [Table(titles, rows, caption), Details(f"Pictures of {plural(len(shown), 'case')}", strips)]
 
 
 def _known(value: float) -> float | None:
