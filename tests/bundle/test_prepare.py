@@ -106,7 +106,7 @@ def test_what_label_files_store_and_the_names_of_classes_are_kept(photographs: P
     main("custom", str(photographs), str(first), in_channels=3, label_values=[0, 255])
     content = json.loads(first.read_text())
     assert content["label_values"] == [0, 255]
-    assert content["labels"] == {"0": "background", "1": "class 1"}
+    assert content["labels"] == {"0": "background", "1": "1"}
     content["labels"] = {"0": "skin", "1": "lesion", "2": "no class of it"}
     first.write_text(json.dumps(content))
     main("custom", str(first), str(second), in_channels=3)
