@@ -316,7 +316,8 @@ def test_a_list_that_changed_and_is_faulty_is_no_crash(
         main("custom", str(tmp_path / "b.json"), str(tmp_path / "c.json"), num_classes=3)
     printed = capsys.readouterr().out
     assert printed.count("changed since the datalist was made") == 1
-    assert printed.count("expected entries with an image's path in 'training'") == 2
+    assert printed.count("image: expected the path of one file, found ['two.nii.gz', 'modalities.nii.gz']") == 1
+    assert printed.count("expected an entry with an image's path, found 7") == 1
 
 
 def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
