@@ -102,7 +102,7 @@ class RunCheckpoint:
             found = sorted(content)[:6] if isinstance(content, dict) else type(content).__name__
             raise ValueError(f"{path}: expected a checkpoint with {sorted(expected)}, found {found}.")
         state = content["state"]
-        for name, value in _protocol(engine).items():
+        for name, value in {**engine.objective.former_settings, **_protocol(engine)}.items():
             if state.get(name, value) != value:  # an option that came later is not in the file
                 raise ValueError(f"{path}: expected a run with {name} {value}, found {state[name]}.")
         if state["epoch"] > engine.state.max_epochs:
