@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from scripts.losses import PseudoLabel, coverage, pseudo_label
 from scripts.methods.base import Objective, WeakViews
+from scripts.networks import UNet
 from scripts.similarity import (
     Prototypes,
     agreement,
@@ -97,6 +98,7 @@ class SemSim(Objective):
             "intra_view": 1,
             "cross_view": 2,
             "channel_dropout": "strong",
+            "features": "encoder",
             "shared_target": False,
             "joint_forward": False,
         }
@@ -107,23 +109,22 @@ class SemSim(Objective):
 
         # Labelled images teach the network and give the prototypes; nothing in the weak branch carries a gradient.
         with torch.no_grad():
-            weak_encoded = self.network.encode(weak)
-        encoded = self.network.encode(image)
-        losses = {"loss_supervised": self.supervised_loss(self.network.decode(encoded), label)}
-        prototypes = self._labeled_features(encoded, label)[2] if self.queries else None
+            weak_encoded = self.target_network.encode(weak)
+        logits, stages = self._decode(self.network.encode(image))
+        losses = {"loss_supervised": self.supervised_loss(logits, label)}
+        prototypes = self._labeled_features(stages, label)[2] if self.queries else None
         with torch.no_grad():
             targets = self._targets(weak_encoded, prototypes)
 
         # S1: the decoder's prediction p^s, and p^in, refined by the affinity within the image.
         if self.lambda_decoder > 0 or self.lambda_intra > 0:
             view = self.strong(weak)
-            encoded = self._encode_strong(view)
-            features = self._fuse(encoded) if self.lambda_intra > 0 else None
-            logits = self.network.decode(encoded)
+            logits, stages = self._decode(self._encode_strong(view))
             if self.lambda_decoder > 0:
                 losses["loss_decoder"] = self._dice_to(logits, view, targets["decoder"])
-            if features is not None:
-                losses["loss_intra"] = self._dice_to(self._refine(logits, features), view, targets["intra"])
+            if self.lambda_intra > 0:
+                refined = self._refine(logits, self._fuse(stages))
+                losses["loss_intra"] = self._dice_to(refined, view, targets["intra"])
 
         # S2: p^cr, obtained by querying the labelled images.
         if prototypes is not None:
@@ -137,20 +138,25 @@ class SemSim(Objective):
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
         """p^w at the images' size; p_1^w (``intra``) and p_2^w (``cross``), as far as they are used, at f~'s."""
-        weak_encoded, encoded = self.network.encode(views.unlabeled), self.network.encode(views.image)
-        prototypes = self._labeled_features(encoded, views.label)[2] if self.queries else None
+        weak_encoded, encoded = self.target_network.encode(views.unlabeled), self.network.encode(views.image)
+        prototypes = self._labeled_features(self._decode(encoded)[1], views.label)[2] if self.queries else None
         return self._targets(weak_encoded, prototypes)
 
-    def _labeled_features(self, encoded: list[Tensor], label: Tensor) -> tuple[Tensor, Tensor, Prototypes]:
+    def _decode(self, encoded: list[Tensor], network: UNet | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Logits from encoder features, and stages 1 to 5 of what the fusion module reads, finest first."""
+        logits: Tensor = (network or self.network).decode(encoded)
+        return logits, encoded
+
+    def _labeled_features(self, stages: list[Tensor], label: Tensor) -> tuple[Tensor, Tensor, Prototypes]:
         """``f~`` of the labelled images, their labels at its size, and the class prototypes of both (Eq. 7)."""
-        features = self._fuse(encoded)
+        features = self._fuse(stages)
         labels = majority_labels(label, features.shape[-2:], self.network.num_classes)
         return features, labels, region_prototypes(features, labels, self.network.num_classes, self.regions)
 
-    def _fuse(self, encoded: list[Tensor]) -> Tensor:
-        """``f~`` of encoder features."""
+    def _fuse(self, stages: list[Tensor]) -> Tensor:
+        """``f~`` of the network's stages (Eqs. 14-17)."""
         assert self.fusion is not None
-        features: Tensor = self.fusion(encoded)
+        features: Tensor = self.fusion(stages)
         return features
 
     def _encode_strong(self, view: MixedView) -> list[Tensor]:
@@ -164,10 +170,11 @@ class SemSim(Objective):
 
     def _weak(self, encoded: list[Tensor], prototypes: Prototypes | None) -> dict[str, Tensor]:
         """Logits of p^w (``decoder``), p_1^w (``intra``, Eq. 5) and p_2^w (``cross``, Eq. 9)."""
-        logits = {"decoder": self.network.decode(encoded).float()}
+        decoded, stages = self._decode(encoded, self.target_network)
+        logits = {"decoder": decoded.float()}
         if self.fusion is None:
             return logits
-        features = self._fuse(encoded)
+        features = self._fuse(stages)
         if self.refines:
             logits["intra"] = self._refine(logits["decoder"], features)
         if prototypes is not None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from scripts.losses import PseudoLabel, coverage, pseudo_label
 from scripts.methods.base import WeakViews
 from scripts.methods.semsim import SemSim, resized
+from scripts.networks import UNet
 from scripts.similarity import Prototypes, cross_logits, query_similarity, refine_by_affinity
 from scripts.utils.options import check_switches
 from scripts.views import MixedView
@@ -22,6 +23,7 @@ _CHOICES = {
     "affinity_space": ("logit", "probability"),
     "gate": ("self", "decoder", "agree"),
     "channel_dropout": ("strong", "feature_stream", "none"),
+    "features": ("encoder", "decoder"),
 }
 
 
@@ -43,6 +45,8 @@ class SemSimVariants(SemSim):
         channel_dropout: ``strong``: Dropout2d(.5) on every encoder level of the strong views, before decoder and
             fusion; ``feature_stream``: UniMatch's extra stream of the weak view, one more term of L_u's mean;
             ``none``.
+        features: what the fusion module reads: stages of the ``encoder`` (the paper) or of the ``decoder``, which L_s
+            trains and which tell the classes apart from early on.
         shared_target: one target for all three, the mean of p^w and p_1^w (Fig. 11).
         joint_forward: labelled and weak images in one forward pass (shared batch statistics; the weak view's
             activations are kept for the backward pass, so it costs more).
@@ -63,6 +67,7 @@ class SemSimVariants(SemSim):
         intra_view: int = 1,
         cross_view: int = 2,
         channel_dropout: str = "strong",
+        features: str = "encoder",
         shared_target: bool = False,
         joint_forward: bool = False,
         **kwargs: Any,
@@ -71,10 +76,17 @@ class SemSimVariants(SemSim):
         check_switches(shared_target=shared_target, joint_forward=joint_forward)
         if lambda_query < 0:
             raise ValueError(f"lambda_query: expected a weight of at least 0, found {lambda_query}.")
-        choices = {"affinity_space": affinity_space, "gate": gate, "channel_dropout": channel_dropout}
+        choices = {
+            "affinity_space": affinity_space,
+            "gate": gate,
+            "channel_dropout": channel_dropout,
+            "features": features,
+        }
         for name, choice in choices.items():
             if choice not in _CHOICES[name]:
                 raise ValueError(f"{name}: expected one of {_CHOICES[name]}, found {choice!r}.")
+        if channel_dropout == "feature_stream" and self.teacher_decay is not None:
+            raise ValueError("channel_dropout feature_stream perturbs the network's own features: no teacher then.")
         if not decoder_views or not {*decoder_views, intra_view, cross_view} <= {1, 2, 3}:
             raise ValueError(
                 f"strong views are 1, 2 and 3; found decoder_views {list(decoder_views)}, "
@@ -91,6 +103,7 @@ class SemSimVariants(SemSim):
         self.cross_view = cross_view
         self.channel_dropout = channel_dropout
         self.feature_stream = channel_dropout == "feature_stream" and self.lambda_decoder > 0
+        self.features = features
         self.shared_target = shared_target
         self.joint_forward = joint_forward
 
@@ -103,8 +116,9 @@ class SemSimVariants(SemSim):
         """Named losses of one batch."""
         image, label, weak, _ = self.weak_views(batch)
         encoded, weak_encoded = self._encode_both(image, weak)
-        losses = {"loss_supervised": self.supervised_loss(self.network.decode(encoded), label)}
-        labeled = self._labeled_features(encoded, label) if self.queries else None
+        logits, stages = self._decode(encoded)
+        losses = {"loss_supervised": self.supervised_loss(logits, label)}
+        labeled = self._labeled_features(stages, label) if self.queries else None
         prototypes = None if labeled is None else labeled[2]
         with torch.no_grad():
             targets = self._targets([f.detach() for f in weak_encoded], prototypes)
@@ -120,16 +134,24 @@ class SemSimVariants(SemSim):
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
         """See :meth:`scripts.methods.SemSim.pseudo_labels`."""
         encoded, weak_encoded = self._encode_both(views.image, views.unlabeled)
-        prototypes = self._labeled_features(encoded, views.label)[2] if self.queries else None
+        prototypes = self._labeled_features(self._decode(encoded)[1], views.label)[2] if self.queries else None
         return self._targets(weak_encoded, prototypes)
+
+    def _decode(self, encoded: list[Tensor], network: UNet | None = None) -> tuple[Tensor, list[Tensor]]:
+        if self.features == "encoder":
+            return super()._decode(encoded, network)
+        network = network or self.network
+        levels = network.decode_levels(encoded)
+        logits: Tensor = network.head(levels[-1])
+        return logits, [*reversed(levels), encoded[-1]]
 
     def _encode_both(self, image: Tensor, weak: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Encoder features of the labelled and of the weak images; the feature stream alone learns from the latter."""
-        if self.joint_forward:
+        if self.joint_forward and self.teacher_decay is None:
             both = self.network.encode(torch.cat([image, weak]))
             return [f[: len(image)] for f in both], [f[len(image) :] for f in both]
         with torch.set_grad_enabled(self.feature_stream and torch.is_grad_enabled()):
-            weak_encoded = self.network.encode(weak)
+            weak_encoded = self.target_network.encode(weak)
         return self.network.encode(image), weak_encoded
 
     def _encode_strong(self, view: MixedView) -> list[Tensor]:
@@ -178,8 +200,10 @@ class SemSimVariants(SemSim):
         for number in sorted({*self.decoder_views, *intra, *cross}):
             view = self.strong(weak)
             encoded = self._encode_strong(view)
-            features = self._fuse(encoded) if number in (*intra, *cross) else None
-            logits = self.network.decode(encoded) if number in (*self.decoder_views, *intra) else None
+            logits, stages = None, encoded
+            if self.features == "decoder" or number in (*self.decoder_views, *intra):
+                logits, stages = self._decode(encoded)
+            features = self._fuse(stages) if number in (*intra, *cross) else None
             if number in self.decoder_views and logits is not None:
                 decoder.append(self._dice_to(logits, view, targets["decoder"]))
             if number in intra and features is not None and logits is not None:

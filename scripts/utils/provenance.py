@@ -15,12 +15,13 @@ from scripts.utils.files import update_digest, write_text
 from scripts.utils.schemas import read_json
 
 __all__ = [
-    "check_size",
+    "check_grid",
     "code_version",
     "describe_data",
     "file_digest",
     "is_synthetic",
     "read_record",
+    "trained_options",
     "trained_size",
     "write_record",
 ]
@@ -141,11 +142,40 @@ def trained_size(checkpoint: str | Path, default: int) -> int:
     return default
 
 
-def check_size(checkpoint: str | Path, image_size: int) -> None:
-    """Refuse weights that were trained on slices of another size, see :func:`trained_size`.
+PROTOCOL: dict[str, Any] = {
+    "pixel_spacing": None,
+    "percentiles": [0, 100],
+    "mirroring": False,
+    "largest_component": False,
+}
+"""What inference does with weights whose record says nothing else: the paper's protocol."""
+
+
+def trained_options(checkpoint: str | Path) -> dict[str, Any]:
+    """What weights ask of inference, by their record.
+
+    Args:
+        checkpoint: file of weights.
+
+    Returns:
+        ``pixel_spacing`` (see :class:`scripts.data.FitSlicesd`); ``percentiles``, the two of each volume's intensities
+        that become 0 and 1; ``mirroring`` and ``largest_component`` (see :mod:`scripts.postprocessing`). What the
+        record lacks is as in :data:`PROTOCOL`.
+    """
+    record = read_record(checkpoint) or {}
+    return {name: record.get(name, value) for name, value in PROTOCOL.items()}
+
+
+def check_grid(checkpoint: str | Path, image_size: int, options: Mapping[str, Any] | None = None) -> None:
+    """Refuse weights that were trained on slices of another size, or that came about otherwise.
+
+    Args:
+        checkpoint: file of weights.
+        image_size: side of the slices in pixels.
+        options: those of :func:`trained_options` that must be as they were in training; None: not looked at.
 
     Raises:
-        ValueError: if the weights' record gives another size than ``image_size`` pixels.
+        ValueError: if the weights' record says something else.
     """
     size = trained_size(checkpoint, int(image_size))
     if size != int(image_size):
@@ -153,3 +183,10 @@ def check_size(checkpoint: str | Path, image_size: int) -> None:
             f"Checkpoint '{checkpoint}' was trained on slices of {size} px, this run takes {image_size} px: "
             f"set --image_size {size}, or the overlay that it was trained with."
         )
+    trained = trained_options(checkpoint)
+    for name, value in (options or {}).items():
+        if trained[name] != value:
+            raise ValueError(
+                f"Checkpoint '{checkpoint}' was trained with {name} {trained[name]}, this run has {value}: "
+                "add the overlay that it was trained with, such as configs/recipe.json."
+            )
