@@ -15,8 +15,9 @@ from monai.bundle import ConfigParser
 from bundle.prepare.montage import draw_montage
 from bundle.prepare.survey import Finding, Settings, passed_over, some, survey, twins
 from bundle.workflows import CONFIGS, ROOT
+from scripts.data.axis import Decision, check_axis, decide_axis, read_grids
 from scripts.data.checks import check_class_values
-from scripts.data.layouts.datalist import PARTS, read_class_values
+from scripts.data.layouts.datalist import PARTS, read_class_values, read_slice_axis
 from scripts.data.records import Split, split_cases
 from scripts.handlers.report import aligned
 from scripts.utils.files import write_text
@@ -34,6 +35,7 @@ def main(
     in_channels: int | None = None,
     num_classes: int | None = None,
     label_values: Sequence[float] | None = None,
+    slice_axis: str | None = None,
 ) -> None:
     """Find the cases of a data set, check every file, and write them as a datalist with their split and checksums.
 
@@ -51,6 +53,8 @@ def main(
         num_classes: classes with the background; default: the overlay's.
         label_values: what label files store for each class, [0,255] for many masks; default: what a datalist as
             ``source`` says, else the overlay's.
+        slice_axis: along which axis volumes are cut: axial, coronal, sagittal, or thickest, each along its thickest
+            voxels; default: what a datalist as ``source`` says, else decided from all headers.
 
     Raises:
         ValueError: if an option, the folder's names, the datalist or the splits file is not what it should be.
@@ -61,7 +65,9 @@ def main(
     splits = splits or settings["splits"]
     faults: list[str] = []
     split = split_cases(settings["layout"], source, splits, faults)
-    expected = Settings(settings["in_channels"], settings["num_classes"], settings["label_values"])
+    axis, reason = _slice_axis(slice_axis, source, split)
+    settings["slice_axis"] = axis
+    expected = Settings(settings["in_channels"], settings["num_classes"], settings["label_values"], axis)
     findings = {
         part: survey([record for of_case in cases.values() for record in of_case], expected)
         for part, cases in split.parts.items()
@@ -71,6 +77,7 @@ def main(
     if not _is_datalist(source):
         notes += _left_out(source, split, by_image=settings["layout"] == "custom" and not splits)
     print("\n".join(_table(findings)))
+    print(f"slices: {axis}, {reason}")
     _list("note", notes)
     _list("fault", faults)
     if faults:
@@ -123,6 +130,16 @@ def _settings(dataset: str, source: str, in_channels: Any, num_classes: Any, lab
     settings["class_names"] = {**settings["class_names"], **names}
     check_class_values(settings["num_classes"], settings["label_values"])
     return settings
+
+
+def _slice_axis(given: str | None, source: str, split: Split) -> Decision:
+    """The axis that the command line or a datalist names, else the one that the headers of all images speak for."""
+    if given is not None:
+        return Decision(check_axis(given), "as asked for")
+    if _is_datalist(source) and (listed := read_slice_axis(source)):
+        return Decision(listed, f"as {source} says")
+    cases = [of_case for of_part in split.parts.values() for of_case in of_part.values()]
+    return decide_axis(read_grids([record["image"] for of_case in cases for record in of_case]))
 
 
 def _judge(source: str, split: Split, findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
@@ -248,7 +265,14 @@ def _write(
     if not labelled:
         return [target]
     picture = target.with_name(f"{target.stem}_montage.png")
-    draw_montage(labelled, picture, settings["num_classes"], settings["class_colors"], settings["label_values"])
+    draw_montage(
+        labelled,
+        picture,
+        settings["num_classes"],
+        settings["class_colors"],
+        settings["label_values"],
+        settings["slice_axis"],
+    )
     return [target, picture]
 
 
@@ -273,6 +297,7 @@ def _datalist(
         "description": f"split: {Path(where).name}",
         "labels": {str(c): names.get(str(c), f"class {c}") for c in range(settings["num_classes"])},
         "label_values": settings["label_values"],
+        "slice_axis": settings["slice_axis"],
         "counts": {
             key: {"images": len(entries), "cases": len({e["case"] for e in entries})} for key, entries in lists.items()
         },

@@ -13,6 +13,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 from numpy.typing import NDArray
 
 from scripts.data import LabelValuesd, LoadVolumed, ThroughPlaneLastd
+from scripts.data.axis import THICKEST
 from scripts.data.cache import stored_files
 from scripts.data.checks import check_classes, check_finite, check_grids
 from scripts.data.layouts.custom import IGNORED, is_label, name_of
@@ -36,11 +37,13 @@ class Settings:
         in_channels: channels of an image.
         num_classes: classes, background included.
         label_values: what the label files store for each class; None: the class itself.
+        slice_axis: along which axis volumes are cut, one of :data:`scripts.data.axis.AXES`.
     """
 
     in_channels: int
     num_classes: int
     label_values: Sequence[float] | None = None
+    slice_axis: str = THICKEST
 
 
 @dataclass
@@ -79,11 +82,17 @@ def survey(records: Sequence[Mapping[str, str]], settings: Settings) -> list[Fin
     return in_threads(lambda record: _look(record, settings), records, "checking")
 
 
-def load(path: str) -> MetaTensor:
-    """An image or label ``[C, rows, columns, slices]`` as the network sees its axes, on its own grid."""
-    steps = [LoadVolumed("file"), EnsureChannelFirstd("file"), Orientationd("file", axcodes="LPS", labels=None)]
-    volume: MetaTensor = Compose([*steps, ThroughPlaneLastd("file")])({"file": path})["file"]
-    return volume
+def load(files: Mapping[str, str], slice_axis: str) -> dict[str, MetaTensor]:
+    """Images and labels ``[C, rows, columns, slices]`` as the network sees their axes, on their own grid.
+
+    Args:
+        files: paths by key; all are cut as the first is.
+        slice_axis: see :class:`Settings`.
+    """
+    keys = list(files)
+    steps = [LoadVolumed(keys), EnsureChannelFirstd(keys), Orientationd(keys, axcodes="LPS", labels=None)]
+    volumes: dict[str, MetaTensor] = Compose([*steps, ThroughPlaneLastd(keys, slice_axis)])(dict(files))
+    return volumes
 
 
 def to_classes(label: MetaTensor, values: Sequence[float] | None) -> MetaTensor:
@@ -155,7 +164,7 @@ def _look(record: Mapping[str, str], settings: Settings) -> Finding:
         path = record[key]
         try:
             finding.sha256[key] = file_digest(*stored_files(Path(path)))
-            volumes[key] = load(path)
+            volumes |= load({key: path}, settings.slice_axis)
         except Exception as error:
             finding.faults.append(fault_line(error, path))
     if "image" in volumes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scripts.data.cache import Volume, cached_volumes
 from scripts.data.readers import LoadVolumed
-from scripts.data.records import LAYOUTS, dataset_records
+from scripts.data.records import LAYOUTS, cohort_axis, dataset_records
 from scripts.data.resize import ResizeSlicesd
 from scripts.data.slices import SemiSupervisedLoader, SliceDataset
 from scripts.data.transforms import LabelValuesd, ThroughPlaneLastd
@@ -21,5 +21,6 @@ __all__ = [
     "Volume",
     "VolumeDataset",
     "cached_volumes",
+    "cohort_axis",
     "dataset_records",
 ]

@@ -17,7 +17,7 @@ from monai.transforms import Compose, RandomizableTrait
 
 from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids
 from scripts.data.fingerprint import fingerprint
-from scripts.data.readers import voxel_file
+from scripts.data.readers import voxel_files
 from scripts.utils.errors import FaultsError, fault_line
 from scripts.utils.files import replacing, update_digest
 from scripts.utils.threads import in_threads
@@ -136,10 +136,9 @@ def _stem(record: Mapping[str, Any], root: Path, settings: bytes) -> Path:
 
 
 def stored_files(path: Path) -> Iterator[Path]:
-    """The file and, for a MetaImage header, the file that holds its voxels."""
+    """The file and, for a MetaImage header, those that hold its voxels."""
     yield path
-    if voxels := voxel_file(path):
-        yield voxels
+    yield from voxel_files(path)
 
 
 def _store(record: Mapping[str, Any], stem: Path, preprocessing: Compose, num_classes: int) -> None:

@@ -8,19 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.data.axis import decide_axis, read_grids
 from scripts.data.checks import add_or_raise
 from scripts.data.layouts.acdc import acdc_cases
 from scripts.data.layouts.custom import custom_cases
-from scripts.data.layouts.datalist import read_datalist
+from scripts.data.layouts.datalist import read_datalist, read_slice_axis
 from scripts.data.layouts.isic import isic_cases
 from scripts.data.layouts.promise12 import promise12_cases
 
-__all__ = ["LAYOUTS", "Layout", "Split", "dataset_records", "hide_labels", "read_split", "seeded_split", "split_cases"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "Split",
+    "cohort_axis",
+    "dataset_records",
+    "hide_labels",
+    "read_split",
+    "seeded_split",
+    "split_cases",
+]
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, str]
 
@@ -167,6 +181,25 @@ def split_cases(
         {name: records for name, records in cases.items() if name not in named},
         str(splits or "the seeded split"),
     )
+
+
+def cohort_axis(records: Sequence[Mapping[str, str]], source: str | Path = "") -> str:
+    """The axis of a data set; what decides is logged.
+
+    Args:
+        records: with the path of an ``image``.
+        source: the data set's folder or datalist. A datalist may name the axis, as those of ``prepare`` do; else it is
+            decided from all headers, see
+            :func:`scripts.data.axis.decide_axis`.
+
+    Raises:
+        ValueError: where a datalist names something else.
+    """
+    if str(source).lower().endswith(".json") and (listed := read_slice_axis(source)):
+        return listed
+    decision = decide_axis(read_grids([record["image"] for record in records]))
+    logger.info("Slices are %s: %s.", decision.axis, decision.reason)
+    return decision.axis
 
 
 def hide_labels(cases: Mapping[str, Sequence[Record]], labeled: float | None, where: object) -> list[Record]:

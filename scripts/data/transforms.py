@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import numbers
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -10,32 +11,14 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing, to_affine_nd
+from monai.data.utils import to_affine_nd
 from monai.transforms import InvertibleTransform, MapTransform
 
-__all__ = ["LabelValuesd", "ThroughPlaneLastd", "through_plane_axis"]
+from scripts.data.axis import THICK, THICKEST, check_axis, slice_index
 
+__all__ = ["LabelValuesd", "ThroughPlaneLastd"]
 
-def through_plane_axis(shape: tuple[int, ...], spacing: tuple[float, ...]) -> int:
-    """Guess which axis of a volume counts its slices.
-
-    Args:
-        shape: number of voxels along each of the three axes.
-        spacing: voxel size along each axis, in mm.
-
-    Returns:
-        the only axis of a single voxel; else the axis with the largest spacing where that is at least 1.25 times the
-        second largest; else, as isotropic or unknown spacing says nothing, the axis with the fewest voxels; else, where
-        several have as few, the last.
-    """
-    if shape.count(1) == 1:
-        return shape.index(1)
-    _, second, largest = np.sort(spacing)
-    if largest >= 1.25 * second:
-        return int(np.argmax(spacing))
-    if shape.count(min(shape)) == 1:
-        return shape.index(min(shape))
-    return len(shape) - 1
+logger = logging.getLogger(__name__)
 
 
 class LabelValuesd(MapTransform):
@@ -96,23 +79,30 @@ class ThroughPlaneLastd(MapTransform, InvertibleTransform):
     restores axes and affine, also on a prediction with another number of channels. 2-D images pass unchanged.
 
     Args:
-        keys: keys of channel-first images ``[C, H, W, D]`` or ``[C, H, W]``.
+        keys: keys of channel-first images ``[C, H, W, D]`` or ``[C, H, W]`` on one grid. The first of them that is
+            there decides for all: headers of image and label are rounded differently.
+        axis: one of :data:`scripts.data.axis.AXES`.
         allow_missing_keys: whether a key may be absent.
+
+    Raises:
+        ValueError: for another ``axis``.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, axis: str = THICKEST, allow_missing_keys: bool = False) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
+        self.axis = check_axis(axis)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Move the axis of every image in the dictionary."""
         d = dict(data)
+        axis: int | None = None
         for key in self.key_iterator(d):
             image = d[key] if isinstance(d[key], MetaTensor) else MetaTensor(d[key])
             dims = image.ndim - 1
-            axis = dims - 1
-            if dims == 3:
-                spacing = affine_to_spacing(image.affine, r=3, dtype=np.float64)
-                axis = through_plane_axis(tuple(image.shape[1:]), tuple(np.asarray(spacing).tolist()))
+            if dims != 3:
+                axis = dims - 1
+            elif axis is None:
+                axis = self._axis(image)
             order = [i for i in range(dims) if i != axis] + [axis]
             d[key] = self.push_transform(
                 image.permute(0, *(i + 1 for i in order)).contiguous(),
@@ -121,6 +111,17 @@ class ThroughPlaneLastd(MapTransform, InvertibleTransform):
                 extra_info={"order": order},
             )
         return d
+
+    def _axis(self, image: MetaTensor) -> int:
+        shape, affine = image.shape[1:], np.asarray(image.affine, dtype=np.float64)
+        axis = slice_index(self.axis, shape, affine)
+        own = slice_index(THICKEST, shape, affine)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        if spacing[own] >= THICK * spacing[axis]:
+            file = image.meta.get("filename_or_obj", "a volume")
+            size = " x ".join(f"{side:.3g}" for side in spacing)
+            logger.warning("%s: cut into %s slices, across thick ones (voxels of %s mm).", file, self.axis, size)
+        return axis
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Undo the move.

@@ -202,6 +202,7 @@ def data_protocol(loader: SemiSupervisedLoader) -> dict[str, Any]:
         "batch size": loader.batch_size,
         "processes": loader.world_size,
         "image size": loader.dataset.volumes[0].shape[-1],
+        "slice axis": loader.dataset.slice_axis,
     }
 
 
@@ -248,6 +249,7 @@ def _training(engine: SemiSupervisedTrainer) -> dict[str, Any]:
             "batch_size": loader.batch_size,
             "processes": loader.world_size,
             "image_size": loader.dataset.volumes[0].shape[-1],
+            "slice_axis": loader.dataset.slice_axis,
             "synthetic": is_synthetic(records[0]["image"]),
         }
     return record

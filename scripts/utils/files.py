@@ -9,7 +9,23 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-__all__ = ["files_below", "replacing", "update_digest", "write_text"]
+__all__ = ["check_readable", "files_below", "replacing", "update_digest", "write_text"]
+
+
+def check_readable(path: str | Path) -> None:
+    """Whether a file is there and may be read, before a library says of one that may not that it is damaged.
+
+    Raises:
+        FileNotFoundError: where it is not there.
+        ValueError: where it may not be read, or is no file.
+    """
+    try:
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be opened: {error.strerror}.") from None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scripts.data.axis import THICKEST, check_axis
 from scripts.utils.files import update_digest, write_text
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "file_digest",
     "is_synthetic",
     "read_record",
+    "trained_axis",
     "trained_size",
     "write_record",
 ]
@@ -128,6 +130,22 @@ def trained_size(checkpoint: str | Path, default: int) -> int:
     if os.path.isfile(checkpoint):
         logger.warning("'%s' has no record of its training: taking slices of %d px.", checkpoint, default)
     return default
+
+
+def trained_axis(checkpoint: str | Path) -> str:
+    """The axis along which volumes were cut into the slices that weights were trained on, by their record.
+
+    Args:
+        checkpoint: file of weights.
+
+    Returns:
+        One of :data:`scripts.data.axis.AXES`; ``thickest`` where no record says.
+
+    Raises:
+        ValueError: if the record says something else.
+    """
+    record = read_record(checkpoint) or {}
+    return check_axis(record.get("slice_axis", THICKEST), f"{Path(checkpoint).with_suffix('.json')}: slice_axis")
 
 
 def check_size(checkpoint: str | Path, image_size: int) -> None:

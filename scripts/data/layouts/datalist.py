@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from scripts.data.axis import check_axis
 from scripts.data.checks import add_or_raise
 
-__all__ = ["PARTS", "read_class_values", "read_datalist"]
+__all__ = ["PARTS", "read_class_values", "read_datalist", "read_slice_axis"]
 
 PARTS = {"training": "train", "validation": "val", "test": "test", "testing": "test"}
 """A datalist's keys and the parts of a split that they are."""
@@ -88,6 +89,17 @@ def read_class_values(path: str | Path) -> tuple[dict[str, str], list[float] | N
     if not isinstance(names, dict):
         raise ValueError(f'{path}: labels: expected names by class, such as {{"1": "bone"}}, found {names!r}.')
     return {number: str(name) for number, name in names.items()}, content.get("label_values")
+
+
+def read_slice_axis(path: str | Path) -> str | None:
+    """The axis along which a datalist says that its volumes are cut, see :mod:`scripts.data.axis`; None: it does not.
+
+    Raises:
+        FileNotFoundError: when the file does not exist.
+        ValueError: when it is no datalist, or names no such axis.
+    """
+    axis = _content(Path(os.path.abspath(path))).get("slice_axis")
+    return None if axis is None else check_axis(axis, f"{path}: slice_axis")
 
 
 def _content(path: Path) -> dict[str, Any]:
