@@ -297,7 +297,7 @@ def test_label_map_equals_plain_slices_on_the_original_grid(tmp_path, infer):
     array, affine = phantom(), oblique_affine()
     save_volume(tmp_path / "in" / "case.nii.gz", array, affine)
     out = infer(tmp_path / "in" / "case.nii.gz")
-    assert [path.name for path in out.iterdir()] == ["case_seg.nii.gz"]
+    assert sorted(path.name for path in out.iterdir()) == ["case_seg.nii.gz", "predictions.jsonl"]
     result = nib.load(out / "case_seg.nii.gz")
     assert result.get_data_dtype() == np.uint8
     assert np.array_equal(result.affine, nib.load(tmp_path / "in" / "case.nii.gz").affine)
@@ -321,7 +321,7 @@ def test_axis_order_names_and_probabilities(tmp_path, infer):
     for name, (stored, stored_affine) in volumes.items():
         save_volume(tmp_path / "in" / name, stored, stored_affine)
     out = infer(tmp_path / "in", save_probabilities=True)
-    found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    found = sorted(str(path.relative_to(out)) for path in out.rglob("*.nii.gz"))
     stems = ("a/same", "b/same", "flipped", "one")
     assert found == sorted(f"{stem}_{kind}.nii.gz" for stem in stems for kind in ("seg", "prob"))
     for name, stem in zip(volumes, stems, strict=True):
@@ -368,7 +368,7 @@ def test_truncated_image_is_named_and_results_stay(tmp_path, infer):
     with pytest.raises(ValueError, match=r"in/b\.nii\.gz is no image .* cut short") as error:
         infer(tmp_path / "in")
     assert "\n" not in str(error.value)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_seg.nii.gz"]
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["a_seg.nii.gz"]
     assert load(tmp_path / "out" / "a_seg.nii.gz").shape == (40, 56, 5)
 
 
@@ -427,7 +427,7 @@ def test_transforms_can_be_read_without_data():
 def test_real_volume_keeps_its_grid(real_acdc, infer):
     source = sorted(real_acdc.glob("*/*_frame01.nii.gz"))[0]
     image = nib.load(source)
-    (result,) = infer(source).iterdir()
+    (result,) = infer(source).glob("*.nii.gz")
     assert nib.load(result).shape == image.shape
     assert np.array_equal(nib.load(result).affine, image.affine)
     assert np.asarray(nib.load(result).dataobj).max() < 4

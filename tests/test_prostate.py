@@ -193,7 +193,7 @@ def test_evaluation_gives_every_measure_in_voxels_and_mm(
 
 def test_label_maps_come_back_on_the_images_grid(prostates: Path, maps: Path) -> None:
     cases = [f"Case0{i}" for i in range(7)]
-    assert sorted(path.name for path in maps.iterdir()) == sorted(
+    assert sorted(path.name for path in maps.glob("*.mha")) == sorted(
         f"{c}_{k}.mha" for c in cases for k in ("seg", "prob")
     )
     for case in cases:

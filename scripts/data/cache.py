@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ from scripts.data.fingerprint import fingerprint
 from scripts.data.readers import voxel_files
 from scripts.utils.errors import FaultsError, fault_line
 from scripts.utils.files import replacing, update_digest
+from scripts.utils.processes import gathered, rank_and_count
 from scripts.utils.threads import in_threads
 
 __all__ = ["Volume", "cached_volumes", "stored_files"]
@@ -62,7 +64,8 @@ def cached_volumes(
     """Preprocess records, or find them preprocessed by an earlier run.
 
     An entry belongs to the content of the files, the settings of the transforms and ``num_classes``, so a stale one
-    is never used and renamed or moved files are found again. Old entries are not deleted.
+    is never used and renamed or moved files are found again. Old entries are not deleted. Where ``torchrun`` started
+    several processes, all must call this with the same records: those of a machine share the work.
 
     Args:
         data: records with ``"image"`` and, where labelled, ``"label"``: paths.
@@ -89,18 +92,29 @@ def cached_volumes(
     root.mkdir(parents=True, exist_ok=True)
 
     stems = in_threads(lambda record: _try(_stem, record, root, settings), data)
+    # The share is one of all entries: what is missing changes while the others are at work.
     missing = [
         (record, stem)
-        for record, stem in zip(data, stems, strict=True)
+        for record, stem in _share(list(zip(data, stems, strict=True)))
         if isinstance(stem, Path) and not _image_file(stem).is_file()
     ]
     if missing:
         logger.info("preprocessing %d volumes -> %s", len(missing), root)
     results = in_threads(lambda job: _try(_store, *job, preprocessing, num_classes), missing, "preprocessing")
-    faults = [r for r in [*stems, *results] if isinstance(r, str)]
+    own = [r for r in [*stems, *results] if isinstance(r, str)]
+    faults = list(dict.fromkeys(line for lines in gathered(own) for line in lines))
     if faults:
         raise FaultsError(faults)
     return [_open(record, stem) for record, stem in zip(data, stems, strict=True)]
+
+
+def _share(entries: list[Any]) -> list[Any]:
+    """What this process has to do of what all processes of its machine have to do together."""
+    if rank_and_count()[1] == 1:
+        return entries
+    # of torchrun; without them a process counts as alone on its machine
+    rank, count = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+    return entries[rank::count]
 
 
 def _try(step: Any, record: Mapping[str, Any], *args: Any) -> Any:

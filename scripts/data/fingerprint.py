@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.transforms import Compose
 
 __all__ = ["fingerprint"]
 
@@ -39,6 +40,8 @@ def fingerprint(value: Any) -> Any:
         return sorted(repr(fingerprint(v)) for v in value)
     if isinstance(value, (list, tuple)):
         return [fingerprint(v) for v in value]
+    if isinstance(value, Compose):  # it holds a random state, which tells its address
+        return [fingerprint(t) for t in value.flatten().transforms]
     if isinstance(value, functools.partial):
         return fingerprint([value.func, value.args, value.keywords])
     if isinstance(value, types.MethodType):

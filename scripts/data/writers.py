@@ -175,7 +175,9 @@ class SaveVolumed(SaveImaged):
             raise ValueError(f"output_dir '{root}' is the folder of the images: choose another, or one below it.")
         self.failures: list[str] = []
         writer: Any = partial(VolumeWriter, label_values=label_values, failures=self.failures)
-        super().__init__(keys, output_ext=output_ext, separate_folder=False, writer=writer, **options)
+        # the map's metadata tells where it went
+        options = {"separate_folder": False, "savepath_in_metadict": True, **options}
+        super().__init__(keys, output_ext=output_ext, writer=writer, **options)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write every map of the dictionary.

@@ -31,15 +31,16 @@ class FaultsError(ValueError):
 
     Args:
         faults: one line each.
+        shown: how many of them the message has.
 
     Attributes:
         faults: all of them.
     """
 
-    def __init__(self, faults: Sequence[str]) -> None:
+    def __init__(self, faults: Sequence[str], shown: int = _SHOWN) -> None:
         self.faults = list(faults)
-        more = [f"... and {len(self.faults) - _SHOWN} more"] if len(self.faults) > _SHOWN else []
-        super().__init__("\n".join([*self.faults[:_SHOWN], *more]))
+        more = [f"... and {len(self.faults) - shown} more"] if len(self.faults) > shown else []
+        super().__init__("\n".join([*self.faults[:shown], *more]))
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -229,3 +229,45 @@ def test_photographs_are_one_slice(tmp_path: Path) -> None:
 def test_random_preprocessing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="RandFlipd"):
         cached_volumes([], Compose([RandFlipd("image")]), tmp_path, 4)
+
+
+SHARED = """
+import sys
+from scripts.utils.processes import join_processes, rank_and_count
+from tests.data.test_cache import Counting, _preprocessing
+from scripts.data import cached_volumes
+from pathlib import Path
+
+folder, cache, report = map(Path, sys.argv[1:])
+join_processes()
+records = [{"image": str(path)} for path in sorted(folder.glob("*.nii.gz"))]
+try:
+    outcome = f"{[v.shape[0] for v in cached_volumes(records, _preprocessing(), cache, 4)]}"
+except ValueError as error:
+    outcome = f"{error}"
+(report / f"{rank_and_count()[0]}.txt").write_text(f"{Counting.calls} {outcome}")
+"""
+
+
+def test_processes_of_a_machine_share_a_cold_cache(tmp_path: Path) -> None:
+    images, report = tmp_path / "images", tmp_path / "report"
+    images.mkdir()
+    report.mkdir()
+    for number in range(5):
+        _write(images, f"i{number}", np.random.default_rng(number).random((8, 8, number + 1)).astype(np.float32))
+    program = tmp_path / "program.py"
+    program.write_text(SHARED)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def run() -> list[str]:
+        arguments = [str(images), str(tmp_path / "cache"), str(report)]
+        subprocess.run([*line, *arguments], check=True, capture_output=True, env=environment, timeout=600)
+        return [(report / f"{rank}.txt").read_text() for rank in range(2)]
+
+    assert run() == ["3 [1, 2, 3, 4, 5]", "2 [1, 2, 3, 4, 5]"]
+    (images / "i1.nii.gz").write_bytes(b"broken")
+    (images / "i2.nii.gz").write_bytes(b"broken too")
+    first, second = run()
+    assert first[2:] == second[2:], "each process knows the faults of all"
+    assert [f"i{number}.nii.gz" in first for number in range(5)] == [False, True, True, False, False]

@@ -1,0 +1,222 @@
+"""Inference over a cohort: a broken image does not stop the others, and an interrupted run goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from ignite.handlers import ProgressBar
+from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose, SaveImaged
+from monai.utils import MetaKeys
+from torch.utils.data import Dataset
+
+from scripts.data.cache import stored_files
+from scripts.data.fingerprint import fingerprint
+from scripts.data.volumes import VolumeDataset
+from scripts.utils.errors import FaultsError, fault_line
+from scripts.utils.files import update_digest
+from scripts.utils.processes import gathered, rank_and_count
+from scripts.utils.provenance import file_digest
+
+__all__ = ["CohortDataset", "CohortEvaluator", "Predictions"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raise when the same input, weights and settings give other predictions than before
+FILE, FAULT = "file", "fault"
+
+
+class Predictions:
+    """A folder of predictions, and which images of a cohort are still without one.
+
+    ``predictions.jsonl`` in the folder has one line for each image that was segmented: its path below the source, the
+    files that were written, the digest of the weights, and a digest of all that decides on the result: the image's
+    content, the weights and the settings. Several processes append to it, each line in one piece.
+
+    Args:
+        output_dir: the folder.
+        source_root: folder of the images, see :func:`scripts.data.images.source_root`.
+        checkpoint: the weights.
+        settings: whatever else decides on the result: transforms, the inferer. Where files are written is of no
+            account.
+        overwrite: segment every image, also where the result is there.
+    """
+
+    name = "predictions.jsonl"
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        source_root: str | Path,
+        checkpoint: str | Path,
+        settings: Sequence[Any],
+        overwrite: bool = False,
+    ) -> None:
+        self.folder = Path(output_dir)
+        self.root = str(source_root)
+        self.overwrite = overwrite
+        # Where there are no weights, the handler that loads them says so.
+        self.weights = file_digest(checkpoint) if os.path.isfile(checkpoint) else None
+        content = [FORMAT, self.weights, [_setting(value) for value in settings]]
+        self.settings = hashlib.sha256(repr(content).encode())
+
+    def pending(self, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """This process's share of the records, without those whose prediction is in the folder.
+
+        Args:
+            records: with the path of an ``image``; the same in every process.
+        """
+        rank, count = rank_and_count()
+        # As MONAI's partition_dataset shares out, which refuses fewer records than processes.
+        share = list(records)[rank::count]
+        known = {} if self.overwrite else self._read()
+        left = [record for record in share if not self._is_done(str(record["image"]), known)]
+        if len(left) < len(share):
+            logger.info("%d of %d images are segmented already in %s.", len(share) - len(left), len(share), self.folder)
+        return left
+
+    def add(self, image: str, files: Sequence[str]) -> None:
+        """Note that an image was segmented.
+
+        Args:
+            image: its path.
+            files: what was written for it.
+        """
+        entry = {
+            "image": self._name(image),
+            "files": [os.path.relpath(file, self.folder) for file in files],
+            "weights_sha256": self.weights,
+            "sha256": self._digest(image),
+        }
+        target = os.open(self.folder / self.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(target, (json.dumps(entry) + "\n").encode())
+        finally:
+            os.close(target)
+
+    def _name(self, image: str) -> str:
+        return Path(os.path.relpath(image, self.root)).as_posix()
+
+    def _digest(self, image: str) -> str:
+        digest = self.settings.copy()
+        for file in stored_files(Path(image)):
+            update_digest(digest, file)
+        return digest.hexdigest()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """The latest entry of each image; a line that was cut short says nothing."""
+        entries: dict[str, dict[str, Any]] = {}
+        with suppress(FileNotFoundError):
+            for line in (self.folder / self.name).read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, TypeError, KeyError):
+                    entry = json.loads(line)
+                    entries[str(entry["image"])] = {"files": [*map(str, entry["files"])], "sha256": entry["sha256"]}
+        return entries
+
+    def _is_done(self, image: str, known: Mapping[str, Mapping[str, Any]]) -> bool:
+        entry = known.get(self._name(image))
+        if entry is None or not all((self.folder / file).is_file() for file in entry["files"]):
+            return False
+        with suppress(OSError):  # an image that cannot be read is told of when it is its turn
+            return bool(entry["sha256"] == self._digest(image))
+        return False
+
+
+class CohortDataset(Dataset):
+    """Items of another data set with their image's path as ``"file"``; of a faulty one this and its ``"fault"``.
+
+    Args:
+        dataset: raises ValueError for a faulty item, as :class:`scripts.data.VolumeDataset` does.
+    """
+
+    def __init__(self, dataset: VolumeDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        """An item; the fault is one line."""
+        file = str(self.dataset.data[index]["image"])
+        try:
+            return {**self.dataset[index], FILE: file}
+        except ValueError as error:
+            return {FILE: file, FAULT: str(error)}
+
+
+class CohortEvaluator(SupervisedEvaluator):
+    """MONAI evaluator that segments images one by one and goes on where one cannot be segmented.
+
+    Args:
+        val_data_loader: over a :class:`CohortDataset`, one image per batch.
+        predictions: takes note of what was written.
+        **options: of :class:`monai.engines.SupervisedEvaluator`.
+
+    Raises:
+        FaultsError: at the end of ``run``, if images could not be segmented: one line for each, those of all
+            processes, by the first of them; the others exit with code 1.
+    """
+
+    def __init__(self, val_data_loader: Any, predictions: Predictions, **options: Any) -> None:
+        super().__init__(val_data_loader=val_data_loader, **options)
+        self.predictions = predictions
+        self.faults: list[str] = []
+        if rank_and_count()[0] == 0:
+            ProgressBar(desc="images", persist=True, disable=None).attach(self)  # on a terminal only
+
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
+        """Segment all images; see the class for what it raises."""
+        begin = time.perf_counter()
+        self.faults = []
+        own = len(self.data_loader)  # type: ignore[arg-type]
+        if own:
+            super().run(global_epoch)
+        lines = sorted(line for part in gathered(self.faults) for line in part)
+        total = sum(gathered(own))
+        if rank_and_count()[0] > 0:
+            if lines:
+                raise SystemExit(1)
+            return
+        minutes = (time.perf_counter() - begin) / 60
+        logger.info("Segmented %d images in %.1f min, %.1f per minute.", total - len(lines), minutes, total / minutes)
+        if lines:
+            logger.warning("%d of %d images could not be segmented:", len(lines), total)
+            raise FaultsError(lines, shown=len(lines))
+
+    def _iteration(self, engine: Any, batchdata: Any) -> Any:
+        file = batchdata[FILE][0]
+        if FAULT in batchdata:
+            self.faults.append(batchdata[FAULT][0])
+            return []
+        try:
+            output = super()._iteration(engine, batchdata)
+            self.predictions.add(file, _saved(cast(list[dict[str, Any]], output)))  # decollated
+        except Exception as error:
+            self.faults.append(fault_line(error, file))
+            return []
+        return output
+
+
+def _setting(value: Any) -> Any:
+    """What a setting is but for the places of files."""
+    if isinstance(value, Compose):
+        return [_setting(transform) for transform in value.flatten().transforms]
+    if isinstance(value, SaveImaged):
+        saver = value.saver
+        return fingerprint([type(value), value.keys, saver.output_ext, saver.writers, saver.init_kwargs])
+    return fingerprint(value)
+
+
+def _saved(output: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The files that transforms wrote of an engine's output."""
+    values = [value for item in output for value in item.values() if isinstance(value, MetaTensor)]
+    return [str(value.meta[MetaKeys.SAVED_TO]) for value in values if MetaKeys.SAVED_TO in value.meta]

@@ -1,0 +1,41 @@
+"""Several processes that work on one thing, as ``torchrun`` starts them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TypeVar
+
+import torch.distributed as dist
+
+__all__ = ["gathered", "join_processes", "rank_and_count"]
+
+Value = TypeVar("Value")
+
+
+def join_processes() -> None:
+    """Connect the processes that ``torchrun`` started; where it did not, or they are connected, do nothing.
+
+    They compute on their own and meet at the end, for which the last one may need hours longer than the first.
+    """
+    if dist.is_available() and dist.is_torchelastic_launched() and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+
+
+def rank_and_count() -> tuple[int, int]:
+    """This process's number and how many there are; 0 and 1 where none are connected."""
+    connected = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if connected else (0, 1)
+
+
+def gathered(value: Value) -> list[Value]:
+    """The values of all processes in their order; every one waits here until the others are as far.
+
+    Args:
+        value: this process's; it can be pickled.
+    """
+    _, count = rank_and_count()
+    if count == 1:
+        return [value]
+    values: list[Value | None] = [None] * count
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
