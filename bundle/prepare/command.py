@@ -21,6 +21,7 @@ from scripts.data.layouts.datalist import PARTS, read_class_values, read_slice_a
 from scripts.data.records import Split, split_cases
 from scripts.handlers.report import aligned
 from scripts.utils.files import write_text
+from scripts.utils.options import check_switches
 
 __all__ = ["main"]
 
@@ -36,6 +37,7 @@ def main(
     num_classes: int | None = None,
     label_values: Sequence[float] | None = None,
     slice_axis: str | None = None,
+    allow_missing: bool = False,
 ) -> None:
     """Find the cases of a data set, check every file, and write them as a datalist with their split and checksums.
 
@@ -55,11 +57,14 @@ def main(
             ``source`` says, else the overlay's.
         slice_axis: along which axis volumes are cut: axial, coronal, sagittal, or thickest, each along its thickest
             voxels; default: what a datalist as ``source`` says, else decided from all headers.
+        allow_missing: whether cases that the split names may be missing, as downloads are often incomplete: the
+            datalist then holds the others.
 
     Raises:
         ValueError: if an option, the folder's names, the datalist or the splits file is not what it should be.
         FileNotFoundError: if the source or the splits file does not exist, or there is no case.
     """
+    check_switches(allow_missing=allow_missing)
     settings = _settings(dataset, source, in_channels, num_classes, label_values)
     target = _target(output, source)
     splits = splits or settings["splits"]
@@ -72,7 +77,7 @@ def main(
         part: survey([record for of_case in cases.values() for record in of_case], expected)
         for part, cases in split.parts.items()
     }
-    found, notes = _judge(source, split, findings)
+    found, notes = _judge(source, split, findings, allow_missing)
     faults += found
     if not _is_datalist(source):
         notes += _left_out(source, split, by_image=settings["layout"] == "custom" and not splits)
@@ -142,10 +147,12 @@ def _slice_axis(given: str | None, source: str, split: Split) -> Decision:
     return decide_axis(read_grids([record["image"] for of_case in cases for record in of_case]))
 
 
-def _judge(source: str, split: Split, findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
+def _judge(
+    source: str, split: Split, findings: Mapping[str, Sequence[Finding]], allow_missing: bool
+) -> tuple[list[str], list[str]]:
     """Faults and notes of all files and of how they belong together."""
     everything = [finding for of_part in findings.values() for finding in of_part]
-    missing, absent = _missing(split.missing, split.parts, split.where)
+    missing, absent = _missing(split, allow_missing)
     torn, doubled = twins(findings)
     changed = _changed(source, everything) if _is_datalist(source) else []
     bare, unscored = _unlabelled(findings)
@@ -154,14 +161,18 @@ def _judge(source: str, split: Split, findings: Mapping[str, Sequence[Finding]])
     return [*missing, *faults, *torn, *changed, *bare], [*absent, *notes, *doubled, *unscored]
 
 
-def _missing(missing: Mapping[str, Sequence[str]], parts: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
-    """Cases that the split names and the folder lacks: a fault, but for a part that is not there at all."""
+def _missing(split: Split, allowed: bool) -> tuple[list[str], list[str]]:
+    """Cases that the split names and the folder lacks: a fault unless allowed, but for a part that is not there."""
     faults, notes = [], []
-    for part, names in missing.items():
-        if names and not parts[part] and part != "train":
-            notes.append(f"none of the {len(names)} '{part}' cases of {where} is there.")
+    for part, names in split.missing.items():
+        if names and not split.parts[part] and part != "train":
+            notes.append(f"none of the {len(names)} '{part}' cases of {split.where} is there.")
+        elif names and allowed:
+            notes.append(f"{len(names)} '{part}' cases of {split.where} are not there: {', '.join(names)}.")
         else:
-            faults += [f"case '{name}' of part '{part}' in {where} is not there." for name in names]
+            faults += [f"case '{name}' of part '{part}' in {split.where} is not there." for name in names]
+    if faults:
+        notes.append("--allow_missing True goes on without the cases that are not there.")
     return faults, notes
 
 

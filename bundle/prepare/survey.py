@@ -97,7 +97,7 @@ def load(files: Mapping[str, str], slice_axis: str) -> dict[str, MetaTensor]:
 
 def to_classes(label: MetaTensor, values: Sequence[float] | None) -> MetaTensor:
     """A label map of classes from one of stored values; None: they are the classes."""
-    classes: MetaTensor = label if values is None else LabelValuesd("label", values)({"label": label})["label"]
+    classes: MetaTensor = LabelValuesd("label", values)({"label": label})["label"]
     return classes
 
 

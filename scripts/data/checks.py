@@ -71,7 +71,7 @@ def check_classes(label: torch.Tensor | np.ndarray, path: str, num_classes: int)
     values = np.unique(np.asarray(label))
     wrong = values[~np.isin(values, np.arange(num_classes))]
     if wrong.size:
-        found = ", ".join(f"{v:g}" for v in wrong[:5])
+        found = ", ".join(f"{v:.9g}" for v in wrong[:5])
         raise ValueError(f"{path}: label values must be 0..{num_classes - 1}, found {found}.")
 
 

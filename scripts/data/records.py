@@ -29,6 +29,7 @@ __all__ = [
     "cohort_axis",
     "dataset_records",
     "hide_labels",
+    "missing_cases",
     "read_split",
     "seeded_split",
     "split_cases",
@@ -102,6 +103,7 @@ def dataset_records(
     part: str,
     splits: str | Path | None = None,
     labeled: float | None = None,
+    allow_missing: bool = False,
 ) -> list[Record]:
     """List the records of one part of a data set's split.
 
@@ -116,6 +118,8 @@ def dataset_records(
         labeled: only for ``train``: number of labelled cases, or, below 1, their share of the part. They are the
             first of the list; the records of all others carry no label, whether there is one on disk or not. None:
             all labels that there are.
+        allow_missing: whether cases that ``splits`` names may be missing, as downloads are often incomplete. They are
+            logged, and ``labeled`` counts the others.
 
     Returns:
         records in the order of the part's list.
@@ -130,14 +134,29 @@ def dataset_records(
         raise ValueError(f"{split.where} has no part '{part}', only {sorted(split.parts)}.")
     chosen, missing = split.parts[part], split.missing.get(part)
     if missing:
-        few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(
+        few = ", ".join(missing) if allow_missing else ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        what = (
             f"{len(missing)} of the {len(missing) + len(chosen)} '{part}' cases of {split.where} are not in "
-            f"'{dataset_dir}': {few}. {LAYOUTS[layout].source}."
+            f"'{dataset_dir}': {few}."
         )
+        if not allow_missing or not chosen:
+            raise FileNotFoundError(f"{what} {LAYOUTS[layout].source}. --allow_missing True goes on without them.")
+        logger.warning("%s", what)
     if part == "train" and chosen and not any("label" in record for of_case in chosen.values() for record in of_case):
         raise FileNotFoundError(f"no training image of '{dataset_dir}' has a label. {LAYOUTS[layout].source}.")
     return hide_labels(chosen, labeled, split.where) if part == "train" else _all_labelled(chosen)
+
+
+def missing_cases(layout: str, dataset_dir: str | Path, splits: str | Path | None = None) -> list[str]:
+    """The names of the cases of training and validation that a split names and the folder lacks, in its order.
+
+    Args:
+        layout: see :func:`dataset_records`.
+        dataset_dir: see :func:`dataset_records`.
+        splits: see :func:`dataset_records`.
+    """
+    missing = split_cases(layout, dataset_dir, splits).missing
+    return [name for part in ("train", "val") for name in missing.get(part, [])]
 
 
 def split_cases(

@@ -20,9 +20,13 @@ __all__ = ["InvertToLabelGridd", "LabelValuesd", "ThroughPlaneLastd"]
 
 logger = logging.getLogger(__name__)
 
+ROUNDING = 1e-3  # of a label's stored value
+
 
 class LabelValuesd(MapTransform):
     """Turn the values that a label file stores, such as a mask's 0 and 255, into classes.
+
+    A stored value may be a little off, as 1.0000001 is where a program kept labels as scaled numbers.
 
     MONAI's ``MapLabelValued`` passes other values on as they are, so that a faulty mask would teach a faulty class.
     A label that has other values, but none beside the classes' own numbers, is kept: so do viewers write what a
@@ -31,7 +35,7 @@ class LabelValuesd(MapTransform):
 
     Args:
         keys: keys of label maps of any shape.
-        values: the stored values in the order of the classes; None: files store the classes, labels pass unchanged.
+        values: the stored values in the order of the classes; None: files store the classes.
         allow_missing_keys: whether a key may be absent.
 
     Raises:
@@ -56,19 +60,21 @@ class LabelValuesd(MapTransform):
             ValueError: for a value that stands for no class.
         """
         d = dict(data)
-        if self.values is None:
-            return d
         for key in self.key_iterator(d):
             label = d[key]
+            if self.values is None:
+                whole = label.round()
+                d[key] = torch.where((label - whole).abs() <= ROUNDING, whole, label)
+                continue
             classes = torch.full_like(label, -1, dtype=torch.float32)
             for number, value in enumerate(self.values):
-                classes[label == value] = number
+                classes[(label - value).abs() <= ROUNDING] = number
             strange = label[classes < 0]
             own = torch.arange(len(self.values), dtype=label.dtype)
             if strange.numel() and not self.ambiguous and torch.isin(label, own).all():
                 classes = label.float()
             elif strange.numel():
-                found = ", ".join(f"{v:g}" for v in torch.unique(strange).tolist()[:5])
+                found = ", ".join(f"{v:.9g}" for v in torch.unique(strange).tolist()[:5])
                 file = label.meta.get("filename_or_obj") if isinstance(label, MetaTensor) else None
                 what = f"label values must be {', '.join(map(str, self.values))}, found {found}."
                 raise ValueError(f"{file}: {what}" if file else what)

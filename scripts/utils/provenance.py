@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.axis import THICKEST, check_axis
+from scripts.data.records import missing_cases
 from scripts.utils.files import update_digest, write_text
 
 __all__ = [
@@ -63,18 +64,26 @@ def code_version(root: Path = ROOT) -> str:
 
 
 def describe_data(
-    layout: str, dataset_dir: str | Path | None = None, splits: str | Path | None = None
-) -> dict[str, str | None]:
-    """What a record says of the data: names and digests, never a path or a patient.
+    layout: str,
+    dataset_dir: str | Path | None = None,
+    splits: str | Path | None = None,
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """What a record says of the data: names and digests, never a path, nor a patient but those that public data names.
 
     Args:
         layout: the data set's layout.
         dataset_dir: its folder, of which nothing is said, or its datalist, which then is the split.
         splits: file of the split; None: the seeded split of the cases at hand.
+        allow_missing: whether cases of the split may be missing from the folder.
 
     Returns:
-        ``{"data", "split", "split_sha256"}``.
+        ``{"data", "split", "split_sha256"}`` and, where cases may be and are missing, ``"missing_cases"``: their names,
+        or for data of one's own their number.
     """
+    if allow_missing and (missing := missing_cases(layout, str(dataset_dir), splits)):
+        named = {"missing_cases": len(missing) if layout == "custom" else missing}
+        return {**describe_data(layout, dataset_dir, splits), **named}
     file = dataset_dir if str(dataset_dir).lower().endswith(".json") else splits
     if not file:
         return {"data": layout, "split": "seeded", "split_sha256": None}
