@@ -13,7 +13,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from bundle.prepare.montage import draw_montage
-from bundle.prepare.survey import Finding, Settings, passed_over, some, survey, twins
+from bundle.prepare.survey import Finding, Settings, label_like, passed_over, some, survey, twins
 from bundle.workflows import CONFIGS, ROOT
 from scripts.data.axis import Decision, check_axis, decide_axis, read_grids
 from scripts.data.checks import check_class_values
@@ -158,7 +158,7 @@ def _judge(
     bare, unscored = _unlabelled(findings)
     faults = [fault for finding in everything for fault in finding.faults]
     notes = [note for finding in everything for note in finding.notes]
-    return [*missing, *faults, *torn, *changed, *bare], [*absent, *notes, *doubled, *unscored]
+    return [*missing, *faults, *torn, *changed, *bare], [*absent, *notes, *label_like(everything), *doubled, *unscored]
 
 
 def _missing(split: Split, allowed: bool) -> tuple[list[str], list[str]]:

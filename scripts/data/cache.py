@@ -15,13 +15,14 @@ from typing import Any
 import monai
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose, RandomizableTrait
 
-from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids
+from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids, remarks
 from scripts.data.fingerprint import fingerprint
 from scripts.data.readers import voxel_files
 from scripts.utils.errors import FaultsError, fault_line
-from scripts.utils.files import replacing, update_digest
+from scripts.utils.files import replacing, update_digest, write_text
 from scripts.utils.processes import gathered, rank_and_count
 from scripts.utils.threads import in_threads
 
@@ -106,7 +107,18 @@ def cached_volumes(
     faults = list(dict.fromkeys(line for lines in gathered(own) for line in lines))
     if faults:
         raise FaultsError(faults)
-    return [_open(record, stem) for record, stem in zip(data, stems, strict=True)]
+    volumes = [_open(record, stem) for record, stem in zip(data, stems, strict=True)]
+    _tell_remarks(volumes)
+    return volumes
+
+
+def _tell_remarks(volumes: Sequence[Volume]) -> None:
+    """Log what was found odd when the volumes were preprocessed, by this run or an earlier one."""
+    for volume in volumes:
+        file = _remarks_file(volume.image_file)
+        if file.is_file():
+            for line in file.read_text(encoding="utf-8").splitlines():
+                logger.warning("%s %s", volume.record["image"], line)
 
 
 def _share(entries: list[Any]) -> list[Any]:
@@ -150,6 +162,10 @@ def _label_file(stem: Path) -> Path:
     return stem.with_name(stem.name + ".label.npy")
 
 
+def _remarks_file(image_file: Path) -> Path:
+    return image_file.with_suffix(".txt")
+
+
 def _stem(record: Mapping[str, Any], root: Path, settings: bytes) -> Path:
     digest = hashlib.sha256(settings)
     for key in ("image", "label"):
@@ -182,6 +198,9 @@ def _store(record: Mapping[str, Any], stem: Path, preprocessing: Compose, num_cl
             )
         check_classes(classes, record["label"], num_classes)
         _save(_label_file(stem), classes[:, 0].astype(np.uint8))
+    few = "label" not in record and isinstance(image, MetaTensor) and bool(image.meta.get("few_values", False))
+    if odd := remarks(pixels, few):
+        write_text(_remarks_file(_image_file(stem)), "\n".join(odd) + "\n")
     _save(_image_file(stem), pixels.astype(np.float32))  # last: its presence says that the entry is complete
 
 

@@ -59,7 +59,7 @@ class NiftiReader(NibabelReader):
     def _get_array_data(self, img: Any, filename: str) -> np.ndarray:
         array = super()._get_array_data(img, filename)
         if array.dtype.names:  # RGB24: three bytes a voxel
-            array = array.view(np.uint8).reshape(*array.shape, len(array.dtype.names))
+            array = np.stack([array[name] for name in array.dtype.names], axis=-1)
         return array
 
     def _get_meta_dict(self, img: Any) -> dict[str, Any]:

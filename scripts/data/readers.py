@@ -20,6 +20,7 @@ from scripts.data.photographs import PhotographReader, is_photograph
 __all__ = ["LoadVolumed", "MetaImageReader", "is_photograph", "read_grid", "voxel_files"]
 
 VOLUME_SUFFIXES = (".mhd", ".mha")
+FEW = 16  # values of a label map
 
 # ITK's warnings name no file and speak of what is read all the same, such as an sform without scale
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -69,7 +70,8 @@ class LoadVolumed(LoadImaged):
     """``LoadImaged`` by the bundle's own readers; the suffix of a file decides which.
 
     Named as ``LoadImaged``'s ``reader``, each would be tried on every file whatever its suffix. A NIfTI of two
-    dimensions becomes a volume of one slice, as photographs are.
+    dimensions becomes a volume of one slice, as photographs are. ``few_values`` in the metadata says whether a file
+    holds a few whole values only, as label maps do and images do not.
 
     Args:
         keys: keys of the paths to load.
@@ -94,7 +96,18 @@ class LoadVolumed(LoadImaged):
             if d[key].ndim == 2:
                 slices = d[key].as_tensor()[..., None]
                 d[key] = MetaTensor(slices, meta={**d[key].meta, "spatial_shape": np.asarray(slices.shape)})
+            d[key].meta["few_values"] = _few_values(d[key].numpy())
         return d
+
+
+def _few_values(array: np.ndarray) -> bool:
+    """Whether an array holds 2 to ``FEW`` values, all whole; a sample is enough to see that most do not."""
+    flat = array.ravel()
+    for values in (flat[:: max(1, flat.size // 10_000)], flat):
+        found = np.unique(values)
+        if len(found) > FEW or not np.array_equal(found, np.round(found)):
+            return False
+    return len(found) > 1
 
 
 def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import numbers
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -143,7 +144,11 @@ def dataset_records(
             raise FileNotFoundError(f"{what} {LAYOUTS[layout].source}. --allow_missing True goes on without them.")
         logger.warning("%s", what)
     if part == "train" and chosen and not any("label" in record for of_case in chosen.values() for record in of_case):
-        raise FileNotFoundError(f"no training image of '{dataset_dir}' has a label. {LAYOUTS[layout].source}.")
+        images = [record["image"] for of_case in chosen.values() for record in of_case]
+        taken = ", ".join(images[:3]) + (f", ... ({len(images)} in all)" if len(images) > 3 else "")
+        raise FileNotFoundError(
+            f"no training image of '{dataset_dir}' has a label; taken for images: {taken}. {LAYOUTS[layout].source}."
+        )
     return hide_labels(chosen, labeled, split.where) if part == "train" else _all_labelled(chosen)
 
 
@@ -280,6 +285,7 @@ def read_split(path: str | Path, faults: list[str] | None = None) -> dict[str, l
         for name in names:
             if not isinstance(name, str):
                 raise ValueError(f"{path}: expected the names of cases in '{part}', found {name!r}.")
+            name = unicodedata.normalize("NFC", name)  # as the cases' own names are
             if name in first:
                 where = f"part '{part}' twice" if first[name] == part else f"parts '{first[name]}' and '{part}'"
                 found.append(f"{path} names '{name}' in {where}: a case belongs to one part, once.")

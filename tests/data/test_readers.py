@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import itertools
 from pathlib import Path
 from typing import Any
@@ -317,3 +318,31 @@ def test_changed_voxels_are_another_entry_of_the_cache(tmp_path: Path) -> None:
     sitk.WriteImage(volume("straight") + 1, str(tmp_path / "x.mhd"))  # the header stays as it is
     after = cached_volumes(records, steps, tmp_path / "cache", num_classes=2)[0].image[2, 0, 3, 3]
     assert after == before + 1
+
+
+def test_a_nifti_of_colours_has_their_channels(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (7, 6, 5, 3), dtype=np.uint8)
+    rgb = np.ascontiguousarray(colours).view(np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))[..., 0]
+    nib.save(nib.Nifti1Image(rgb, np.eye(4)), tmp_path / "x.nii.gz")
+    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+    np.testing.assert_array_equal(steps({"image": str(tmp_path / "x.nii.gz")})["image"], colours.transpose(3, 0, 1, 2))
+
+
+def test_complex_voxels_are_refused(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.complex64), np.eye(4)), tmp_path / "x.nii")
+    with pytest.raises(ValueError, match=r"x\.nii: expected real voxels, found complex ones \(complex64\)\."):
+        load(tmp_path / "x.nii")
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
+def test_a_nifti_that_claims_too_much_is_named_before_memory_is_asked_for(tmp_path: Path, name: str) -> None:
+    header = nib.Nifti1Header()
+    header.set_data_shape((20000, 20000, 4))
+    header.set_data_dtype(np.float64)
+    header["vox_offset"] = 352
+    content = header.binaryblock + bytes(4 + 20_000)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(
+        ValueError, match=r"x\.nii\S* is damaged .* it holds 20352 bytes, the header claims 12800000352\."
+    ):
+        load(tmp_path / name)
