@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImaged
 from monai.utils import SpaceKeys, ensure_tuple
 
+from scripts.data.dicom.reader import DicomReader
 from scripts.data.metaimage import read_header, read_voxels
 from scripts.data.nifti import LPS_TO_RAS, NiftiReader, check_affine, itk_affine, open_nifti
 from scripts.data.photographs import PhotographReader, is_photograph
@@ -67,10 +69,10 @@ class MetaImageReader(ImageReader):
 
 
 class LoadVolumed(LoadImaged):
-    """``LoadImaged`` by the bundle's own readers; the suffix of a file decides which.
+    """``LoadImaged`` by the bundle's own readers.
 
-    Named as ``LoadImaged``'s ``reader``, each would be tried on every file whatever its suffix. A NIfTI of two
-    dimensions becomes a volume of one slice, as photographs are. ``few_values`` in the metadata says whether a file
+    The suffix of a file decides which, or that an image is a :class:`scripts.data.dicom.volume.DicomVolume`. A NIfTI of
+    two dimensions becomes a volume of one slice, as photographs are. ``few_values`` in the metadata says whether a file
     holds a few whole values only, as label maps do and images do not.
 
     Args:
@@ -79,8 +81,11 @@ class LoadVolumed(LoadImaged):
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys=allow_missing_keys)
-        for reader in (NiftiReader(), MetaImageReader(), PhotographReader()):
+        with warnings.catch_warnings():  # MONAI's own reader of DICOM, which is not used, misses a decoder
+            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+            # expanding "~" would make plain paths of DICOM volumes
+            super().__init__(keys, allow_missing_keys=allow_missing_keys, expanduser=False)
+        for reader in (NiftiReader(), MetaImageReader(), PhotographReader(), DicomReader()):
             self._loader.register(reader)
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
