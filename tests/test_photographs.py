@@ -47,7 +47,7 @@ def blob(height: int, width: int, centre: tuple[float, float], radius: float) ->
 def preprocessing(name: str, size: int) -> Any:
     parser = ConfigParser()
     parser.read_config([CONFIGS / "train.json", CONFIGS / OVERLAY])
-    parser["bundle_root"], parser["image_size"] = str(ROOT), size
+    parser["bundle_root"], parser["image_size"], parser["slice_axis"] = str(ROOT), size, "axial"
     parser.parse()
     return parser.get_parsed_content(f"{name}#preprocessing")
 

@@ -7,7 +7,7 @@ from scripts.data.readers import LoadVolumed
 from scripts.data.records import LAYOUTS, cohort_axis, dataset_records
 from scripts.data.resize import ResizeSlicesd
 from scripts.data.slices import SemiSupervisedLoader, SliceDataset
-from scripts.data.transforms import InvertToLabelGridd, LabelValuesd, ThroughPlaneLastd
+from scripts.data.transforms import InvertToLabelGridd, LabelValuesd, ScaleImaged, ThroughPlaneLastd
 from scripts.data.volumes import VolumeDataset
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LabelValuesd",
     "LoadVolumed",
     "ResizeSlicesd",
+    "ScaleImaged",
     "SemiSupervisedLoader",
     "SliceDataset",
     "ThroughPlaneLastd",

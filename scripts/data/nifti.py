@@ -186,15 +186,14 @@ def geometry_header(meta: Mapping[str, Any]) -> Nifti1Header | None:
         meta: metadata of an image that :class:`NiftiReader` read.
 
     Returns:
-        NIfTI-1 or NIfTI-2, as the file is, of the file's number of dimensions and without further fields of it; None
-        where the image comes from another format.
+        NIfTI-1 or NIfTI-2, as the file is, without further fields of it; None where the image comes from another
+        format.
     """
     if STORED not in meta:
         return None
     block = np.asarray(meta[STORED]).astype(np.uint8).tobytes()
     kind = Nifti2Header if len(block) == Nifti2Header.template_dtype.itemsize else Nifti1Header
     stored, header = kind(block, endianness="<", check=False), kind()
-    header.set_data_shape(stored.get_data_shape())
     for name in GEOMETRY:
         header[name] = stored[name]
     return header

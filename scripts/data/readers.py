@@ -73,7 +73,7 @@ class LoadVolumed(LoadImaged):
 
     The suffix of a file decides which, or that an image is a :class:`scripts.data.dicom.volume.DicomVolume`. A NIfTI of
     two dimensions becomes a volume of one slice, as photographs are. ``few_values`` in the metadata says whether a file
-    holds a few whole values only, as label maps do and images do not.
+    holds a few whole values only, as label maps do and images do not, ``photograph`` whether it is one.
 
     Args:
         keys: keys of the paths to load.
@@ -102,6 +102,7 @@ class LoadVolumed(LoadImaged):
                 slices = d[key].as_tensor()[..., None]
                 d[key] = MetaTensor(slices, meta={**d[key].meta, "spatial_shape": np.asarray(slices.shape)})
             d[key].meta["few_values"] = _few_values(d[key].numpy())
+            d[key].meta["photograph"] = bool(getattr(data[key], "is_photograph", False)) or is_photograph(data[key])
         return d
 
 

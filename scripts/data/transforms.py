@@ -12,11 +12,11 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
-from monai.transforms import Invertd, InvertibleTransform, MapTransform
+from monai.transforms import Invertd, InvertibleTransform, MapTransform, ScaleIntensity
 
 from scripts.data.axis import THICK, THICKEST, check_axis, slice_index
 
-__all__ = ["InvertToLabelGridd", "LabelValuesd", "ThroughPlaneLastd"]
+__all__ = ["InvertToLabelGridd", "LabelValuesd", "ScaleImaged", "ThroughPlaneLastd"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,29 @@ class LabelValuesd(MapTransform):
                 what = f"label values must be {', '.join(map(str, self.values))}, found {found}."
                 raise ValueError(f"{file}: {what}" if file else what)
             d[key] = classes
+        return d
+
+
+class ScaleImaged(MapTransform):
+    """Scale the values of an image to [0, 1] by its smallest and largest one.
+
+    Each channel of a volume has its own: they are measured in units of their own, and a map of diffusion would vanish
+    beside a weighted image. The colours of a photograph are scaled together, or white would not be white.
+
+    Args:
+        keys: keys of channel-first images.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+        self.each, self.together = ScaleIntensity(channel_wise=True), ScaleIntensity()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale every image of the dictionary; without metadata it counts as a volume."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            photograph = isinstance(d[key], MetaTensor) and d[key].meta.get("photograph", False)
+            d[key] = (self.together if photograph else self.each)(d[key])
         return d
 
 

@@ -261,13 +261,30 @@ def test_files_that_changed_since_are_found(
 SHORT = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2, "image_size": 64, "batch_size": 2}
 
 
-@pytest.mark.parametrize("kind", ["niftis", "flat", "photographs"])
+@pytest.fixture(scope="module")
+def modalities(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same as ``niftis``, of two and of four modalities in one file."""
+    roots = {}
+    for channels in (2, 4):
+        root = roots[channels] = tmp_path_factory.mktemp(f"{channels}-modalities")
+        for i in range(6):
+            image, label = blob((40, 48, 3), i)
+            stacked = np.stack([image * 10.0**channel for channel in range(channels)], axis=-1)
+            save_nifti(root / "images" / f"s{i}.nii.gz", stacked, np.float32)
+            if i < 4:
+                save_nifti(root / "labels" / f"s{i}.nii.gz", label, np.uint8)
+    return roots
+
+
+@pytest.mark.parametrize("kind", ["niftis", "flat", "photographs", 2, 4])
 def test_a_set_of_ones_own_trains_evaluates_and_segments_from_its_datalist(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+    kind: str | int, request: pytest.FixtureRequest, modalities: dict[int, Path], tmp_path: Path
 ) -> None:
-    folder: Path = request.getfixturevalue(kind)
+    folder: Path = modalities[kind] if isinstance(kind, int) else request.getfixturevalue(kind)
     rgb = kind == "photographs"
     settings = {"in_channels": 3, "label_values": [0, 255]} if rgb else {"num_classes": 3}
+    if isinstance(kind, int):
+        settings["in_channels"] = kind
     target = tmp_path / "set.json"
     main("custom", str(folder), str(target), **settings)
     flags = {"anti_aliasing": True} if rgb else {}

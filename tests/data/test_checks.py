@@ -113,7 +113,7 @@ def test_outliers_and_few_values_are_remarked() -> None:
     body[0, 3, 4, 5] = 32767
     (found,) = remarks((body - 100) / 32667, few_values=False)
     assert re.match(r"has outliers: 99\.8 % of its voxels lie within 0\.18 % of the range", found)
-    (found,) = remarks(body > 130, few_values=True)
+    (found,) = remarks((body > 130).astype(np.float32), few_values=True)
     assert found.startswith("looks like a label map")
     assert remarks(np.zeros((2, 2)), few_values=False) == []
 
@@ -126,7 +126,7 @@ def test_a_label_that_is_a_little_off_is_its_class(tmp_path: Path) -> None:
         assert classes.flatten().tolist() == [0, 1, 1, 1, 2]
     with pytest.raises(ValueError, match=r"label values must be 0, 1, 2, found 1\.5\."):
         LabelValuesd("label", values)({"label": torch.from_numpy(stored)})
-    with pytest.raises(ValueError, match=r"x: label values must be 0\.\.2, found 1\.00200\d*\."):
+    with pytest.raises(ValueError, match=r"x: label values must be 0\.\.2, found 1\.00199997\."):
         check_classes(np.float32([0, 1.002]), "x", 3)
 
 
@@ -147,7 +147,7 @@ def test_few_whole_values_are_noticed_at_loading(tmp_path: Path, array: np.ndarr
 
 def test_training_names_what_is_odd_every_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rng = np.random.default_rng(0)
-    body = rng.integers(100, 160, (9, 9, 9)).astype(np.float32)
+    body = rng.integers(100, 160, (20, 20, 20)).astype(np.float32)
     records = [{"image": str(tmp_path / f"{name}.nii")} for name in ("sound", "spark", "map")]
     spark = body.copy()
     spark[4, 4, 4] = 32767

@@ -9,10 +9,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd, Orientationd, Resized
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd, Resized
+from PIL import Image
 
 from bundle.workflows import CONFIGS
-from scripts.data import ThroughPlaneLastd
+from scripts.data import LoadVolumed, ScaleImaged, ThroughPlaneLastd
 
 CANONICAL = np.arange(7 * 6 * 4, dtype=np.float32).reshape(7, 6, 4)  # LPS, slices last
 SPACING = (1.5, 1.4, 9.0)
@@ -114,6 +115,23 @@ def test_images_and_missing_keys_pass() -> None:
     assert transform.inverse(item)["image"].equal(image)
     with pytest.raises(KeyError):
         ThroughPlaneLastd(("image", "label"))({"image": image})
+
+
+def test_channels_of_volumes_are_scaled_one_by_one_and_colours_together(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for channels in (1, 2, 3, 4):
+        factors = 10.0 ** np.arange(channels)
+        voxels = (rng.integers(1, 50, (9, 8, 3, channels)) * factors).astype(np.float32)
+        nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, 5, 1])), tmp_path / "x.nii")
+        steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image"), ScaleImaged("image")])
+        found = steps({"image": str(tmp_path / "x.nii")})["image"].numpy()
+        low, high = (f(voxels, axis=(0, 1, 2)) for f in (np.min, np.max))
+        np.testing.assert_allclose(found, np.moveaxis((voxels - low) / (high - low), -1, 0), atol=1e-6)
+    pixels = rng.integers(0, 200, (8, 9, 3), dtype=np.uint8) // np.uint8([1, 2, 4])
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    found = steps({"image": str(tmp_path / "x.png")})["image"].numpy()
+    low, high = pixels.min(), pixels.max()
+    np.testing.assert_allclose(found[..., 0], (pixels.transpose(2, 1, 0) - float(low)) / (high - low), atol=1e-6)
 
 
 @pytest.mark.parametrize("photographs", [False, True])
