@@ -271,7 +271,7 @@ def test_real_case_is_written_back_on_identical_geometry(
 ) -> None:
     output = infer(real, weights, tmp_path / "out", output_ext=suffix)
     raw = ["Case00_seg.raw"] if suffix == ".mhd" else []
-    assert sorted(path.name for path in output.iterdir()) == [f"Case00_seg{suffix}", *raw]
+    assert sorted(path.name for path in output.glob("Case*")) == [f"Case00_seg{suffix}", *raw]
     assert geometry(output / f"Case00_seg{suffix}") == geometry(next(real.glob("Case00.mh?")))
     classes = array(output / f"Case00_seg{suffix}")
     assert classes.dtype == np.uint8

@@ -33,19 +33,18 @@ class Decision(NamedTuple):
     reason: str
 
 
-def check_axis(axis: Any, name: str = "slice_axis") -> str:
+def check_axis(axis: Any) -> str:
     """The axis itself.
 
     Args:
         axis: one of :data:`AXES`: the plane of the slices, or ``thickest``, for volumes that were acquired in
             different planes: each along its own thickest voxels.
-        name: what to call it in the message.
 
     Raises:
         ValueError: for anything else.
     """
     if axis not in AXES:
-        raise ValueError(f"{name}: expected one of {', '.join(AXES)}, found {axis!r}.")
+        raise ValueError(f"slice_axis: expected one of {', '.join(AXES)}, found {axis!r}.")
     return str(axis)
 
 

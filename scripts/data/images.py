@@ -108,7 +108,12 @@ def find_labelled(source: str | Path) -> list[dict[str, str]]:
 
 
 def evaluation_records(
-    layout: str, dataset_dir: str | Path, part: str, splits: str | Path | None = None, allow_missing: bool = False
+    layout: str,
+    dataset_dir: str | Path,
+    part: str,
+    splits: str | Path | None = None,
+    allow_missing: bool = False,
+    fold: int = 0,
 ) -> list[dict[str, str]]:
     """List the labelled cases to score.
 
@@ -119,6 +124,7 @@ def evaluation_records(
             :func:`find_labelled`.
         splits: JSON file of the split; not read where ``part`` is ``all``.
         allow_missing: whether cases of the split may be missing.
+        fold: see :func:`scripts.data.dataset_records`.
 
     Returns:
         Records with ``image`` and ``label``.
@@ -128,9 +134,8 @@ def evaluation_records(
         ValueError: if the split has no such part or the part is empty.
     """
     if part == "all":
-        records = find_labelled(dataset_dir)
-    else:
-        records = dataset_records(layout, dataset_dir, part, splits, allow_missing=allow_missing)
+        return find_labelled(dataset_dir)
+    records = dataset_records(layout, dataset_dir, part, splits, allow_missing=allow_missing, fold=fold)
     if not records:
         raise ValueError(f"Part '{part}' of {splits} is empty: nothing to evaluate.")
     return records

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.data.axis import THICKEST, check_axis
+from scripts.data.axis import THICKEST
 from scripts.data.records import missing_cases
 from scripts.utils.files import update_digest, write_text
+from scripts.utils.schemas import read_json
 
 __all__ = [
     "check_size",
@@ -68,6 +69,8 @@ def describe_data(
     dataset_dir: str | Path | None = None,
     splits: str | Path | None = None,
     allow_missing: bool = False,
+    fold: int = 0,
+    class_names: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What a record says of the data: names and digests, never a path, nor a patient but those that public data names.
 
@@ -76,19 +79,26 @@ def describe_data(
         dataset_dir: its folder, of which nothing is said, or its datalist, which then is the split.
         splits: file of the split; None: the seeded split of the cases at hand.
         allow_missing: whether cases of the split may be missing from the folder.
+        fold: the fold that validates.
+        class_names: names of the foreground classes by their number as text.
 
     Returns:
-        ``{"data", "split", "split_sha256"}`` and, where cases may be and are missing, ``"missing_cases"``: their names,
-        or for data of one's own their number.
+        ``{"data", "split", "split_sha256"}``, ``fold`` where it is another than the first, ``class_names`` where there
+        are any, and, where cases may be and are missing, ``missing_cases``: their names, or for data of one's own their
+        number.
     """
+    more: dict[str, Any] = {"fold": fold} if fold else {}
+    if class_names:
+        more["class_names"] = dict(class_names)
     if allow_missing and (missing := missing_cases(layout, str(dataset_dir), splits)):
-        named = {"missing_cases": len(missing) if layout == "custom" else missing}
-        return {**describe_data(layout, dataset_dir, splits), **named}
+        more["missing_cases"] = len(missing) if layout == "custom" else missing
     file = dataset_dir if str(dataset_dir).lower().endswith(".json") else splits
+    if dataset_dir and not file and (Path(dataset_dir) / "splits_final.json").is_file():  # nnU-Net's
+        file = Path(dataset_dir) / "splits_final.json"
     if not file:
-        return {"data": layout, "split": "seeded", "split_sha256": None}
+        return {"data": layout, "split": "seeded", "split_sha256": None, **more}
     known = os.path.isfile(file)
-    return {"data": layout, "split": Path(file).name, "split_sha256": file_digest(file) if known else None}
+    return {"data": layout, "split": Path(file).name, "split_sha256": file_digest(file) if known else None, **more}
 
 
 def is_synthetic(image: str | Path) -> bool:
@@ -104,23 +114,21 @@ def write_record(weights: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(weights: str | Path) -> dict[str, Any] | None:
-    """The record beside a file of weights; None where there is none, or where it is another file's.
+    """The record beside a file of weights, checked; None where there is none.
 
     Raises:
-        ValueError: if the record is no JSON object.
+        ValueError: if the record does not follow its schema (:mod:`scripts.utils.schemas`), or its digest is not that
+            of the weights: one of the two was changed or damaged, and nothing that the record says can be relied on.
     """
     path = Path(weights).with_suffix(".json")
     if not path.is_file() or not os.path.isfile(weights):
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected the record of '{Path(weights).name}' as JSON, found {error}.") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: expected the record of '{Path(weights).name}', found {type(record).__name__}.")
-    if record.get("sha256") != file_digest(weights):
-        logger.warning("%s is the record of other weights than %s: not used.", path, weights)
-        return None
+    record: dict[str, Any] = read_json(path, "record")
+    if (digest := file_digest(weights)) != record.get("sha256"):
+        raise ValueError(
+            f"{path}: is the record of other weights than '{weights}', whose SHA-256 is {digest[:12]}...: one of the "
+            "two was changed or damaged. Copy both anew, or remove the record of weights that you trust."
+        )
     return record
 
 
@@ -150,11 +158,8 @@ def trained_axis(checkpoint: str | Path) -> str:
     Returns:
         One of :data:`scripts.data.axis.AXES`; ``thickest`` where no record says.
 
-    Raises:
-        ValueError: if the record says something else.
     """
-    record = read_record(checkpoint) or {}
-    return check_axis(record.get("slice_axis", THICKEST), f"{Path(checkpoint).with_suffix('.json')}: slice_axis")
+    return str((read_record(checkpoint) or {}).get("slice_axis", THICKEST))
 
 
 def check_size(checkpoint: str | Path, image_size: int) -> None:
