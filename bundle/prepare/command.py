@@ -12,6 +12,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from bundle.prepare.merge import merge_masks
 from bundle.prepare.montage import draw_montage
 from bundle.prepare.survey import Finding, Settings, label_like, passed_over, some, survey, twins
 from bundle.workflows import CONFIGS, ROOT
@@ -41,6 +42,7 @@ def main(
     slice_axis: str | None = None,
     allow_missing: bool = False,
     fold: int = 0,
+    label_files: str | Sequence[str] | None = None,
 ) -> None:
     """Find the cases of a data set, check every file, and write them as a datalist with their split and checksums.
 
@@ -64,16 +66,22 @@ def main(
         allow_missing: whether cases that the split names may be missing, as downloads are often incomplete: the
             datalist then holds the others.
         fold: the one that validates, of a datalist or of nnU-Net's folder that has folds.
+        label_files: the masks of each class beside their image, such as {name}_myo.nii.gz,{name}_lv.nii.gz: they are
+            merged into label maps in the folder NAME_labels beside the datalist.
 
     Raises:
         ValueError: if an option, the folder's names, the datalist or the splits file is not what it should be.
         FileNotFoundError: if the source or the splits file does not exist, or there is no case.
     """
     check_switches(allow_missing=allow_missing)
-    source = str(description_of(Path(source)) or source)  # nnU-Net's folder is read as its own list
-    settings = _settings(dataset, source, in_channels, num_classes, label_values)
     target = _target(output, source)
     check_writable(target.parent)
+    if label_files is not None:
+        if splits or dataset != "custom" or not Path(source).is_dir():
+            raise ValueError("label_files: masks are found beside the images of a folder, dataset custom, no splits.")
+        source = str(merge_masks(Path(source), label_files, target.with_name(f"{target.stem}_labels")))
+    source = str(description_of(Path(source)) or source)  # nnU-Net's folder is read as its own list
+    settings = _settings(dataset, source, in_channels, num_classes, label_values)
     splits = splits or settings["splits"]
     faults: list[str] = []
     split = split_cases(settings["layout"], source, splits, faults, fold)

@@ -149,8 +149,8 @@ def label_like(findings: Sequence[Finding]) -> list[str]:
         best = max(named or near, key=lambda other: len(other.name), default=None)
         of = f" of {best}" if best else ""
         notes.append(
-            f"{path} looks like a label map{of}: it holds few values, all of them whole. Name labels as NAME_gt, or "
-            "list image and label in a datalist."
+            f"{path} looks like a label map{of}: it holds few values, all of them whole. Name labels as NAME_gt, "
+            "list image and label in a datalist, or name the masks of each class by --label_files."
         )
     return notes
 

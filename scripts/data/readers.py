@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ FEW = 16  # values of a label map
 
 # ITK's warnings name no file and speak of what is read all the same, such as an sform without scale
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+# MONAI's own reader of DICOM, which is not used, says at every loader that a decoder is missing
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 class MetaImageReader(ImageReader):

@@ -12,7 +12,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
-from monai.transforms import Invertd, InvertibleTransform, MapTransform, ScaleIntensity
+from monai.transforms import Invertd, InvertibleTransform, MapTransform, ScaleIntensityRangePercentiles
 
 from scripts.data.axis import THICK, THICKEST, check_axis, slice_index
 
@@ -83,18 +83,23 @@ class LabelValuesd(MapTransform):
 
 
 class ScaleImaged(MapTransform):
-    """Scale the values of an image to [0, 1] by its smallest and largest one.
+    """Scale the values of an image to [0, 1], from one percentile to another; what lies beyond is clipped.
 
     Each channel of a volume has its own: they are measured in units of their own, and a map of diffusion would vanish
     beside a weighted image. The colours of a photograph are scaled together, or white would not be white.
 
     Args:
         keys: keys of channel-first images.
+        percentiles: those of the values that become 0 and 1; 0 and 100 are the smallest and the largest.
     """
 
-    def __init__(self, keys: KeysCollection) -> None:
+    def __init__(self, keys: KeysCollection, percentiles: Sequence[float] = (0, 100)) -> None:
         super().__init__(keys)
-        self.each, self.together = ScaleIntensity(channel_wise=True), ScaleIntensity()
+        lower, upper = percentiles
+        self.each, self.together = (
+            ScaleIntensityRangePercentiles(lower, upper, 0.0, 1.0, clip=True, channel_wise=each)
+            for each in (True, False)
+        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Scale every image of the dictionary; without metadata it counts as a volume."""

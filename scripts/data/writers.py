@@ -15,10 +15,12 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from monai.config import KeysCollection
 from monai.data import NibabelWriter
+from monai.data.folder_layout import default_name_formatter
 from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy
 from PIL import Image
 
+from scripts.data.layouts.custom import name_of
 from scripts.data.metaimage import read_header, read_voxels
 from scripts.data.nifti import LPS_TO_RAS, geometry_header
 from scripts.utils.errors import one_line
@@ -195,3 +197,10 @@ class SaveVolumed(SaveImaged):
             if self.failures:
                 raise ValueError(self.failures.pop()) from None
             raise
+
+
+def _name(meta: dict[str, Any], saver: Any) -> dict[str, Any]:
+    """What a map is called after, in small letters from the suffix on: MONAI takes none in capitals off."""
+    names: dict[str, Any] = default_name_formatter(meta, saver)
+    stem = name_of(Path(names["subject"]))
+    return names if stem is None else {**names, "subject": stem + names["subject"][len(stem) :].lower()}

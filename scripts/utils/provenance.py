@@ -17,13 +17,13 @@ from scripts.utils.files import update_digest, write_text
 from scripts.utils.schemas import read_json
 
 __all__ = [
-    "check_size",
+    "check_grid",
     "code_version",
     "describe_data",
     "file_digest",
     "is_synthetic",
     "read_record",
-    "trained_axis",
+    "trained_preprocessing",
     "trained_size",
     "write_record",
 ]
@@ -149,24 +149,33 @@ def trained_size(checkpoint: str | Path, default: int) -> int:
     return default
 
 
-def trained_axis(checkpoint: str | Path) -> str:
-    """The axis along which volumes were cut into the slices that weights were trained on, by their record.
+def trained_preprocessing(checkpoint: str | Path) -> dict[str, Any]:
+    """How slices came to the network's grid when weights were trained, by their record.
 
     Args:
         checkpoint: file of weights.
 
     Returns:
-        One of :data:`scripts.data.axis.AXES`; ``thickest`` where no record says.
-
+        ``pixel_spacing`` (see :class:`scripts.data.FitSlicesd`) and ``percentiles``, the two of each volume's
+        intensities that became 0 and 1. Where the weights have no record, or one from before there was a choice, slices
+        were squeezed to a square and their extremes became 0 and 1. ``slice_axis``, one of
+        :data:`scripts.data.axis.AXES`, along which volumes were cut; ``thickest`` where no record says.
     """
-    return str((read_record(checkpoint) or {}).get("slice_axis", THICKEST))
+    known = {"pixel_spacing": None, "percentiles": [0, 100], "slice_axis": THICKEST}
+    record = read_record(checkpoint) or {}
+    return {name: record.get(name, value) for name, value in known.items()}
 
 
-def check_size(checkpoint: str | Path, image_size: int) -> None:
-    """Refuse weights that were trained on slices of another size, see :func:`trained_size`.
+def check_grid(checkpoint: str | Path, image_size: int, preprocessing: Mapping[str, Any] | None = None) -> None:
+    """Refuse weights that were trained on slices of another size, or that came about otherwise.
+
+    Args:
+        checkpoint: file of weights.
+        image_size: side of the slices in pixels.
+        preprocessing: ``pixel_spacing`` and ``percentiles``; None: not looked at.
 
     Raises:
-        ValueError: if the weights' record gives another size than ``image_size`` pixels.
+        ValueError: if the weights' record says something else.
     """
     size = trained_size(checkpoint, int(image_size))
     if size != int(image_size):
@@ -174,3 +183,10 @@ def check_size(checkpoint: str | Path, image_size: int) -> None:
             f"Checkpoint '{checkpoint}' was trained on slices of {size} px, this run takes {image_size} px: "
             f"set --image_size {size}, or the overlay that it was trained with."
         )
+    trained = trained_preprocessing(checkpoint)
+    for name, value in (preprocessing or {}).items():
+        if trained[name] != value:
+            raise ValueError(
+                f"Checkpoint '{checkpoint}' was trained with {name} {trained[name]}, this run has {value}: "
+                "add the overlay that it was trained with, such as configs/recipe.json."
+            )

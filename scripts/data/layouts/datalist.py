@@ -10,6 +10,7 @@ from typing import Any
 
 from scripts.data.checks import add_or_raise
 from scripts.data.layouts.nnunet import DESCRIPTION, description_of, nnunet_lists
+from scripts.utils.files import as_stored
 from scripts.utils.schemas import Fault, faults_of, parse_json, read_text
 
 __all__ = ["PARTS", "named_classes", "read_class_values", "read_datalist", "read_slice_axis"]
@@ -193,7 +194,7 @@ def _record(path: Path, entry: Any, labels: bool, faults: list[str]) -> dict[str
     for name in ("image", "label") if labels else ("image",):
         if (value := given.get(name)) is None:
             continue
-        file = os.path.normpath(path.parent / value)
+        file = as_stored(os.path.normpath(path.parent / value))
         if os.path.isfile(file):
             record[name] = file
         else:
