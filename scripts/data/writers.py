@@ -177,7 +177,7 @@ class SaveVolumed(SaveImaged):
         self.failures: list[str] = []
         writer: Any = partial(VolumeWriter, label_values=label_values, failures=self.failures)
         # the map's metadata tells where it went
-        options = {"separate_folder": False, "savepath_in_metadict": True, **options}
+        options = {"separate_folder": False, "savepath_in_metadict": True, "output_name_formatter": _name, **options}
         super().__init__(keys, output_ext=output_ext, writer=writer, **options)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

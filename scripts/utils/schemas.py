@@ -185,6 +185,8 @@ SCHEMAS: dict[str, Schema] = {
         },
         pixel_spacing=PIXEL_SPACING,
         percentiles=PERCENTILES,
+        mirroring=SWITCH,
+        largest_component=SWITCH,
         synthetic=SWITCH,
         learning_rate=NUMBER,
         validation_dice=SHARE,
