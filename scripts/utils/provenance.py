@@ -167,8 +167,8 @@ def trained_options(checkpoint: str | Path) -> dict[str, Any]:
 
     Returns:
         ``pixel_spacing`` (see :class:`scripts.data.FitSlicesd`); ``percentiles``, the two of each volume's intensities
-        that become 0 and 1; ``mirroring`` and ``largest_component`` (see :mod:`scripts.postprocessing`). ``slice_axis``, one
-        of :data:`scripts.data.axis.AXES`. What the record lacks is as in :data:`PROTOCOL`.
+        that become 0 and 1; ``mirroring`` and ``largest_component`` (see :mod:`scripts.postprocessing`);
+        ``slice_axis``, one of :data:`scripts.data.axis.AXES`. What the record lacks is as in :data:`PROTOCOL`.
     """
     record = read_record(checkpoint) or {}
     return {name: record.get(name, value) for name, value in PROTOCOL.items()}
