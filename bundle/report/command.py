@@ -14,7 +14,7 @@ from bundle.report import several, single
 from bundle.report.cases import load_cases
 from bundle.report.page import Code, Section, Text, write_page
 from bundle.report.runs import Run, find_runs, words
-from bundle.report.single import Subject
+from bundle.report.subject import Subject, plural
 from scripts.utils.provenance import code_version
 
 __all__ = ["main"]
@@ -106,8 +106,8 @@ def _subject(run: Run, millimetres: bool | None) -> Subject:
 
 def _subtitle(subjects: dict[str, Subject], network: str) -> str:
     one = next(iter(subjects.values()))
-    images = single.plural(len(one.cases), "volume" if one.cases[0].spacing else "image")
-    patients = single.plural(len({case.patient for case in one.cases}), "case")
+    images = plural(len(one.cases), "volume" if one.cases[0].spacing else "image")
+    patients = plural(len({case.patient for case in one.cases}), "case")
     return f"{network.capitalize()} network on {images} of {patients}"
 
 

@@ -15,13 +15,12 @@ from bundle.report.curves import curve_charts
 from bundle.report.evaluation import MEAN, Scores
 from bundle.report.page import Block, Chart, Charts, Key, Section, Strip, Table, Text, number, text
 from bundle.report.pictures import Window, case_pictures, picture, window
-from bundle.report.single import Subject
+from bundle.report.subject import DIGITS, Subject
 
 __all__ = ["grid_section", "score_sections", "settings_section"]
 
 GRID = 12  # cases in the grid: the worst, the best and others evenly in between
 WIDTH = 210  # of a picture in it, pixels
-_DIGITS = {"dsc": 3, "hd95": 1, "assd": 2}
 
 
 def score_sections(scores: Mapping[str, Scores], folders: Mapping[str, Path]) -> list[Section]:
@@ -42,7 +41,7 @@ def score_sections(scores: Mapping[str, Scores], folders: Mapping[str, Path]) ->
             [
                 text(name),
                 *(number(None if v is None else float(v), 3) for v in values),
-                *(number(d, _DIGITS[key]) for key, d in zip(("hd95", "assd"), distances, strict=True)),
+                *(number(d, DIGITS[key]) for key, d in zip(("hd95", "assd"), distances, strict=True)),
                 number(empty, 0),
             ]
         )

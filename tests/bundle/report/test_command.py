@@ -174,6 +174,7 @@ def test_an_evaluation_of_other_weights_is_refused(
     shutil.copytree(run, other)
     weights = {name: value * 2 for name, value in torch.load(other / "model.pt").items()}
     torch.save(weights, other / "model.pt")
+    write_record(other / "model.pt", json.loads((run / "model.json").read_text()))
     with pytest.raises(SystemExit):
-        main(["report", str(other), *options, "--image_size=48"])
+        main(["report", str(other), *options])
     assert "is an evaluation with weights_sha256" in capsys.readouterr().err
