@@ -57,11 +57,14 @@ class Objective(nn.Module):
 
     Attributes:
         requires_unlabeled: whether the objective learns from unlabelled images.
+        requires_labeled: whether it needs labelled images in every batch; those that do not take batches without
+            ``image`` and ``label``, such as a federated site without labels has.
         iteration: number of the current iteration, from 0; the trainer sets it before each, also on resuming.
         total_iterations: length of the training; the trainer sets it at its start.
     """
 
     requires_unlabeled = True
+    requires_labeled = True
     iteration = 0
     total_iterations = 1
 
@@ -113,6 +116,10 @@ class Objective(nn.Module):
         loss: Tensor = self.loss(logits.float(), label[:, None])
         return loss
 
+    def supervised(self, image: Tensor, label: Tensor) -> Tensor:
+        """L_s of the network on labelled views; 0 where there are none."""
+        return self.supervised_loss(self.network(image), label) if len(image) else image.new_zeros(())
+
     def after_step(self) -> None:
         """What follows an optimiser step (an EMA update, say). Nothing by default."""
 
@@ -125,7 +132,10 @@ class Objective(nn.Module):
         return math.exp(-5 * (1 - t) ** 2)
 
     def labeled_view(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Weak views of the labelled images ``[B, C, H, W]`` and their labels ``[B, H, W]``."""
+        """Weak views of the labelled images ``[B, C, H, W]`` and their labels ``[B, H, W]``; B is 0 without any."""
+        if "image" not in batch:
+            none = batch["unlabeled"][:0]
+            return none, none[:, 0].to(torch.uint8)
         image, label = self.weak(batch["image"], batch["label"])
         return image, label[:, 0]
 
