@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from scripts.methods import Objective
 from scripts.utils.memory import freed_memory_kept
-from scripts.utils.options import check_switches
+from scripts.utils.options import check_switches, check_values
 
 __all__ = [
     "NOT_FINITE",
@@ -97,6 +97,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         network: the deployed network, which MONAI's federated client exchanges.
 
     Raises:
+        ValueError: if ``max_epochs`` or ``epoch_length`` is no whole number from 1.
         FloatingPointError: in ``run``, before the step that would spoil the weights, when the loss is not finite.
     """
 
@@ -114,6 +115,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         train_handlers: Sequence[Any] | None = None,
         total_iterations: int | None = None,
     ) -> None:
+        check_values(max_epochs=max_epochs, **({} if epoch_length is None else {"epoch_length": epoch_length}))
         objective = cast(Objective, getattr(method, "module", method))
         super().__init__(
             device=device,

@@ -28,6 +28,7 @@ from scripts.data.checks import add_or_raise
 from scripts.data.layouts.custom import IMAGE_SUFFIXES
 from scripts.utils.licences import UNSTATED, inherited_terms, join_terms, write_terms
 from scripts.utils.provenance import read_record, write_record
+from scripts.utils.tensors import load_tensors
 
 __all__ = ["PublishWeights", "run_folder", "unlabeled_studies"]
 
@@ -142,7 +143,7 @@ class PublishWeights:
             record = read_record(path)
             if record is None:
                 continue
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = load_tensors(path)
             if state.keys() == loaded.keys() and all(torch.equal(v.cpu(), loaded[key]) for key, v in state.items()):
                 self.origin["continues_sha256"] = record["sha256"]
                 self.origin["license"] = join_terms(TERMS, *inherited_terms(record))

@@ -102,8 +102,8 @@ class SemiSupervisedLoader:
         iteration: number of the next batch.
 
     Raises:
-        ValueError: when ``dataset`` has no labelled slice where there must be one, or none that is unlabelled and the method needs them; or for
-            a batch size or seed that is none.
+        ValueError: when ``dataset`` has no labelled slice where there must be one, or none that is unlabelled and the
+            method needs them; or for a batch size or seed that is none.
     """
 
     def __init__(
