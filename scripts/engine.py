@@ -89,6 +89,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         epoch_length: iterations per epoch; default one pass of the loader, i.e. over the unlabelled slices.
         seed: seed of views, dropout and CutMix.
         amp: mixed precision where the device has it, see :func:`autocast_dtype`.
+        supervised_share: share of the training, at its beginning, that learns from labeled images alone: pseudo-labels
+            of a network that knows nothing teach it that everything is background, and such a step costs a third.
         train_handlers: MONAI or Ignite handlers.
         total_iterations: length of the objective's schedules where this training is a part of a longer one; default
             ``max_epochs * epoch_length``.
@@ -112,6 +114,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         epoch_length: int | None = None,
         seed: int = 0,
         amp: bool | str = False,
+        supervised_share: float = 0.0,
         train_handlers: Sequence[Any] | None = None,
         total_iterations: int | None = None,
     ) -> None:
@@ -134,6 +137,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self.total_iterations = total_iterations
         self.lr_scheduler = lr_scheduler
         self.seed = seed
+        if not 0 <= supervised_share <= 1:
+            raise ValueError(f"supervised_share: expected a share in [0, 1], found {supervised_share!r}.")
+        self.supervised_share = supervised_share
         self.dtype = autocast_dtype(self.state.device, amp)
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype is torch.float16)
         self.add_event_handler(Events.STARTED, self._tell_length)
@@ -147,7 +153,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     def _tell_length(self) -> None:
         """Schedules of the objective's own run over the whole training."""
         whole = cast(int, self.state.max_epochs) * cast(int, self.state.epoch_length)
-        self.objective.total_iterations = self.total_iterations or whole
+        total = self.total_iterations or whole
+        self.objective.total_iterations = total
+        self.objective.supervised_iterations = round(self.supervised_share * total)
 
     def _align_loader(self) -> None:
         """A resumed run goes on with the batch that comes next, not with the first."""

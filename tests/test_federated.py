@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bundle.workflows import ROOT
 from scripts.engine import poly_schedule
 from scripts.federated import planned_iterations
 from scripts.losses import pseudo_label
+from scripts.utils.errors import root_cause
 from tests.methods.common import METHODS, build, make_batch, run, values
 
 ROUNDS, LENGTH = 3, 2
@@ -109,8 +111,9 @@ def test_the_number_of_rounds_must_be_known(rounds: Any) -> None:
 
 
 def test_methods_that_need_labels_refuse_a_site_without(phantom: Path, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=r"none of the \d+ training slices has a label"):
+    with pytest.raises(RuntimeError) as info:
         site(phantom, tmp_path / "run", method="bcp", labeled=0)
+    assert re.search(r"none of the \d+ training slices has a label", str(root_cause(info.value)))
 
 
 WITHOUT_LABELS = sorted(name for name in METHODS if not METHODS[name].requires_labeled)
