@@ -232,6 +232,7 @@ def data_protocol(loader: SemiSupervisedLoader) -> dict[str, Any]:
         "batch size": loader.batch_size,
         "processes": loader.world_size,
         "image size": loader.dataset.volumes[0].shape[-1],
+        "slice axis": loader.dataset.slice_axis,
     }
 
 

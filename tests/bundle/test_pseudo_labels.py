@@ -48,7 +48,7 @@ def build(kind: type[Objective], dropout: float = 0.0, **options: Any) -> Object
 def slices_of(phantom: Path, cache: Path, chosen: slice) -> SliceDataset:
     """Slices at 32 px of some of the training records, all with their labels."""
     parser = ConfigParser(ConfigParser.load_config_files(str(ROOT / "configs" / "train.json")))
-    parser.update({"image_size": 32})
+    parser.update({"image_size": 32, "slice_axis": "axial"})
     records = dataset_records("acdc", phantom, "train", phantom / "splits.json")[chosen]
     return SliceDataset(records, parser.get_parsed_content("train#preprocessing"), cache, num_classes=4)
 

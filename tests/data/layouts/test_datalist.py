@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,13 @@ def test_only_labelled_cases_validate_in_a_folder(tmp_path: Path) -> None:
     val = dataset_records("custom", tmp_path, "val")
     assert [int(Path(r["image"]).stem) in (0, 1, 2) for r in val] == [True]
     assert len(dataset_records("custom", tmp_path, "train")) == 8
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_found_in_whatever_unicode_form(tmp_path: Path, forms: tuple[str, str]) -> None:
+    listed, stored = (unicodedata.normalize(form, "Dvořák/é.nii") for form in forms)
+    (tmp_path / stored).parent.mkdir()
+    (tmp_path / stored).touch()
+    (tmp_path / "list.json").write_text(json.dumps({"training": [listed]}), encoding="utf-8")
+    (record,) = read_datalist(tmp_path / "list.json")["train"]
+    assert record["image"] == str(tmp_path / stored)
