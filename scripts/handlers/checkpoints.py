@@ -115,7 +115,7 @@ class RunCheckpoint:
         parts = self._parts(engine)
         content = from_first(lambda: read_checkpoint(path, parts, torch.device("cpu")))
         state = content["state"]
-        for name, value in _protocol(engine).items():
+        for name, value in {**engine.objective.former_settings, **_protocol(engine)}.items():
             if state.get(name, value) != value:  # an option that came later is not in the file
                 raise ValueError(f"{path}: expected a run with {name} {value}, found {state[name]}.")
         if max_epochs is not None and state["epoch"] > max_epochs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from monai.losses import DiceCELoss
@@ -150,6 +150,11 @@ class Objective(nn.Module):
     def supervised(self, image: Tensor, label: Tensor) -> Tensor:
         """L_s of the network on labelled views; 0 where there are none."""
         return self.supervised_loss(self.network(image), label) if len(image) else image.new_zeros(())
+
+    @property
+    def former_settings(self) -> dict[str, Any]:
+        """Options that the class no longer has; an older checkpoint is resumed only if it holds these values."""
+        return {}
 
     def after_step(self) -> None:
         """What follows an optimiser step: the teacher, where there is one, moves towards its student."""
