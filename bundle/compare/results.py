@@ -13,9 +13,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 
+from bundle.compare.forecast import COVERAGE, Forecast, fit_power_law
 from bundle.report.evaluation import read_scores
 from bundle.report.events import run_state, seconds, validation_curve
-from bundle.report.page import Cell, Code, Section, Table, Text, number, text, write_page
+from bundle.report.page import Cell, Code, Heading, Section, Table, Text, number, text, write_page
 from bundle.report.several import score_sections, settings_section
 from scripts.metrics import MEASURES
 from scripts.utils.files import replacing, write_text
@@ -29,6 +30,11 @@ PARTS = ("val", "test")
 
 GROUP = ("labeled", "image_size", "iterations")
 """What the runs of one table share."""
+
+FORECAST = (
+    f"A power law through all runs, least squares of the logarithms; in brackets where {COVERAGE:.0%} of single runs "
+    "are expected."
+)
 
 _SHOWN = {"dsc": ("DSC", 3), "hd95_voxels": ("HD95", 1), "assd_voxels": ("ASSD", 1)}
 
@@ -98,7 +104,11 @@ def write_comparison_page(folder: Path, rows: Sequence[dict[str, Any]], part: st
     for group in _groups(rows):
         titles, cells = _table(rows, group, part)
         blocks.append(Table(titles, cells, _titled(group)))
-    names = {row["run"]: _named(row) for row in rows}
+    titles, cells = learning_curves(rows, lead)
+    if cells:
+        blocks += [Heading("Learning curve"), Table(titles, cells, FORECAST)]
+    several = len({row["labeled"] for row in rows}) > 1
+    names = {row["run"]: _named(row, several) for row in rows}
     scores = {name: read_scores(folder / run / f"{part}-{lead}") for run, name in names.items()}
     sections = [
         Section("Results", blocks),
@@ -114,9 +124,11 @@ def write_comparison_page(folder: Path, rows: Sequence[dict[str, Any]], part: st
     )
 
 
-def _named(row: dict[str, Any]) -> str:
-    overlay = "" if row["overlay"] == "default" else f", {row['overlay']}"
-    return f"{row['method']}{overlay}, seed {row['seed']}"
+def _named(row: dict[str, Any], labeled: bool) -> str:
+    """A run's method, ablation, number of labels where that differs, and seed."""
+    parts = [row["method"], "" if row["overlay"] == "default" else row["overlay"]]
+    parts += [f"{row['labeled']:g} labelled" if labeled else "", f"seed {row['seed']}"]
+    return ", ".join(filter(None, parts))
 
 
 def tables(rows: Sequence[dict[str, Any]], part: str, command: str) -> str:
@@ -130,12 +142,20 @@ def tables(rows: Sequence[dict[str, Any]], part: str, command: str) -> str:
         lines += ["Some of the runs were begun by", "", "```bash", *earlier, "```", ""]
     lines.append(_explained(part))
     for group in _groups(rows):
-        titles, cells = _table(rows, group, part)
-        lines += ["", f"### {_titled(group)}", "", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-        for method, overlay, *others in cells:
-            words = [method.text, f"`{overlay.text}`" if overlay.text else "", *(cell.text for cell in others)]
-            lines.append(f"| {' | '.join(words)} |")
+        lines += ["", f"### {_titled(group)}", "", *_markdown(*_table(rows, group, part))]
+    titles, cells = learning_curves(rows, _networks(part)[0])
+    if cells:
+        lines += ["", "### Learning curve", "", FORECAST, "", *_markdown(titles, cells)]
     return "\n".join(lines) + "\n"
+
+
+def _markdown(titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
+    """A table whose second column, the ablation, is set as code."""
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for method, overlay, *others in rows:
+        words = [method.text, f"`{overlay.text}`" if overlay.text else "", *(cell.text for cell in others)]
+        lines.append(f"| {' | '.join(words)} |")
+    return lines
 
 
 def _explained(part: str) -> str:
@@ -158,6 +178,37 @@ def _groups(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
 def _titled(group: tuple[Any, ...]) -> str:
     labeled, size, iterations = group
     return f"{labeled} labelled, {size} px, {iterations:,} iterations"
+
+
+def learning_curves(rows: Sequence[dict[str, Any]], network: str) -> tuple[list[str], list[list[Cell]]]:
+    """For each method and ablation with three numbers of labels or more: the power law and what it foresees.
+
+    The last column is the law's own test: the largest number of labels, foreseen from the smaller ones.
+    """
+    table: list[list[Cell]] = []
+    variants: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["labeled"] is not None:
+            key = (row["method"], row["overlay"], row["image_size"])
+            variants.setdefault(key, []).append((row["labeled"], row[f"{network}_dsc"]))
+    for (method, overlay, size), points in sorted(variants.items()):
+        if (law := fit_power_law(*zip(*points, strict=True))) is None:
+            continue
+        counts = sorted({count for count, _ in points})
+        measured = {count: [dice for other, dice in points if other == count] for count in counts}
+        twice = 2 * counts[-1]
+        cells = [text(method), text("" if overlay == "default" else overlay), number(size, 0)]
+        seen = ", ".join(f"{count:g}: {statistics.mean(dices):.3f}" for count, dices in measured.items())
+        fitted = [seen, f"{law.scale:.3f} n^-{law.exponent:.2f}", f"{twice:g}: {_foreseen(law.forecast(twice))}"]
+        earlier = fit_power_law(*zip(*(point for point in points if point[0] < counts[-1]), strict=True))
+        held = "" if earlier is None else f"{counts[-1]:g}: {_foreseen(earlier.forecast(counts[-1]))}"
+        table.append([*cells, *map(text, [*fitted, held])])
+    titles = ["method", "ablation", "px", f"labels: {network} DSC", "1 - DSC", "forecast", "largest from the smaller"]
+    return titles, table
+
+
+def _foreseen(forecast: Forecast) -> str:
+    return f"{forecast.dice:.3f} ({forecast.low:.3f} to {forecast.high:.3f})"
 
 
 def _table(rows: Sequence[dict[str, Any]], group: tuple[Any, ...], part: str) -> tuple[list[str], list[list[Cell]]]:

@@ -193,5 +193,9 @@ def _name(folder: Path) -> str:
     if not about.is_file():
         return folder.name
     content = json.loads(about.read_text(encoding="utf-8"))
-    overlay = "" if content["overlay"] == "default" else f", {content['overlay']}"
-    return f"{content['method']}{overlay}, seed {content['seed']}"
+    parts = [content["method"], "" if content["overlay"] == "default" else content["overlay"]]
+    parts += [
+        f"{content['labeled']:g} labelled" if content.get("labeled") is not None else "",
+        f"seed {content['seed']}",
+    ]
+    return ", ".join(filter(None, parts))
