@@ -21,7 +21,7 @@ def find_images(source: str | Path) -> list[dict[str, str]]:
     """List the images to segment.
 
     Args:
-        source: an image file (NIfTI, MetaImage, PNG or JPEG); a folder, whose images are those of
+        source: an image file (NIfTI, MetaImage, NRRD, PNG or JPEG); a folder, whose images are those of
             :func:`scripts.data.layouts.custom.image_files`: no labels, nor what inference writes; or a datalist JSON,
             see :func:`scripts.data.layouts.datalist.read_datalist`, of which ``test`` and ``testing`` are taken, else
             ``validation``, else ``training``.

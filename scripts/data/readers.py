@@ -1,4 +1,4 @@
-"""Reading images: NIfTI, MetaImage volumes and photographs, which the suffix of a file tells apart."""
+"""Reading images: NIfTI, MetaImage and NRRD volumes and photographs, which the suffix of a file tells apart."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["LoadVolumed", "SimpleITKReader", "is_photograph", "voxel_file"]
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 PHOTOGRAPH_SUFFIXES = (".png", *JPEG_SUFFIXES)
-VOLUME_SUFFIXES = (".mhd", ".mha")
+VOLUME_SUFFIXES = (".mhd", ".mha", ".nrrd")
 
 # ITK's warnings name no file and speak of what is read all the same, such as an sform without scale
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 class SimpleITKReader(ImageReader):
-    """Reads MetaImage (``.mhd``, ``.mha``) and 8-bit grey or RGB ``.png`` and ``.jpg`` for ``LoadImaged``.
+    """Reads MetaImage (``.mhd``, ``.mha``), NRRD (``.nrrd``) and 8-bit grey or RGB ``.png`` and ``.jpg``.
 
     An array is ``[x, y, z]`` or, with several channels, ``[x, y, z, channel]``; its affine maps voxel indices to RAS
     millimetres, as NIfTI's does (SimpleITK itself speaks LPS). A photograph is a volume of one slice with pixels of
@@ -156,6 +156,8 @@ def _read(path: Path, **kwargs: Any) -> sitk.Image:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     voxels = voxel_file(path)
+    if _ends_in(path, (".nrrd",)):
+        _check_attached(path)
     try:
         if _ends_in(path, JPEG_SUFFIXES):
             # where a JPEG is cut short, ITK makes up the rest
@@ -167,6 +169,14 @@ def _read(path: Path, **kwargs: Any) -> sitk.Image:
     except (RuntimeError, OSError):
         together = f" (with '{voxels.name}')" if voxels else ""
         raise ValueError(f"{path}{together} is no image of this type, damaged or cut short.") from None
+
+
+def _check_attached(path: Path) -> None:
+    """Refuse an NRRD whose voxels lie in other files: the cache would not see them change."""
+    with path.open("rb") as stream:
+        header = stream.read(1 << 16).split(b"\n\n")[0].split(b"\r\n\r\n")[0]
+    if re.search(rb"(?mi)^data ?file\s*:", header):
+        raise ValueError(f"{path}: its voxels lie in another file: save it as one NRRD.")
 
 
 def _check_gzip(path: Path) -> None:

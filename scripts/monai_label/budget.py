@@ -1,0 +1,125 @@
+"""A training that fits into the time that a clinician gives it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Events
+
+from scripts.engine import SemiSupervisedTrainer
+from scripts.monai_label.datastore import Studies
+from scripts.utils.processes import rank_and_count
+
+__all__ = ["TimeBudget", "budget_schedule"]
+
+logger = logging.getLogger(__name__)
+
+EPOCHS = 10  # in a budget: usable weights and a validation after each tenth of it
+TIMED = 5  # iterations that tell how long one takes, after a first one
+SHARE = 0.8  # of an epoch's time that iterations take, until one was seen: the rest is batch norm and validation
+LOG_INTERVAL = 20.0  # seconds
+
+
+class TimeBudget:
+    """Handler that ends a training when its time is up, and says how far it is.
+
+    An epoch is a tenth of the budget instead of a pass over the unlabelled slices: how many iterations that is, the
+    first ones tell, and how many epochs there is time for, each epoch. The learning rate (see :func:`budget_schedule`)
+    and the objective's ramps follow this plan. A training is never longer than the trainer's own ``max_epochs`` passes.
+
+    Args:
+        minutes: time for the training, counted from when this object is made, so that preprocessing is part of it.
+            0: no budget, ``max_epochs`` passes however long they take.
+        studies: what is learned from; where they belong to no datastore there is no budget either.
+
+    Attributes:
+        fraction: function of an iteration that tells which part of the training is over, 0..1.
+
+    Raises:
+        ValueError: if ``minutes`` is no number of at least 0.
+    """
+
+    def __init__(self, minutes: float, studies: Studies) -> None:
+        if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not 0 <= minutes < float("inf"):
+            raise ValueError(f"minutes: expected a number of at least 0, found {minutes!r}.")
+        self.seconds = 60.0 * minutes if studies.root is not None else 0.0
+        self.begin = self.logged = time.monotonic()
+        self.total = 0
+        self.most = 0
+
+    def fraction(self, iteration: int) -> float:
+        """See the class."""
+        return min(1.0, iteration / self.total) if self.total else 0.0
+
+    def attach(self, engine: SemiSupervisedTrainer) -> None:
+        """Register with the trainer, before whatever reads its number of epochs."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+
+    def _start(self, engine: SemiSupervisedTrainer) -> None:
+        self.most = self.total = int(engine.state.max_epochs or 0) * int(engine.state.epoch_length or 0)
+        if self.seconds:
+            engine.state.max_epochs = EPOCHS
+
+    def _iteration(self, engine: SemiSupervisedTrainer) -> None:
+        now = time.monotonic()
+        if engine.state.iteration == 1:
+            self.first = now
+        elif self.seconds and engine.state.iteration == 1 + TIMED:
+            step = (now - self.first) / TIMED
+            left = max(0.0, self.begin + self.seconds - self.first)
+            length = max(1 + TIMED, int(SHARE * left / EPOCHS / step))
+            engine.state.epoch_length = self._agree(min(length, max(1 + TIMED, self.most // EPOCHS)))
+            self._plan(engine, EPOCHS)
+            self.epoch_began = self.first
+        if now - self.logged > LOG_INTERVAL:
+            self.logged = now
+            self._tell(engine, now)
+
+    def _epoch(self, engine: SemiSupervisedTrainer) -> None:
+        if not self.seconds or engine.state.iteration <= TIMED:
+            return
+        now = time.monotonic()
+        more = round((self.begin + self.seconds - now) / (now - self.epoch_began))
+        self.epoch_began = now
+        room = (self.most - engine.state.iteration) // int(engine.state.epoch_length or 1)
+        self._plan(engine, engine.state.epoch + self._agree(max(0, min(more, room))))
+
+    def _plan(self, engine: SemiSupervisedTrainer, epochs: int) -> None:
+        engine.state.max_epochs = epochs
+        self.total = epochs * int(engine.state.epoch_length or 1)
+        engine.objective.total_iterations = self.total
+
+    @staticmethod
+    def _agree(number: int) -> int:
+        """The first process's number: the clocks of several differ, and none may wait for a step that others skip."""
+        if rank_and_count()[1] == 1:
+            return number
+        shared = [number]
+        dist.broadcast_object_list(shared, 0)
+        return shared[0]
+
+    def _tell(self, engine: SemiSupervisedTrainer, now: float) -> None:
+        done = engine.state.iteration
+        if engine.state.rank > 0 or done < 2:
+            return
+        left = (self.total - done) * (now - self.first) / (done - 1)
+        if self.seconds:
+            left = min(left, max(0.0, self.begin + self.seconds - now))
+        logger.info("step %d of %d, about %.0f min left", done, self.total, max(1.0, left / 60))
+
+
+def budget_schedule(optimizer: torch.optim.Optimizer, budget: Any, power: float = 0.9) -> Any:
+    """Learning rate ``lr (1 - fraction)^power``, where fraction is the part of a budget that is over.
+
+    Args:
+        optimizer: whose learning rate it is.
+        budget: a :class:`TimeBudget`.
+        power: of the decay.
+    """
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda iteration: (1 - budget.fraction(iteration)) ** power)
