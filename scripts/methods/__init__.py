@@ -9,6 +9,7 @@ from scripts.methods.cross_consistency_training import CrossConsistencyTraining
 from scripts.methods.cross_pseudo_supervision import CrossPseudoSupervision
 from scripts.methods.cross_teaching import CrossTeaching
 from scripts.methods.deep_co_training import DeepCoTraining
+from scripts.methods.diffrect import DiffRect
 from scripts.methods.entropy_minimization import EntropyMinimization
 from scripts.methods.fixmatch import FixMatch
 from scripts.methods.ict_med import ICTMed
@@ -31,6 +32,7 @@ __all__ = [
     "CrossPseudoSupervision",
     "CrossTeaching",
     "DeepCoTraining",
+    "DiffRect",
     "EntropyMinimization",
     "FixMatch",
     "ICTMed",

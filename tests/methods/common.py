@@ -13,7 +13,7 @@ from scripts import methods
 from scripts.engine import SemiSupervisedTrainer, poly_schedule
 from scripts.methods import Objective
 from scripts.methods.teacher import MovingAverage
-from scripts.networks import PixelProjection, SpatialAwareFusion, SwinUNet, UNet
+from scripts.networks import LabelRectifier, PixelProjection, SpatialAwareFusion, SwinUNet, UNet
 
 METHODS: dict[str, type[Objective]] = {
     "adversarial": methods.Adversarial,
@@ -22,6 +22,7 @@ METHODS: dict[str, type[Objective]] = {
     "cross_pseudo_supervision": methods.CrossPseudoSupervision,
     "cross_teaching": methods.CrossTeaching,
     "deep_co_training": methods.DeepCoTraining,
+    "diffrect": methods.DiffRect,
     "entropy_minimization": methods.EntropyMinimization,
     "fixmatch": methods.FixMatch,
     "ict_med": methods.ICTMed,
@@ -64,6 +65,11 @@ def build(name: str, *, seed: int = 0, in_channels: int = 1, dropout: float = 0.
         kwargs["second"] = thin_network(seed + 1, in_channels, dropout)
     elif name in ("cross_teaching", "s4cvnet"):
         kwargs.setdefault("transformer", thin_transformer(dropout))
+    elif name == "diffrect":
+        kwargs["rectifier"] = LabelRectifier(in_channels, 4, THIN, denoiser=(8,), groups=2)
+        for parameter in kwargs["rectifier"].denoiser.parameters():
+            if not parameter.any():  # MONAI begins some layers with zeros, which let no gradient through
+                nn.init.normal_(parameter, std=0.1)
     elif name == "adversarial":
         kwargs["width"] = 4
     objective: Any = METHODS[name](network=network, **kwargs)
