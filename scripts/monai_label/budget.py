@@ -63,23 +63,26 @@ class TimeBudget:
 
     def _start(self, engine: SemiSupervisedTrainer) -> None:
         self.most = self.total = int(engine.state.max_epochs or 0) * int(engine.state.epoch_length or 0)
-        if self.seconds:
-            engine.state.max_epochs = EPOCHS
 
     def _iteration(self, engine: SemiSupervisedTrainer) -> None:
         now = time.monotonic()
         if engine.state.iteration == 1:
             self.first = now
         elif self.seconds and engine.state.iteration == 1 + TIMED:
-            step = (now - self.first) / TIMED
-            left = max(0.0, self.begin + self.seconds - self.first)
-            length = max(1 + TIMED, int(SHARE * left / EPOCHS / step))
-            engine.state.epoch_length = self._agree(min(length, max(1 + TIMED, self.most // EPOCHS)))
-            self._plan(engine, EPOCHS)
-            self.epoch_began = self.first
+            self._plan(engine, (now - self.first) / TIMED)
         if now - self.logged > LOG_INTERVAL:
             self.logged = now
             self._tell(engine, now)
+
+    def _plan(self, engine: SemiSupervisedTrainer, step: float) -> None:
+        """Length and number of epochs by the seconds of a step; the current one has begun."""
+        left = max(0.0, self.begin + self.seconds - self.first)
+        length = min(int(SHARE * left / EPOCHS / step), self.most // EPOCHS)
+        before = (engine.state.epoch - 1) * int(engine.state.epoch_length or 1)
+        engine.state.epoch_length = self._agree(max(1 + TIMED, length))
+        epochs = max(1, min(EPOCHS, (self.most - before) // engine.state.epoch_length))
+        self.epoch_began = self.first
+        self._set(engine, epochs - 1, before + epochs * engine.state.epoch_length)
 
     def _epoch(self, engine: SemiSupervisedTrainer) -> None:
         if not self.seconds or engine.state.iteration <= TIMED:
@@ -87,13 +90,14 @@ class TimeBudget:
         now = time.monotonic()
         more = round((self.begin + self.seconds - now) / (now - self.epoch_began))
         self.epoch_began = now
-        room = (self.most - engine.state.iteration) // int(engine.state.epoch_length or 1)
-        self._plan(engine, engine.state.epoch + self._agree(max(0, min(more, room))))
+        length = int(engine.state.epoch_length or 1)
+        more = self._agree(max(0, min(more, (self.most - engine.state.iteration) // length)))
+        self._set(engine, more, engine.state.iteration + more * length)
 
-    def _plan(self, engine: SemiSupervisedTrainer, epochs: int) -> None:
-        engine.state.max_epochs = epochs
-        self.total = epochs * int(engine.state.epoch_length or 1)
-        engine.objective.total_iterations = self.total
+    def _set(self, engine: SemiSupervisedTrainer, more: int, total: int) -> None:
+        """End the training after some more epochs than the current one."""
+        engine.state.max_epochs = engine.state.epoch + more
+        self.total = engine.objective.total_iterations = total
 
     @staticmethod
     def _agree(number: int) -> int:

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import nn
 
 from scripts.engine import SemiSupervisedTrainer
@@ -16,22 +16,35 @@ from scripts.monai_label import Studies, TimeBudget, budget_schedule
 from tests.monai_label.common import make_datastore
 
 
-class Slow(Objective):
-    """A step of known length."""
+class Clock:
+    """Stands still unless somebody works."""
 
-    def __init__(self, seconds: float) -> None:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("scripts.monai_label.budget.time", clock)
+    return clock
+
+
+class Slow(Objective):
+    """A step takes some seconds of a clock, more of them from an iteration on."""
+
+    def __init__(self, clock: Clock, seconds: float, slower_from: int) -> None:
         nn.Module.__init__(self)
         self.weight = nn.Parameter(torch.zeros(1))
-        self.seconds = seconds
+        self.clock, self.seconds, self.slower_from = clock, seconds, slower_from
         self.totals: list[int] = []
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        time.sleep(self.seconds)
         self.totals.append(self.total_iterations)
+        self.clock.now += self.seconds * (1 if len(self.totals) < self.slower_from else 3)
         return {"loss": (self.weight - 1).square().sum()}
-
-    def after_step(self) -> None:
-        pass
 
 
 class Loader:
@@ -43,10 +56,18 @@ class Loader:
 
 
 def train(
-    folder: Path, minutes: float, seconds: float = 0.01, passes: int = 1000, length: int = 7, store: bool = True
+    folder: Path,
+    clock: Clock,
+    minutes: float,
+    passes: int,
+    length: int,
+    seconds: float = 2.0,
+    slower_from: int = 10**6,
+    store: bool = True,
 ) -> tuple[SemiSupervisedTrainer, Slow, list[float]]:
+    """Train with ten seconds of validation after each epoch; the rates after each iteration."""
     records = make_datastore(folder, ["a"], ["d"]) if store else []
-    method = Slow(seconds)
+    method = Slow(clock, seconds, slower_from)
     optimizer = torch.optim.SGD(method.parameters(), lr=1.0)
     budget = TimeBudget(minutes, Studies(records))
     rates: list[float] = []
@@ -58,45 +79,59 @@ def train(
         optimizer=optimizer,
         lr_scheduler=budget_schedule(optimizer, budget),
         epoch_length=length,
-        train_handlers=[budget],
+        train_handlers=[Validation(clock), budget],
     )
-    trainer.add_event_handler("iteration_completed", lambda: rates.append(optimizer.param_groups[0]["lr"]))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: rates.append(optimizer.param_groups[0]["lr"]))
     trainer.run()
     return trainer, method, rates
 
 
-def test_a_training_ends_when_its_time_is_up(tmp_path: Path) -> None:
-    begin = time.monotonic()
-    trainer, method, rates = train(tmp_path, minutes=0.05)
-    assert 1.0 < time.monotonic() - begin < 6.0, "three seconds were given"
-    assert 3 <= trainer.state.epoch <= 40
-    assert trainer.state.iteration > 7
-    assert method.totals[-1] == pytest.approx(trainer.state.iteration, rel=0.35)
-    assert rates[0] > 0.9
-    assert all(late <= early + 0.05 for early, late in itertools.pairwise(rates[10:]))
-    assert rates[-1] < 0.35
+class Validation:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def attach(self, engine: SemiSupervisedTrainer) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.validate)
+
+    def validate(self) -> None:
+        self.clock.now += 10
 
 
-@pytest.mark.parametrize(("minutes", "store"), [(0, True), (0.001, False)])
-def test_without_a_budget_or_a_datastore_every_pass_is_made(minutes: float, store: bool, tmp_path: Path) -> None:
-    trainer, method, rates = train(tmp_path, minutes, seconds=0, passes=3, store=store)
+@pytest.mark.parametrize("length", [3, 250])
+@pytest.mark.parametrize("slower_from", [10**6, 150])
+def test_a_training_ends_when_its_time_is_up(length: int, slower_from: int, clock: Clock, tmp_path: Path) -> None:
+    begin = clock.now
+    trainer, method, rates = train(tmp_path, clock, 15, passes=1000, length=length, slower_from=slower_from)
+    spent = clock.now - begin
+    assert spent == pytest.approx(900, abs=125), "half an epoch, which is three times as long where steps are"
+    assert 4 <= trainer.state.epoch <= 13
+    assert method.totals[-1] == trainer.state.iteration, "what ramps follow is what became of it"
+    assert rates[0] > 0.99
+    assert all(late <= early + 0.06 for early, late in itertools.pairwise(rates))
+    assert rates[-1] < 0.01
+
+
+@pytest.mark.parametrize(("minutes", "store"), [(0, True), (0.1, False)])
+def test_without_a_budget_or_a_datastore_every_pass_is_made(
+    minutes: float, store: bool, clock: Clock, tmp_path: Path
+) -> None:
+    trainer, method, rates = train(tmp_path, clock, minutes, passes=3, length=7, store=store)
     assert (trainer.state.iteration, trainer.state.epoch) == (21, 3)
     assert method.totals == [21] * 21
     assert rates == pytest.approx([(1 - i / 21) ** 0.9 for i in range(1, 22)])
 
 
-def test_time_to_spare_does_not_lengthen_a_training(tmp_path: Path) -> None:
-    trainer, _, _ = train(tmp_path, minutes=10, seconds=0, passes=10)
+def test_time_to_spare_does_not_lengthen_a_training(clock: Clock, tmp_path: Path) -> None:
+    trainer, _, _ = train(tmp_path, clock, 1000, passes=10, length=7)
     assert trainer.state.iteration == 70
 
 
-def test_the_log_says_how_far_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("scripts.monai_label.budget.LOG_INTERVAL", 0.0)
+def test_the_log_says_how_far_it_is(clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        train(tmp_path, minutes=10, seconds=0, passes=10)
-    assert "step 35 of 70, about 1 min left" in caplog.text
+        train(tmp_path, clock, 0, passes=10, length=60, seconds=6)
+    assert "step 300 of 600, about 30 min left" in caplog.text
+    lines = [record.message for record in caplog.records if record.message.startswith("step ")]
+    assert 100 < len(lines) < 200, "one in 20 seconds or so"
 
 
 @pytest.mark.parametrize("minutes", [-1, float("nan"), float("inf"), "15", True, None])
