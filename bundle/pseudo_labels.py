@@ -53,7 +53,9 @@ def main(
         if unknown := [key for key in overrides if re.split("#|::", key)[0] not in parser]:
             raise ValueError(f"{', '.join(unknown)}: neither an option of this command nor an id of the config.")
         parser.update(overrides)
-        objective = parser.get_parsed_content("method_on_device")
+        objective = parser.get_parsed_content("method").to(
+            parser.get_parsed_content("device"), memory_format=torch.channels_last
+        )
         loader = parser.get_parsed_content("train#dataloader")
         iteration = load_run(checkpoint, objective, loader)
         parser["train#dataset#data#labeled"] = None

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
 from monai.engines import Trainer
 from torch import Tensor, nn
 
@@ -22,7 +21,6 @@ from scripts.utils.options import check_switches
 __all__ = [
     "NOT_FINITE",
     "SemiSupervisedTrainer",
-    "TrainingProgress",
     "autocast_dtype",
     "flag",
     "poly_schedule",
@@ -84,7 +82,7 @@ class SemiSupervisedTrainer(Trainer):
         device: where to train.
         max_epochs: epochs to train for.
         train_data_loader: yields batches of :class:`scripts.methods.Objective`'s form.
-        method: the objective, or a DistributedDataParallel around it.
+        method: the objective, or a DistributedDataParallel around it; moved to ``device``, in channels_last format.
         optimizer: over the objective's parameters.
         lr_scheduler: stepped after every iteration.
         epoch_length: iterations per epoch; default one pass of the loader, i.e. over the unlabelled slices.
@@ -118,7 +116,7 @@ class SemiSupervisedTrainer(Trainer):
             decollate=False,
             handlers=train_handlers,
         )
-        self.method = method
+        self.method: nn.Module = cast(Any, method).to(self.state.device, memory_format=torch.channels_last)
         self.objective = cast(Objective, getattr(method, "module", method))
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -176,14 +174,3 @@ class SemiSupervisedTrainer(Trainer):
             for buffer in self.objective.buffers():
                 dist.broadcast(buffer, 0)
         return [output]
-
-
-class TrainingProgress(ProgressBar):
-    """Progress bar with the losses, on a terminal only."""
-
-    def __init__(self) -> None:
-        super().__init__(persist=True, disable=None)
-
-    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Register with the trainer."""
-        super().attach(engine, output_transform=lambda output: {k: v for k, v in output[0].items() if "loss" in k})

@@ -8,7 +8,7 @@ from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-__all__ = ["DiceCrossEntropy", "MaskedDice", "PseudoLabel", "coverage", "pseudo_label"]
+__all__ = ["MaskedDice", "PseudoLabel", "coverage", "pseudo_label"]
 
 
 class PseudoLabel(NamedTuple):
@@ -52,24 +52,6 @@ class MaskedDice(nn.Module):
             probabilities, onehot = probabilities * keep, onehot * keep
         loss: Tensor = self.dice(probabilities, onehot)
         return loss
-
-
-class DiceCrossEntropy(nn.Module):
-    """The supervised loss L_s = (cross-entropy + Dice) / 2 (Eq. 2).
-
-    Args:
-        per_image: see :class:`MaskedDice`.
-    """
-
-    def __init__(self, per_image: bool = False) -> None:
-        super().__init__()
-        self.dice = MaskedDice(per_image)
-
-    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Loss of ``[B, C, H, W]`` logits against ``[B, H, W]`` integer labels."""
-        cross_entropy = F.cross_entropy(logits.float(), label.long())
-        dice: Tensor = self.dice(logits, label)
-        return (cross_entropy + dice) / 2
 
 
 def coverage(name: str, target: PseudoLabel, threshold: float) -> dict[str, Tensor]:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from scripts.engine import SemiSupervisedTrainer, autocast_dtype, flag, poly_schedule
 from scripts.handlers.checkpoints import RunCheckpoint, guard_output
-from scripts.losses import DiceCrossEntropy
 from scripts.methods import FixMatch, Objective, Supervised
 from scripts.networks import UNet
 from scripts.utils.errors import root_cause
@@ -483,7 +482,7 @@ def test_a_killed_run_resumes_to_the_same_weights(phantom: Path, tmp_path: Path)
         ("fixmatch", {"labeled": 6}, "learns from unlabelled images"),
         ("semsim", {"method#gate": "both"}, "gate: expected one of"),
         ("semsim", {"method#shared_target": "false"}, "shared_target: expected True or False"),
-        ("fixmatch", {"photographs": "false"}, "photographs: expected True or False"),
+        ("fixmatch", {"anti_aliasing": "false"}, "anti_aliasing: expected True or False"),
         ("fixmatch", {"num_classes": 3}, "label values must be 0..2"),
         ("fixmatch", {"resume": "nowhere.pt"}, "nowhere.pt"),
         ("fixmatch", {"dataset_dir": "nowhere"}, "make demo"),
@@ -574,7 +573,7 @@ def test_per_batch_dice_is_per_process() -> None:
     logits, label = torch.randn(4, 3, 8, 8, generator=g), torch.randint(0, 3, (4, 8, 8), generator=g)
     label[:2] = 0
     for per_image, equal in ((True, True), (False, False)):
-        loss = DiceCrossEntropy(per_image)
+        loss = Supervised(plain_network(), per_image_dice=per_image).supervised_loss
         halves = (loss(logits[:2], label[:2]) + loss(logits[2:], label[2:])) / 2
         assert torch.isclose(halves, loss(logits, label), atol=1e-6).item() is equal
 

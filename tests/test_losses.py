@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from scripts.losses import DiceCrossEntropy, MaskedDice, PseudoLabel, coverage, pseudo_label
+from scripts.losses import MaskedDice, PseudoLabel, coverage, pseudo_label
+from scripts.methods import Objective
+from scripts.networks import UNet
 
 
 def probability(logits: Tensor) -> list[float]:
@@ -104,13 +106,14 @@ def test_supervised_loss_equals_loops(label_type: torch.dtype) -> None:
         for x in range(6)
     ]
     expected = (sum(terms) / len(terms) + plain_dice(logits, label)) / 2
-    assert float(DiceCrossEntropy()(logits, label.to(label_type))) == pytest.approx(expected, abs=2e-5)
+    assert float(Objective(UNet()).supervised_loss(logits, label.to(label_type))) == pytest.approx(expected, abs=2e-5)
 
 
 def test_supervised_loss_per_image() -> None:
     logits, label, _ = example()
-    each = [DiceCrossEntropy()(logits[b : b + 1], label[b : b + 1]) for b in range(3)]
-    torch.testing.assert_close(DiceCrossEntropy(per_image=True)(logits, label), torch.stack(each).mean())
+    each = [Objective(UNet()).supervised_loss(logits[b : b + 1], label[b : b + 1]) for b in range(3)]
+    loss = Objective(UNet(), per_image_dice=True).supervised_loss(logits, label)
+    torch.testing.assert_close(loss, torch.stack(each).mean())
 
 
 def test_pseudo_label_is_the_largest_probability_cut_from_the_graph() -> None:

@@ -244,7 +244,7 @@ def test_label_maps_are_never_interpolated(prostates: Path, tmp_path: Path, chai
     label = 3 * sitk.ReadImage(str(prostates / "Case00_segmentation.mhd"))
     sitk.WriteImage(label, str(tmp_path / "label.mha"))
     parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / "train.json")))
-    parser.update({"image_size": 37, "photographs": photographs})
+    parser.update({"image_size": 37, "anti_aliasing": photographs})
     record = {"image": str(prostates / "Case00.mhd"), "label": str(tmp_path / "label.mha")}
     found = parser.get_parsed_content(chain)(record)["label"]
     assert torch.unique(found).tolist() == [0, 3]

@@ -195,7 +195,7 @@ def _step(
     torch.manual_seed(0)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     parser = _config(device, "train.json", f"methods/{name}.json")
-    method = parser.get_parsed_content("method_on_device").to(memory_format=memory_format).train()
+    method = parser.get_parsed_content("method").to(device, memory_format=memory_format).train()
     method.iteration, method.total_iterations = 2, 3  # late in a training, where terms that start later take part
     optimizer = parser.get_parsed_content("optimizer")
     batch = _batch(image_size, batch_size, device, memory_format)
@@ -213,7 +213,8 @@ def _step(
 
 def fusion(dtype: torch.dtype, image_size: int, batch_size: int, repeats: int, device: str) -> dict[str, float]:
     """Seconds, peak MiB and FLOPs of the fusion module's forward and backward pass on one batch."""
-    method = _config(device, "train.json", "methods/semsim.json").get_parsed_content("method_on_device").train()
+    method = _config(device, "train.json", "methods/semsim.json").get_parsed_content("method")
+    method = method.to(device, memory_format=torch.channels_last).train()
     batch = _batch(image_size, batch_size, device, torch.channels_last)
     with _autocast(dtype, device), torch.no_grad():
         encoded = [feature.requires_grad_() for feature in method.network.encode(batch["image"])]

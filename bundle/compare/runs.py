@@ -25,7 +25,7 @@ PLAIN = "default"
 OWN = ("bundle_root", "seed", "output_dir", "resume", "checkpoint", "part")
 """Config ids that the comparison sets itself."""
 
-LENGTH = ("train#trainer#max_epochs", "train#trainer#epoch_length")
+LENGTH = ("epochs", "train#trainer#max_epochs", "train#trainer#epoch_length")
 """Config ids that may differ within a comparison: runs of other lengths get a table of their own."""
 
 
@@ -167,8 +167,9 @@ def _base(config_file: str | Sequence[str], overrides: Mapping[str, Any]) -> dic
     """What all runs of a folder share: their configuration without method, ablation, seed and length."""
     own = {key: value for key, value in overrides.items() if key.replace("::", "#") not in LENGTH}
     config = _merged(_base_files(config_file), own)
-    for key in LENGTH:
-        config["train"]["trainer"].pop(key.rpartition("#")[2], None)
+    config.pop("epochs", None)
+    for key in ("max_epochs", "epoch_length"):
+        config["train"]["trainer"].pop(key, None)
     return config
 
 

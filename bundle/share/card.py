@@ -141,7 +141,7 @@ def model_card(
         channels=overlay["in_channels"],
         size=record["image_size"],
         weights=weights_table(record),
-        performance=_performance(evaluations, record, unit="pixels" if overlay["photographs"] else "voxels"),
+        performance=_performance(evaluations, record, unit="pixels" if overlay["output_ext"] == ".png" else "voxels"),
         configs="[" + ",".join(f"'configs/{file}'" for file in files) + "]",
         references="\n\n".join(f"[{number}] {text}" for number, text in enumerate(metadata["references"], 1)),
     )

@@ -73,7 +73,7 @@ def describe(
     image = metadata["network_data_format"]["inputs"]["image"]
     image["num_channels"] = channels
     image["channel_def"] = {"0": "image"} if channels == 1 else {str(i): c for i, c in enumerate(("R", "G", "B"))}
-    if overlay["photographs"]:
+    if overlay["output_ext"] == ".png":
         image |= {"modality": "photograph", "format": "rgb" if channels == 3 else "magnitude"}
     elif overlay["layout"] == "custom":
         image["modality"] = "n/a"  # CT, MR: nobody told

@@ -29,7 +29,7 @@ from scripts.utils.provenance import file_digest, read_record
 
 __all__ = ["archive_name", "main", "write_archive"]
 
-CONFIGS = ("train.json", "inference.json", "evaluate.json", "multi_gpu_train.json", "cpu.json", "logging.conf")
+CONFIGS = ("inference.json", "evaluate.json", "multi_gpu_train.json", "cpu.json", "logging.conf")
 FOLDERS = ("methods", "ablations")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the archive's time of every file: the earliest that a ZIP can hold
 
@@ -137,13 +137,15 @@ def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str
     channels, classes = _shape(weights)
     check_class_values(classes, values)
     overlay |= {
-        "photographs": photographs,
         "output_ext": ".png" if photographs else overlay["output_ext"],
         "in_channels": channels,
         "num_classes": classes,
         "class_names": {str(c): names.get(str(c), f"class {c}") for c in range(1, classes)},
         "label_values": values,
     }
+    if photographs:  # resized and validated like those of the data set at hand
+        isic = _read_json(ROOT / "configs" / "datasets" / "isic.json")
+        overlay |= {key: isic[key] for key in ("anti_aliasing", "validation_images")}
     name = re.sub(r"[^a-z0-9]+", "_", Path(dataset).stem.lower()).strip("_")
     return name, overlay, own
 
@@ -180,13 +182,16 @@ def _record(weights: Path, overlay: Mapping[str, Any], evaluations: Sequence[Eva
 
 
 def _write_configs(folder: Path, overlay: Mapping[str, Any], record: Mapping[str, Any], metadata: dict) -> None:
-    """The configs, with the data set's overlay merged in: train.json and inference.json stand alone."""
+    """The configs: inference.json with the data set's overlay merged in, train.json with MONAI Label's as well."""
     folder.mkdir(parents=True)
     for name in CONFIGS:
         shutil.copyfile(ROOT / "configs" / name, folder / name)
     for name in FOLDERS:
         shutil.copytree(ROOT / "configs" / name, folder / name)
-    train, inference, cpu = (_read_json(folder / name) for name in ("train.json", "inference.json", "cpu.json"))
+    train = ConfigParser.load_config_files(
+        [str(ROOT / "configs" / name) for name in ("train.json", "monai_label.json")]
+    )
+    inference, cpu = (_read_json(folder / name) for name in ("inference.json", "cpu.json"))
     train |= overlay
     inference |= {key: value for key, value in overlay.items() if key in inference}
     # A network works at the size that it was trained at: all three workflows take it.

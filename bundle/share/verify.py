@@ -94,7 +94,7 @@ def _training_config(bundle: Path) -> dict[str, Any]:
         config = json.loads((bundle / name).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{name}: expected JSON, found {error}") from None
-    kind = ("layout", "in_channels", "num_classes", "photographs", "output_ext")
+    kind = ("layout", "in_channels", "num_classes", "output_ext")
     if missing := [key for key in kind if key not in config]:
         raise ValueError(f"{name} lacks {', '.join(missing)}")
     return dict(config)
@@ -167,7 +167,7 @@ def make_cohort(root: Path, config: Mapping[str, Any]) -> None:
     Args:
         root: folder of the cohort.
         config: its top-level ids, among them ``layout``; for a layout without a phantom also ``in_channels``,
-            ``num_classes`` and ``photographs``.
+            ``num_classes`` and ``output_ext``.
     """
     if (kind := config["layout"]) in KINDS:
         ranges = {"size": (48, 64), "spacing": (3.0, 3.6), "slices": (3, 4)}
@@ -181,7 +181,7 @@ def make_cohort(root: Path, config: Mapping[str, Any]) -> None:
         label = np.kron(rng.integers(0, classes, (8, 8)), np.ones((6, 6), int)).astype(np.uint8)
         image = (200 * (label / classes + 0.1 * rng.random(label.shape))).astype(np.uint8)
         for name, array in ((f"case{case}", image), (f"case{case}_gt", label)):
-            if config["photographs"]:
+            if config["output_ext"] == ".png":
                 colour = channels > 1 and array is image
                 Image.fromarray(np.stack([array] * channels, -1) if colour else array).save(root / f"{name}.png")
             else:

@@ -7,11 +7,12 @@ from scripts.data.readers import LoadVolumed
 from scripts.data.records import LAYOUTS, dataset_records
 from scripts.data.resize import ResizeSlicesd
 from scripts.data.slices import SemiSupervisedLoader, SliceDataset
-from scripts.data.transforms import LabelValuesd, ThroughPlaneLastd
+from scripts.data.transforms import InvertToLabelGridd, LabelValuesd, ThroughPlaneLastd
 from scripts.data.volumes import VolumeDataset
 
 __all__ = [
     "LAYOUTS",
+    "InvertToLabelGridd",
     "LabelValuesd",
     "LoadVolumed",
     "ResizeSlicesd",

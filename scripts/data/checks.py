@@ -44,10 +44,10 @@ def check_class_settings(num_classes: int, transforms: Iterable[Any]) -> None:
             f"num_classes: expected a whole number in 2..{MOST_CLASSES}, background included, found {num_classes!r}."
         )
     for transform in transforms:
-        if isinstance(transform, LabelValuesd) and len(transform.values) != num_classes:
+        values = getattr(transform, "values", None) if isinstance(transform, LabelValuesd) else None
+        if values is not None and len(values) != num_classes:
             raise ValueError(
-                f"label_values: expected one value for each of the {num_classes} classes (num_classes), "
-                f"found {transform.values}."
+                f"label_values: expected one value for each of the {num_classes} classes (num_classes), found {values}."
             )
 
 
@@ -57,7 +57,7 @@ def check_class_values(num_classes: int, values: Sequence[float] | None) -> None
     Raises:
         ValueError: see :func:`check_class_settings`, or where they are no list of different numbers.
     """
-    check_class_settings(num_classes, [] if values is None else [LabelValuesd("label", values)])
+    check_class_settings(num_classes, [LabelValuesd("label", values)])
 
 
 def check_finite(image: torch.Tensor, path: str) -> None:

@@ -11,9 +11,9 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing, to_affine_nd
-from monai.transforms import InvertibleTransform, MapTransform
+from monai.transforms import Invertd, InvertibleTransform, MapTransform
 
-__all__ = ["LabelValuesd", "ThroughPlaneLastd", "through_plane_axis"]
+__all__ = ["InvertToLabelGridd", "LabelValuesd", "ThroughPlaneLastd", "through_plane_axis"]
 
 
 def through_plane_axis(shape: tuple[int, ...], spacing: tuple[float, ...]) -> int:
@@ -48,15 +48,18 @@ class LabelValuesd(MapTransform):
 
     Args:
         keys: keys of label maps of any shape.
-        values: the stored values in the order of the classes.
+        values: the stored values in the order of the classes; None: files store the classes, labels pass unchanged.
         allow_missing_keys: whether a key may be absent.
 
     Raises:
         ValueError: when ``values`` is no list of different numbers.
     """
 
-    def __init__(self, keys: KeysCollection, values: Sequence[float], allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, values: Sequence[float] | None, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.values: list[float] | None = None
+        if values is None:
+            return
         numeric = isinstance(values, Sequence) and all(isinstance(value, numbers.Real) for value in values)
         if not numeric or len(set(values)) < len(values):
             raise ValueError(f"label_values: expected a list of different numbers, one per class, found {values!r}.")
@@ -70,6 +73,8 @@ class LabelValuesd(MapTransform):
             ValueError: for a value that stands for no class.
         """
         d = dict(data)
+        if self.values is None:
+            return d
         for key in self.key_iterator(d):
             label = d[key]
             classes = torch.full_like(label, -1, dtype=torch.float32)
@@ -86,6 +91,19 @@ class LabelValuesd(MapTransform):
                 raise ValueError(f"{file}: {what}" if file else what)
             d[key] = classes
         return d
+
+
+class InvertToLabelGridd(Invertd):
+    """MONAI's ``Invertd`` for predictions that are scored against ``label``.
+
+    A label that lies on its file's grid needs the prediction there: the preprocessing of the image is inverted. A
+    label that was resized along with its image, as the photographs' are, lies on the network's grid, where the
+    prediction is already.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Invert the predictions of the dictionary, unless spatial transforms were applied to its ``label``."""
+        return dict(data) if data["label"].applied_operations else super().__call__(data)
 
 
 class ThroughPlaneLastd(MapTransform, InvertibleTransform):

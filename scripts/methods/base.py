@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
-from scripts.losses import DiceCrossEntropy, MaskedDice, PseudoLabel, pseudo_label
+from scripts.losses import MaskedDice, PseudoLabel, pseudo_label
 from scripts.networks import UNet
 from scripts.utils.options import check_switches
 from scripts.views import StrongView, WeakView
@@ -48,8 +49,11 @@ class Objective(nn.Module):
         weak: weak view of labelled and unlabelled images.
         strong: strong view, drawn on the weak one.
         threshold: confidence tau that a pseudo-label needs.
-        per_image_dice: Dice sums per image instead of per batch. Per-batch sums are over the images of one process;
-            per image, L_s of N processes is that of one with the same global batch, batch norm and dropout apart.
+        per_image_dice: Dice sums per image instead of per batch, in the default ``loss`` and in the losses of pseudo-
+            labels. Per-batch sums are over the images of one process; per image, L_s of N processes is that of one
+            with the same global batch, batch norm and dropout apart.
+        loss: supervised loss L_s of logits ``[B, C, H, W]`` and labels ``[B, 1, H, W]``; default: Eq. 2, the mean of
+            cross-entropy and Dice.
 
     Attributes:
         requires_unlabeled: whether the objective learns from unlabelled images.
@@ -68,6 +72,7 @@ class Objective(nn.Module):
         strong: StrongView | None = None,
         threshold: float = 0.95,
         per_image_dice: bool = False,
+        loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
         check_switches(per_image_dice=per_image_dice)
@@ -78,7 +83,14 @@ class Objective(nn.Module):
         self.strong = strong or StrongView()
         self.threshold = threshold
         self.per_image_dice = per_image_dice
-        self.supervised_loss = DiceCrossEntropy(per_image_dice)
+        self.loss = loss or DiceCELoss(
+            softmax=True,
+            to_onehot_y=True,
+            squared_pred=True,
+            batch=not per_image_dice,
+            lambda_dice=0.5,
+            lambda_ce=0.5,
+        )
         self.dice = MaskedDice(per_image_dice)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,6 +107,11 @@ class Objective(nn.Module):
             By kind. ``decoder``, p^w at the images' size, is there for every objective.
         """
         return {"decoder": pseudo_label(self.network(views.unlabeled).float().softmax(dim=1))}
+
+    def supervised_loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """L_s of ``[B, C, H, W]`` logits against ``[B, H, W]`` labels, computed in float32."""
+        loss: Tensor = self.loss(logits.float(), label[:, None])
+        return loss
 
     def after_step(self) -> None:
         """What follows an optimiser step (an EMA update, say). Nothing by default."""

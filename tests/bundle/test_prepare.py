@@ -229,7 +229,7 @@ def test_a_set_of_ones_own_trains_evaluates_and_segments_from_its_datalist(
     settings = {"in_channels": 3, "label_values": [0, 255]} if rgb else {"num_classes": 3}
     target = tmp_path / "set.json"
     main("custom", str(folder), str(target), **settings)
-    flags = {"photographs": True} if rgb else {}
+    flags = {"anti_aliasing": True} if rgb else {}
     given = {**settings, **flags, "dataset_dir": str(target), "cache_dir": str(tmp_path / "cache")}
     run = tmp_path / "run"
     files = ["train.json", "datasets/custom.json", "methods/fixmatch.json"]

@@ -119,7 +119,7 @@ def test_training_leaves_image_and_label_in_one_place(tmp_path: Path, image_size
     for name, array in {"image": (700 * volume).astype(np.int16), "label": (2 * volume).astype(np.uint8)}.items():
         nib.save(nib.Nifti1Image(array, np.diag([-1.5, -1.5, 8.0, 1.0])), tmp_path / f"{name}.nii.gz")
     parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / "train.json")))
-    parser.update({"image_size": image_size, "photographs": photographs})
+    parser.update({"image_size": image_size, "anti_aliasing": photographs})
     preprocessing = parser.get_parsed_content("train#preprocessing")
     item = preprocessing({name: str(tmp_path / f"{name}.nii.gz") for name in ("image", "label")})
 

@@ -81,6 +81,11 @@ def build(name: str, *, seed: int = 0, in_channels: int = 1, dropout: float = 0.
     return objective
 
 
+def supervised_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """L_s, which ``tests/test_losses.py`` holds against plain loops."""
+    return Objective(thin_network()).supervised_loss(logits, label)
+
+
 def make_batch(
     size: tuple[int, int] = (32, 32), labeled: int = 2, unlabeled: int = 3, channels: int = 1, seed: int = 1
 ) -> dict[str, Tensor]:

@@ -10,11 +10,10 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from bundle.workflows import CONFIGS
-from scripts.losses import DiceCrossEntropy
 from scripts.methods import CrossPseudoSupervision
 from scripts.methods.consistency import TaughtConsistency
 from scripts.views import WeakView
-from tests.methods.common import METHODS, build, calls, make_batch, run, trainer, values
+from tests.methods.common import METHODS, build, calls, make_batch, run, supervised_loss, trainer, values
 
 TAUGHT = tuple(name for name, kind in METHODS.items() if issubclass(kind, TaughtConsistency))
 BLENDING = ("interpolation_consistency", "ict_med")
@@ -39,7 +38,7 @@ def test_the_total_is_the_supervised_loss_and_the_ramped_consistency(name: str) 
     else:
         joint = [torch.cat([batch["image"], batch["unlabeled"]])] * len(nets)
     with torch.no_grad():
-        supervised = [DiceCrossEntropy()(net(x)[:2], batch["label"][:, 0]) for net, x in zip(nets, joint, strict=True)]
+        supervised = [supervised_loss(net(x)[:2], batch["label"][:, 0]) for net, x in zip(nets, joint, strict=True)]
     assert found["loss_supervised"] == pytest.approx(float(sum(supervised)), rel=1e-5)
     assert found["loss_consistency"] > 0
     weight = 0.1 * math.exp(-5 * 0.7**2)

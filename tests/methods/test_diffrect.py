@@ -8,16 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from scripts.losses import DiceCrossEntropy
 from scripts.methods.diffrect import contrasted_label
 from scripts.views import StrongView, WeakView
-from tests.methods.common import build, calls, make_batch, run, values
+from tests.methods.common import build, calls, make_batch, run, supervised_loss, values
 
 PLAIN = {"weak": WeakView("none"), "strong": StrongView(cutmix=0.0)}
 
 
 def loss(logits: Tensor, label: Tensor) -> float:
-    return float(DiceCrossEntropy()(logits, label).detach())
+    return float(supervised_loss(logits, label).detach())
 
 
 def recorded(objective: Any) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:

@@ -11,13 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from scripts.losses import DiceCrossEntropy
 from scripts.methods import URPC, CrossTeaching
 from scripts.methods.perturbations import feature_dropout, feature_noise
 from scripts.methods.urpc import rectified_consistency
 from scripts.networks import Discriminator, SwinUNet, UNet
 from scripts.views import WeakView
-from tests.methods.common import build, calls, make_batch, run, thin_transformer, values
+from tests.methods.common import build, calls, make_batch, run, supervised_loss, thin_transformer, values
 
 HYBRID = ("cross_teaching", "s4cvnet")
 NAMES = (*HYBRID, "adversarial", "cross_consistency_training", "urpc")
@@ -33,7 +32,7 @@ def dice(p: Tensor, label: Tensor) -> float:
 
 
 def supervised(logits: Tensor, batch: dict[str, Tensor]) -> float:
-    return float(DiceCrossEntropy()(logits.detach(), batch["label"][:, 0]))
+    return float(supervised_loss(logits.detach(), batch["label"][:, 0]))
 
 
 # --- what holds for all of them

@@ -13,12 +13,12 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from scripts.losses import DiceCrossEntropy, MaskedDice
+from scripts.losses import MaskedDice
 from scripts.methods import BCP
 from scripts.methods.bcp import largest_components
 from scripts.methods.scp_net import prototype_predictions
 from scripts.views import WeakView
-from tests.methods.common import build, make_batch, run, trainer, values
+from tests.methods.common import build, make_batch, run, supervised_loss, trainer, values
 
 
 def plain_dice(a: Tensor, b: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def test_scp_net_terms_and_gradient() -> None:
     itself, cross, weight = plain_prototypes(features[0], p.detach())
     own = ((p - itself) ** 2).mean()
     other = (weight[:, None] * (p - cross) ** 2).mean()
-    supervised = DiceCrossEntropy()(logits[:2], batch["label"][:, 0])
+    supervised = supervised_loss(logits[:2], batch["label"][:, 0])
     total = supervised + 0.1 * math.exp(-5 * 0.7**2) * (own + other) / 2
     expected = {"loss": total, "loss_self": own, "loss_cross": other, "loss_supervised": supervised}
     for key, value in expected.items():
@@ -194,7 +194,7 @@ def test_ss_net_total() -> None:
     assert v["loss_consistency"] == pytest.approx(consistency)
     assert v["loss"] == pytest.approx(v["loss_supervised"] + 0.1 * math.exp(-5 * 0.7**2) * consistency)
     logits = network(torch.cat([batch["image"], batch["unlabeled"]]))[:2]
-    supervised = DiceCrossEntropy()(logits, batch["label"][:, 0])
+    supervised = supervised_loss(logits, batch["label"][:, 0])
     assert v["loss_supervised"] == pytest.approx(float(supervised.detach()), rel=1e-5)
 
 

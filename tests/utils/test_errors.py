@@ -70,7 +70,7 @@ def test_an_id_that_is_nowhere_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("key", "meant"), [("labelled", "labeled"), ("photograph", "photographs"), ("train#max_epochs", "train#trainer#")]
+    ("key", "meant"), [("labelled", "labeled"), ("anti_alias", "anti_aliasing"), ("train#max_epochs", "train#trainer#")]
 )
 def test_a_misspelt_id_of_an_overlay_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, meant: str

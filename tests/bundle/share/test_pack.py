@@ -95,7 +95,8 @@ def test_configs_stand_alone_at_the_size_of_the_weights(packed: Path) -> None:
     assert {key: train[key] for key in overlay} == overlay
     assert train["image_size"] == 48
     assert read(configs / "inference.json")["image_size"]["default"] == 48
-    original = read(ROOT / "configs" / "train.json")
+    original = ConfigParser.load_config_files([str(ROOT / "configs" / n) for n in ("train.json", "monai_label.json")])
+    assert original["train"]["handlers"][-1]["_target_"] == "scripts.monai_label.PublishWeights"
     assert {k: v for k, v in train.items() if k not in overlay and k != "image_size"} == {
         k: v for k, v in original.items() if k not in overlay and k != "image_size"
     }
@@ -253,7 +254,7 @@ def test_a_datalist_names_bundle_and_classes(trained: Trained, datalist: Path, t
     pack(str(datalist), str(trained("custom", 3, 3)), str(tmp_path))
     bundle = tmp_path / "semsim_knee_photos_segmentation"
     train = read(bundle / "configs" / "train.json")
-    assert (train["in_channels"], train["num_classes"], train["photographs"]) == (3, 3, True)
+    assert (train["in_channels"], train["num_classes"], train["anti_aliasing"]) == (3, 3, True)
     assert train["class_names"] == {"1": "bone", "2": "class 2"}
     assert str(tmp_path) not in (bundle / "configs" / "train.json").read_text()
 

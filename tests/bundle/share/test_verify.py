@@ -357,7 +357,12 @@ def test_bundles_of_all_data_sets_pass(
     if "." in dataset:
         make_cohort(
             tmp_path / "own",
-            {"layout": "custom", "photographs": channels == 3, "num_classes": classes, "in_channels": channels},
+            {
+                "layout": "custom",
+                "output_ext": ".png" if channels == 3 else ".nii.gz",
+                "num_classes": classes,
+                "in_channels": channels,
+            },
         )
         images = sorted(p for p in (tmp_path / "own").iterdir() if "_gt" not in p.name)
         entries = [{"image": str(p), "label": str(p).replace(".", "_gt.", 1)} for p in images]
