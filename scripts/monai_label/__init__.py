@@ -8,15 +8,15 @@ own list of studies. ``labels/original`` holds what networks predicted and is ne
 
 from __future__ import annotations
 
-from scripts.monai_label.budget import TimeBudget, budget_schedule
+from scripts.monai_label.budget import BudgetSchedule, TimeBudget
 from scripts.monai_label.datastore import Studies, run_folder, training_slices, validation_volumes
 from scripts.monai_label.publishing import PublishWeights, network_files
 
 __all__ = [
+    "BudgetSchedule",
     "PublishWeights",
     "Studies",
     "TimeBudget",
-    "budget_schedule",
     "network_files",
     "run_folder",
     "training_slices",

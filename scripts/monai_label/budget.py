@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +13,7 @@ from scripts.engine import SemiSupervisedTrainer
 from scripts.monai_label.datastore import Studies
 from scripts.utils.processes import rank_and_count
 
-__all__ = ["TimeBudget", "budget_schedule"]
+__all__ = ["BudgetSchedule", "TimeBudget"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +27,14 @@ class TimeBudget:
     """Handler that ends a training when its time is up, and says how far it is.
 
     An epoch is a tenth of the budget instead of a pass over the unlabelled slices: how many iterations that is, the
-    first ones tell, and how many epochs there is time for, each epoch. The learning rate (see :func:`budget_schedule`)
-    and the objective's ramps follow this plan. A training is never longer than the trainer's own ``max_epochs`` passes.
+    first ones tell, and how many epochs there is time for, each epoch. The learning rate, of a
+    :class:`BudgetSchedule`, and the objective's ramps follow this plan. A training is never longer than the trainer's
+    own ``max_epochs`` passes.
 
     Args:
-        minutes: time for the training, counted from when this object is made, so that preprocessing is part of it.
-            0: no budget, ``max_epochs`` passes however long they take.
+        minutes: time for the training; preprocessing is part of it. 0: no budget, ``max_epochs`` passes however long
+            they take.
         studies: what is learned from; where they belong to no datastore there is no budget either.
-
-    Attributes:
-        fraction: function of an iteration that tells which part of the training is over, 0..1.
 
     Raises:
         ValueError: if ``minutes`` is no number of at least 0.
@@ -47,13 +44,9 @@ class TimeBudget:
         if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not 0 <= minutes < float("inf"):
             raise ValueError(f"minutes: expected a number of at least 0, found {minutes!r}.")
         self.seconds = 60.0 * minutes if studies.root is not None else 0.0
-        self.begin = self.logged = time.monotonic()
-        self.total = 0
-        self.most = 0
-
-    def fraction(self, iteration: int) -> float:
-        """See the class."""
-        return min(1.0, iteration / self.total) if self.total else 0.0
+        self.begin = self.logged = studies.begin
+        self.total = self.most = 0
+        self.timed = 0  # the iteration from whose end on iterations are timed
 
     def attach(self, engine: SemiSupervisedTrainer) -> None:
         """Register with the trainer, before whatever reads its number of epochs."""
@@ -62,13 +55,14 @@ class TimeBudget:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
 
     def _start(self, engine: SemiSupervisedTrainer) -> None:
-        self.most = self.total = int(engine.state.max_epochs or 0) * int(engine.state.epoch_length or 0)
+        self.most = int(engine.state.max_epochs or 0) * int(engine.state.epoch_length or 0)
+        self._set_total(engine, self.most)
 
     def _iteration(self, engine: SemiSupervisedTrainer) -> None:
         now = time.monotonic()
-        if engine.state.iteration == 1:
-            self.first = now
-        elif self.seconds and engine.state.iteration == 1 + TIMED:
+        if not self.timed:
+            self.timed, self.first = engine.state.iteration, now
+        elif self.seconds and engine.state.iteration == self.timed + TIMED:
             self._plan(engine, (now - self.first) / TIMED)
         if now - self.logged > LOG_INTERVAL:
             self.logged = now
@@ -97,7 +91,12 @@ class TimeBudget:
     def _set(self, engine: SemiSupervisedTrainer, more: int, total: int) -> None:
         """End the training after some more epochs than the current one."""
         engine.state.max_epochs = engine.state.epoch + more
+        self._set_total(engine, total)
+
+    def _set_total(self, engine: SemiSupervisedTrainer, total: int) -> None:
         self.total = engine.objective.total_iterations = total
+        if isinstance(engine.lr_scheduler, BudgetSchedule):
+            engine.lr_scheduler.total = total
 
     @staticmethod
     def _agree(number: int) -> int:
@@ -110,20 +109,25 @@ class TimeBudget:
 
     def _tell(self, engine: SemiSupervisedTrainer, now: float) -> None:
         done = engine.state.iteration
-        if engine.state.rank > 0 or done < 2:
+        if engine.state.rank > 0 or done == self.timed:
             return
-        left = (self.total - done) * (now - self.first) / (done - 1)
+        left = (self.total - done) * (now - self.first) / (done - self.timed)
         if self.seconds:
             left = min(left, max(0.0, self.begin + self.seconds - now))
         logger.info("step %d of %d, about %.0f min left", done, self.total, max(1.0, left / 60))
 
 
-def budget_schedule(optimizer: torch.optim.Optimizer, budget: Any, power: float = 0.9) -> Any:
-    """Learning rate ``lr (1 - fraction)^power``, where fraction is the part of a budget that is over.
+class BudgetSchedule(torch.optim.lr_scheduler.LambdaLR):
+    """Learning rate ``lr (1 - i / total)^power`` at iteration i, with a total that a :class:`TimeBudget` sets.
 
     Args:
         optimizer: whose learning rate it is.
-        budget: a :class:`TimeBudget`.
         power: of the decay.
+
+    Attributes:
+        total: iterations of the training as it is planned now; 0: not planned yet.
     """
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda iteration: (1 - budget.fraction(iteration)) ** power)
+
+    def __init__(self, optimizer: torch.optim.Optimizer, power: float = 0.9) -> None:
+        self.total = 0
+        super().__init__(optimizer, lambda i: max(0.0, 1 - i / self.total) ** power if self.total else 1.0)

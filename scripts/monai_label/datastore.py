@@ -53,6 +53,7 @@ class Studies:
         validation: validation records.
         unlabeled: records with an absolute ``image`` alone, in the order of their names.
         left_out: one line for each label or study that is not used.
+        begin: when this object was made, by the monotonic clock.
 
     Raises:
         ValueError: when the datastore's index cannot be read.
@@ -67,6 +68,7 @@ class Studies:
         class_synonyms: Mapping[str, Sequence[str]] | None = None,
         class_codes: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
+        self.begin = time.monotonic()
         self.labeled, self.validation = ([dict(record) for record in records] for records in (labeled, validation))
         self.unlabeled: list[dict[str, str]] = []
         self.left_out: list[str] = []
@@ -167,6 +169,7 @@ def training_slices(
         **options,
     )
     studies.leave_out(faults)
+    studies.labeled = [dict(record) for record in slices.data if "label" in record]
     labeled = {str(record["image"]) for record in slices.data if "label" in record}
     others = {str(record["image"]) for record in slices.data} - labeled
     logger.info(
@@ -191,6 +194,7 @@ def validation_volumes(data: Sequence[Mapping[str, Any]], studies: Studies, **op
     faults: list[str] = []
     volumes = VolumeDataset(studies.validation, faults=faults, **options)
     studies.leave_out(faults)
+    studies.validation = [dict(record) for record in volumes.data]
     return volumes
 
 

@@ -132,7 +132,9 @@ class PublishWeights:
             logger.info("The served network cannot be compared with: %s", error)
         finally:
             self.network.load_state_dict(state)
+            # as if the evaluator had not run
             self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
+            self.evaluator.state.epoch = 0
 
     def _scores(self) -> torch.Tensor:
         """Dice ``[classes]`` of the evaluator's last run, mean over the studies that are compared on."""

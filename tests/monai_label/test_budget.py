@@ -12,7 +12,7 @@ from torch import nn
 
 from scripts.engine import SemiSupervisedTrainer
 from scripts.methods import Objective
-from scripts.monai_label import Studies, TimeBudget, budget_schedule
+from scripts.monai_label import BudgetSchedule, Studies, TimeBudget
 from tests.monai_label.common import make_datastore
 
 
@@ -28,7 +28,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("scripts.monai_label.budget.time", clock)
+    for module in ("budget", "datastore"):
+        monkeypatch.setattr(f"scripts.monai_label.{module}.time", clock)
     return clock
 
 
@@ -77,7 +78,7 @@ def train(
         train_data_loader=Loader(),  # type: ignore[arg-type]
         method=method,
         optimizer=optimizer,
-        lr_scheduler=budget_schedule(optimizer, budget),
+        lr_scheduler=BudgetSchedule(optimizer),
         epoch_length=length,
         train_handlers=[Validation(clock), budget],
     )
