@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from statistics import median
 
 import torch
 import torch.distributed as dist
@@ -47,6 +48,7 @@ class TimeBudget:
         self.begin = self.logged = studies.begin
         self.total = self.most = 0
         self.timed = 0  # the iteration from whose end on iterations are timed
+        self.steps: list[float] = []
 
     def attach(self, engine: SemiSupervisedTrainer) -> None:
         """Register with the trainer, before whatever reads its number of epochs."""
@@ -62,8 +64,11 @@ class TimeBudget:
         now = time.monotonic()
         if not self.timed:
             self.timed, self.first = engine.state.iteration, now
-        elif self.seconds and engine.state.iteration == self.timed + TIMED:
-            self._plan(engine, (now - self.first) / TIMED)
+        elif self.seconds and len(self.steps) < TIMED:
+            self.steps.append(now - self.last)
+            if len(self.steps) == TIMED:
+                self._plan(engine, median(self.steps))  # between two of them a short epoch may have ended
+        self.last = now
         if now - self.logged > LOG_INTERVAL:
             self.logged = now
             self._tell(engine, now)

@@ -147,7 +147,7 @@ def write_seg(label: sitk.Image, series: Path, target: Path, segments: dict[str,
     meta |= {"ContentCreatorName": "Reader", "ContentLabel": "SEGMENTATION", "ContentDescription": "Segmentation"}
     meta |= {"ClinicalTrialSeriesID": "1", "ClinicalTrialTimePointID": "1", "ClinicalTrialCoordinatingCenterName": "x"}
     target.with_suffix(".json").write_text(json.dumps({**meta, "segmentAttributes": [attributes]}))
-    command = [TOOLS / "itkimage2segimage", "--skip", "--inputImageList", target.with_suffix(".nii.gz")]
+    command = [TOOLS / "itkimage2segimage", "--skip", "1", "--inputImageList", target.with_suffix(".nii.gz")]
     command += ["--inputDICOMDirectory", series, "--outputDICOM", target]
     command += ["--inputMetadata", target.with_suffix(".json")]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=TIMEOUT)
@@ -161,7 +161,8 @@ def archive(orthanc: str, tmp_path_factory: pytest.TempPathFactory) -> SimpleNam
     folder = tmp_path_factory.mktemp("archive")
     cohort = Path(make_phantom_cohort(folder / "cohort", patients=(5, 0, 0), size=(40, 48), slices=(5, 5)))
     series, labels = [], []
-    for number, path in enumerate(sorted(cohort.glob("patient*/*_frame01.nii.gz"))):
+    for number, patient in enumerate(sorted(cohort.glob("patient*"))):
+        path = sorted(patient.glob("*_frame??.nii.gz"))[0]
         image = sitk.ReadImage(str(path))
         labels.append(sitk.ReadImage(str(path).replace(".nii.gz", "_gt.nii.gz")))
         series.append(write_series(image, folder / str(number), f"phantom{number}"))
