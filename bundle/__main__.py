@@ -21,6 +21,7 @@ COMMANDS = {
     "bench": "bundle.bench.command:main",
     "compare": "bundle.compare.command:main",
     "demo": "bundle.demo:main",
+    "import": "bundle.dicom.importing:main",
     "pack": "bundle.share.pack:main",
     "prepare": "bundle.prepare.command:main",
     "pseudo_labels": "bundle.pseudo_labels:main",

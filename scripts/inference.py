@@ -20,6 +20,7 @@ from monai.utils import MetaKeys
 from torch.utils.data import Dataset
 
 from scripts.data.cache import stored_files
+from scripts.data.dicom.volume import DicomVolume
 from scripts.data.fingerprint import fingerprint
 from scripts.data.volumes import VolumeDataset
 from scripts.utils.errors import FaultsError, fault_line
@@ -64,6 +65,7 @@ class Predictions:
         self.folder = Path(output_dir)
         self.root = str(source_root)
         self.overwrite = overwrite
+        self.volumes: dict[str, DicomVolume] = {}
         # Where there are no weights, the handler that loads them says so.
         self.weights = file_digest(checkpoint) if os.path.isfile(checkpoint) else None
         content = [FORMAT, self.weights, [_setting(value) for value in settings]]
@@ -76,6 +78,7 @@ class Predictions:
             records: with the path of an ``image``; the same in every process.
         """
         rank, count = rank_and_count()
+        self.volumes = {v: v for record in records if isinstance(v := record["image"], DicomVolume)}
         # As MONAI's partition_dataset shares out, which refuses fewer records than processes.
         share = list(records)[rank::count]
         known = {} if self.overwrite else self._read()
@@ -108,7 +111,10 @@ class Predictions:
 
     def _digest(self, image: str) -> str:
         digest = self.settings.copy()
-        for file in stored_files(Path(image)):
+        volume = self.volumes.get(image)
+        if volume is not None:
+            digest.update(repr([frame.number for frame in volume.frames]).encode())
+        for file in stored_files(Path(image)) if volume is None else volume.files:
             update_digest(digest, file)
         return digest.hexdigest()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
+from typing import Any
 
+from scripts.data.dicom.volume import DicomVolume, dicom_module, holds_dicom
 from scripts.data.layouts.custom import IMAGE_SUFFIXES, custom_cases, image_files, name_of
 from scripts.data.layouts.datalist import read_datalist
 from scripts.data.records import dataset_records
@@ -16,18 +19,32 @@ __all__ = [
     "source_root",
 ]
 
+logger = logging.getLogger(__name__)
 
-def find_images(source: str | Path) -> list[dict[str, str]]:
+
+def find_images(
+    source: str | Path,
+    phase: Any = None,
+    modality: str | None = None,
+    series: str | None = None,
+    photographs: bool = False,
+) -> list[dict[str, str]]:
     """List the images to segment.
 
     Args:
-        source: an image file (NIfTI, MetaImage, NRRD, PNG or JPEG); a folder, whose images are those of
-            :func:`scripts.data.layouts.custom.image_files`: no labels, nor what inference writes; or a datalist JSON,
-            see :func:`scripts.data.layouts.datalist.read_datalist`, of which ``test`` and ``testing`` are taken, else
+        source: an image file (NIfTI, MetaImage, NRRD, PNG, JPEG or DICOM); a folder, whose images are those of
+            :func:`scripts.data.layouts.custom.image_files`: no labels, nor what inference writes, and the volumes in
+            its DICOM files, see :func:`scripts.data.dicom.find.find_volumes`; or a datalist JSON, see
+            :func:`scripts.data.layouts.datalist.read_datalist`, of which ``test`` and ``testing`` are taken, else
             ``validation``, else ``training``.
+        phase: of the heart, for DICOM, as the next three; see :func:`scripts.data.dicom.find.find_volumes`.
+        modality: MR or CT.
+        series: a regular expression that descriptions of series match.
+        photographs: whether photographs are segmented.
 
     Returns:
-        Records ``{"image": absolute path}``; a folder's in sorted order, a datalist's in its own.
+        Records ``{"image": absolute path}``; a folder's in sorted order, a datalist's in its own. The path of a volume
+        in DICOM files is a :class:`scripts.data.dicom.volume.DicomVolume`.
 
     Raises:
         FileNotFoundError: if the source does not exist, or a folder has no image.
@@ -35,10 +52,15 @@ def find_images(source: str | Path) -> list[dict[str, str]]:
             images of one folder differ only in their suffix: their results would have the same name.
     """
     path = Path(os.path.abspath(source))
+    options = {"phase": phase, "modality": modality, "series": series, "photographs": photographs}
+    images: list[Path] = []
+    volumes: list[DicomVolume] = []
     if path.is_dir():
         images = image_files(path)
-        if not images:
-            raise FileNotFoundError(f"No image ({', '.join(IMAGE_SUFFIXES)}) in folder '{path}' or below.")
+        if holds_dicom(path):
+            volumes = _volumes(path, options, needed=not images)
+        elif not images:
+            raise FileNotFoundError(f"No image ({', '.join(IMAGE_SUFFIXES)} or DICOM) in folder '{path}' or below.")
     elif not path.exists():
         raise FileNotFoundError(
             f"dataset_dir '{path}' does not exist: expected an image, a folder of images or a datalist JSON."
@@ -47,14 +69,16 @@ def find_images(source: str | Path) -> list[dict[str, str]]:
         images = _images_of_datalist(path)
     elif name_of(path):
         images = [path]
+    elif holds_dicom(path):
+        volumes = _volumes(path, options, needed=True)
     else:
-        raise ValueError(f"'{path}' is no image ({', '.join(IMAGE_SUFFIXES)}), folder or datalist JSON.")
+        raise ValueError(f"'{path}' is no image ({', '.join(IMAGE_SUFFIXES)} or DICOM), folder or datalist JSON.")
     names: dict[str | None, Path] = {}
     for image in images:
         other = names.setdefault(name_of(image), image)
         if other != image:
             raise ValueError(f"'{other}' and '{image}' differ only in their suffix: their results would collide.")
-    return [{"image": str(image)} for image in images]
+    return [{"image": image} for image in (*map(str, images), *volumes)]
 
 
 def find_labelled(source: str | Path) -> list[dict[str, str]]:
@@ -120,7 +144,27 @@ def source_root(source: str | Path) -> str:
     path = os.path.abspath(source)
     if not os.path.isfile(path):
         return path
+    if not path.lower().endswith(".json"):
+        return os.path.dirname(path)
     return os.path.commonpath([os.path.dirname(record["image"]) for record in find_images(path)])
+
+
+def _volumes(path: Path, options: dict[str, Any], needed: bool) -> list[DicomVolume]:
+    """The volumes in DICOM files, and one with its fault for each series that is refused.
+
+    Raises:
+        FileNotFoundError: where there is none and one is needed.
+    """
+    found = dicom_module("find").find_volumes(path, **options)
+    for line in found.skipped:
+        logger.info("Skipped: %s", line)
+    if needed and not found.volumes:
+        reason = (found.refused or found.skipped or ["no DICOM file"])[0]
+        raise FileNotFoundError(f"No DICOM volume to segment in '{path}': {reason}")
+    root = path if path.is_dir() else path.parent
+    names = (line.partition(" ")[0].rstrip(":") for line in found.refused)
+    refused = [DicomVolume(str(root / f"{n}.dcm"), fault=line) for n, line in zip(names, found.refused, strict=True)]
+    return [*found.volumes, *refused]
 
 
 def _images_of_datalist(path: Path) -> list[Path]:

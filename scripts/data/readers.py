@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import warnings
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from monai.transforms import LoadImaged
 from monai.utils import SpaceKeys, ensure_tuple
 from PIL import Image, ImageOps
 
+from scripts.data.dicom.reader import DicomReader
 from scripts.data.nifti import LPS_TO_RAS, NiftiReader, check_affine
 
 __all__ = ["LoadVolumed", "SimpleITKReader", "is_photograph", "voxel_file"]
@@ -92,10 +94,10 @@ class SimpleITKReader(ImageReader):
 
 
 class LoadVolumed(LoadImaged):
-    """``LoadImaged`` by :class:`SimpleITKReader` and :class:`scripts.data.nifti.NiftiReader`; the suffix decides.
+    """``LoadImaged`` by :class:`SimpleITKReader`, :class:`scripts.data.nifti.NiftiReader` and :class:`DicomReader`.
 
-    Named as ``LoadImaged``'s ``reader``, each would be tried on every file whatever its suffix. A NIfTI of two
-    dimensions becomes a volume of one slice, as photographs are.
+    The suffix decides, or that an image is a :class:`scripts.data.dicom.volume.DicomVolume`. A NIfTI of two dimensions
+    becomes a volume of one slice, as photographs are.
 
     Args:
         keys: keys of the paths to load.
@@ -103,9 +105,13 @@ class LoadVolumed(LoadImaged):
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys=allow_missing_keys)
+        with warnings.catch_warnings():  # MONAI's own reader of DICOM, which is not used, misses a decoder
+            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+            # expanding "~" would make plain paths of DICOM volumes
+            super().__init__(keys, allow_missing_keys=allow_missing_keys, expanduser=False)
         self._loader.register(NiftiReader())
         self._loader.register(SimpleITKReader())
+        self._loader.register(DicomReader())
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         """Load every file of the dictionary, to ``[x, y, z]`` or ``[x, y, z, channel]``.

@@ -1,0 +1,1 @@
+"""From an archive's DICOM to training data, and results back to the archive."""

@@ -1,0 +1,138 @@
+"""``python -m bundle import``: what it writes, what it says, and that neither tells of the patient."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import stat
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from PIL import Image
+
+from bundle.__main__ import main as bundle
+from scripts.data.layouts.datalist import read_datalist
+from tests.dicom_study import OBLIQUE, SECRETS, Study, archive, write
+
+
+def run(*arguments: str) -> int:
+    """Exit status of the command."""
+    try:
+        bundle(["import", *arguments])
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code)
+            return 1
+        return int(end.code or 0)
+    return 0
+
+
+def content(path: Path) -> bytes:
+    raw = path.read_bytes()
+    return gzip.decompress(raw) if path.suffix == ".gz" else raw
+
+
+def test_volumes_are_written_where_simpleitk_sees_the_series(tmp_path: Path) -> None:
+    study = Study(turn=OBLIQUE, phases=1)
+    write(study.cine(), tmp_path / "in")
+    assert run("--source", str(tmp_path / "in"), "--output", str(tmp_path / "out")) == 0
+    image = next((tmp_path / "out" / "images").iterdir())
+    nifti = nib.load(image)
+    np.testing.assert_array_equal(np.asarray(nifti.dataobj), study.volumes[0])
+    np.testing.assert_allclose(nifti.affine, study.affine, atol=1e-4)  # 32-bit numbers
+    assert nifti.header.get_xyzt_units()[0] == "mm"
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "in")))
+    series, written = reader.Execute(), sitk.ReadImage(str(image))
+    for of in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(written, of)(), getattr(series, of)(), atol=1e-4)
+
+
+def test_nothing_of_the_patient_is_written_or_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "Phantomson, Quendolin"
+    archive(source)
+    (source / "Phantomson.txt").write_text("not an image")
+    (source / "Phantomson.dcm").write_bytes(bytes(128) + b"DICM" + bytes(40))
+    assert run("--source", str(source), "--output", str(tmp_path / "out"), "--phase", "ed,es") == 1  # a damaged file
+    said = "".join(capfd.readouterr())
+    assert said.count("skipped: ") == 5
+    assert said.count("refused: ") == 1
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(written) == 3
+    for secret in SECRETS:
+        assert secret not in said
+        assert not any(secret.encode() in content(path) or secret in str(path.name) for path in written)
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_the_datalist_names_images_and_patients(tmp_path: Path) -> None:
+    for i in range(2):
+        archive(tmp_path / "in" / str(i), seed=i)  # two studies, one patient
+    run("--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--phase", "all")
+    records = read_datalist(tmp_path / "out" / "datalist.json")["train"]
+    assert len(records) == 8
+    assert len({record["case"] for record in records}) == 1
+
+
+def test_the_table_leads_back_is_its_owners_and_keeps_names(tmp_path: Path) -> None:
+    study = archive(tmp_path / "in")
+    options = ("--source", str(tmp_path / "in"), "--phase", "ed", "--table", str(tmp_path / "table.csv"))
+    names = []
+    for out in ("a", "b"):
+        run(*options, "--output", str(tmp_path / out))
+        names.append(os.listdir(tmp_path / out / "images"))
+    assert names[0] == names[1]
+    run(*options[:-2], "--output", str(tmp_path / "c"))
+    assert os.listdir(tmp_path / "c" / "images") != names[0]
+    assert stat.S_IMODE((tmp_path / "table.csv").stat().st_mode) == 0o600
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()[1:]))
+    row = next(row for row in rows if row["name"] == names[0][0].partition(".")[0])
+    assert (row["study_uid"], row["series_uid"]) == (study.study, study.uid_of("cine"))
+    assert Path(row["file"]).parent == tmp_path / "in"
+    (tmp_path / "table.csv").write_text("name\n")
+    assert run(*options, "--output", str(tmp_path / "d")) == 1
+
+
+def test_photographs_are_written_as_png(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+    write([Study().photograph(array)], tmp_path / "in")
+    run("--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--photographs", "True")
+    picture = next((tmp_path / "out" / "images").iterdir())
+    assert picture.suffix == ".png"
+    np.testing.assert_array_equal(np.asarray(Image.open(picture)), array)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": "nowhere"}, "error: source 'nowhere' is no folder."),
+        ({"output": "in"}, "error: output 'in' is not empty: choose a new folder."),
+        ({"phase": "late"}, "error: phase: expected all, a number from 1, ed or es, or several of them, found 'late'."),
+        (
+            {},
+            "4 phases, trigger times 0 to 96.1 ms: say which to take with --phase all, a number from 1 to 4, or ed,es.",
+        ),
+        ({"series": "nothing like it"}, "error: there is nothing to segment in 'in'."),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: dict, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    archive(tmp_path / "in")
+    options = {"source": "in", "output": "out", **change}
+    assert run(*(word for key, value in options.items() for word in (f"--{key}", value))) == 1
+    assert capsys.readouterr().out.splitlines()[-1].endswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_datalist_says_what_was_written(tmp_path: Path) -> None:
+    write(Study(phases=1).cine(), tmp_path / "in")
+    run("--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+    entries = json.loads((tmp_path / "out" / "datalist.json").read_text())["training"]
+    assert [set(entry) for entry in entries] == [{"image", "case"}]
