@@ -49,6 +49,7 @@ class TimeBudget:
         self.total = self.most = 0
         self.timed = 0  # the iteration from whose end on iterations are timed
         self.steps: list[float] = []
+        self.first = self.last = 0.0
 
     def attach(self, engine: SemiSupervisedTrainer) -> None:
         """Register with the trainer, before whatever reads its number of epochs."""
@@ -78,10 +79,10 @@ class TimeBudget:
         left = max(0.0, self.begin + self.seconds - self.first)
         length = min(int(SHARE * left / EPOCHS / step), self.most // EPOCHS)
         before = (engine.state.epoch - 1) * int(engine.state.epoch_length or 1)
-        engine.state.epoch_length = self._agree(max(1 + TIMED, length))
-        epochs = max(1, min(EPOCHS, (self.most - before) // engine.state.epoch_length))
+        length = engine.state.epoch_length = self._agree(max(1 + TIMED, length))
+        epochs = max(1, min(EPOCHS, (self.most - before) // length))
         self.epoch_began = self.first
-        self._set(engine, epochs - 1, before + epochs * engine.state.epoch_length)
+        self._set(engine, epochs - 1, before + epochs * length)
 
     def _epoch(self, engine: SemiSupervisedTrainer) -> None:
         if not self.seconds or engine.state.iteration <= TIMED:

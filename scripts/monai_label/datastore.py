@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -181,7 +181,7 @@ def training_slices(
     return slices
 
 
-def validation_volumes(data: Sequence[Mapping[str, Any]], studies: Studies, **options: Any) -> VolumeDataset:
+def validation_volumes(data: Sequence[Mapping[Hashable, Any]], studies: Studies, **options: Any) -> VolumeDataset:
     """The validation volumes of a datastore; studies that cannot be used are left out.
 
     Args:
@@ -192,7 +192,7 @@ def validation_volumes(data: Sequence[Mapping[str, Any]], studies: Studies, **op
     if studies.root is None:
         return VolumeDataset(data, **options)
     faults: list[str] = []
-    volumes = VolumeDataset(studies.validation, faults=faults, **options)
+    volumes = VolumeDataset([{**record} for record in studies.validation], faults=faults, **options)
     studies.leave_out(faults)
     studies.validation = [dict(record) for record in volumes.data]
     return volumes

@@ -74,10 +74,15 @@ class PublishWeights:
         self.target = Path(target)
         self.studies = studies
         self.network = network
-        self.evaluator = evaluator if evaluator is not None and len(studies.validation) else None
+        self.evaluator: Any = evaluator if evaluator is not None and len(studies.validation) else None
         self.class_names = [name for _, name in sorted((class_names or {}).items(), key=lambda item: int(item[0]))]
         # The configured data set is not what this network learns from.
-        self.origin = {"data": "custom", "split": "MONAI Label datastore", "split_sha256": None, "license": TERMS}
+        self.origin: dict[str, Any] = {
+            "data": "custom",
+            "split": "MONAI Label datastore",
+            "split_sha256": None,
+            "license": TERMS,
+        }
         self.served: torch.Tensor | None = None
         self.best: torch.Tensor | None = None
         self.compared: list[bool] = []
@@ -143,7 +148,8 @@ class PublishWeights:
         return torch.nanmean(cases[rows] if len(rows) == len(cases) else cases, dim=0)
 
     def _text(self, scores: torch.Tensor) -> str:
-        names = self.class_names if len(self.class_names) == len(scores) else range(1, len(scores) + 1)
+        numbers = [str(number) for number in range(1, len(scores) + 1)]
+        names = self.class_names if len(self.class_names) == len(scores) else numbers
         parts = [f"{name} {score:.3f}" for name, score in zip(names, scores.tolist(), strict=True)]
         return f"Dice {', '.join(parts)}, mean {scores.mean():.3f}"
 

@@ -136,7 +136,8 @@ def dicom_segments(folder: Path, classes: int) -> list[Segment]:
 
 
 def _dicom_segment(item: Any) -> Segment:
-    names, code = [str(item.get("SegmentLabel", ""))], None
+    names = [str(item.get("SegmentLabel", ""))]
+    code: str | None = None
     for kind in item.get("SegmentedPropertyTypeCodeSequence") or ():
         meaning, code = str(kind.get("CodeMeaning", "")), str(kind.get("CodeValue", ""))
         sides = kind.get("SegmentedPropertyTypeModifierCodeSequence") or ()
