@@ -22,7 +22,7 @@ LABEL_INSTALLED := $(LABEL_VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench label-env label-demo test-label clean
+.PHONY: help demo test fuzz soak lint bench label-env label-demo test-label clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ demo: $(INSTALLED)  ## train on synthetic hearts with few labels, evaluate, segm
 
 test: $(INSTALLED)  ## run the tests (SEMSIM_DATA=folder adds those on real data, SEMSIM_SLOW=1 the longest)
 	$(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+fuzz: $(INSTALLED)  ## spoil lists, records, weights, archives and images at random, EXAMPLES=2000 of each kind
+	SEMSIM_FUZZ=$(or $(EXAMPLES),2000) $(PYTHON) -m pytest tests/test_fuzz.py --capture=no --quiet
+
+soak: $(INSTALLED)  ## random runs with kills, damaged files, wrong options and full disks, MINUTES=30
+	$(PYTHON) -m tests.soak --minutes $(or $(MINUTES),30)
 
 lint: $(INSTALLED)  ## check style, types and JSON
 	$(PYTHON) -m ruff check .

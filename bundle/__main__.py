@@ -10,7 +10,7 @@ from pathlib import Path
 import fire
 from fire.decorators import SetParseFns
 
-from scripts.utils.errors import raised_in
+from scripts.utils.errors import INTERRUPTED, plain_line, plain_output
 
 __all__ = ["COMMANDS", "main"]
 
@@ -37,20 +37,25 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: arguments without the program's name; default: those of this process.
     """
+    plain_output()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] not in COMMANDS:
         sys.exit(f"usage: python -m bundle COMMAND [--help], COMMAND one of: {', '.join(sorted(COMMANDS))}")
     module, name = COMMANDS[arguments[0]].split(":")
-    function = getattr(import_module(module), name)
-    # Fire makes numbers of words: a folder may be called 2018
-    texts = [p.name for p in signature(function).parameters.values() if p.annotation in ("str", "str | None")]
-    command = SetParseFns(**dict.fromkeys(texts, str))(function)
     try:
+        from scripts.utils.options import check_paths  # here, because it loads PyTorch
+
+        function = getattr(import_module(module), name)
+        # Fire makes numbers of words: a folder may be called 2018
+        texts = [p.name for p in signature(function).parameters.values() if p.annotation in ("str", "str | None")]
+        check_paths([word for word in arguments if word.lstrip("-").partition("=")[0] not in texts])
+        command = SetParseFns(**dict.fromkeys(texts, str))(function)
         fire.Fire(command, command=arguments[1:], name=f"python -m bundle {arguments[0]}")
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        if isinstance(error, ValueError) and not raised_in(error, ROOT / "bundle", ROOT / "scripts"):
+    except (Exception, KeyboardInterrupt) as error:
+        if (line := plain_line(error, ROOT / "bundle", ROOT / "scripts")) is None:
             raise  # no message of ours: where it comes from is worth knowing
-        sys.exit(f"error: {error}")
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
 
 
 if __name__ == "__main__":

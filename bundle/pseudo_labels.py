@@ -21,6 +21,7 @@ from scripts.methods import Objective
 from scripts.similarity import majority_labels
 from scripts.utils.errors import root_cause
 from scripts.utils.files import write_text
+from scripts.utils.tensors import load_tensors
 
 __all__ = ["count_pseudo_labels", "hidden_records", "load_run", "main", "scores"]
 
@@ -91,7 +92,7 @@ def load_run(path: Path, objective: Objective, loader: SemiSupervisedLoader) -> 
         ValueError: if the file is no checkpoint of a run, or one of another method or network, or of other data.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
         objective.load_state_dict(content["method"])
         state = content["state"]
         iteration = int(state["iteration"])

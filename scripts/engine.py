@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from scripts.methods import Objective
 from scripts.utils.memory import freed_memory_kept
-from scripts.utils.options import check_switches
+from scripts.utils.options import check_switches, check_values
 
 __all__ = [
     "NOT_FINITE",
@@ -91,6 +91,7 @@ class SemiSupervisedTrainer(Trainer):
         train_handlers: MONAI or Ignite handlers.
 
     Raises:
+        ValueError: if ``max_epochs`` or ``epoch_length`` is no whole number from 1.
         FloatingPointError: in ``run``, before the step that would spoil the weights, when the loss is not finite.
     """
 
@@ -107,6 +108,7 @@ class SemiSupervisedTrainer(Trainer):
         amp: bool | str = False,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
+        check_values(max_epochs=max_epochs, **({} if epoch_length is None else {"epoch_length": epoch_length}))
         super().__init__(
             device=device,
             max_epochs=max_epochs,

@@ -17,9 +17,11 @@ from bundle.prepare.survey import Finding, Settings, passed_over, some, survey, 
 from bundle.workflows import CONFIGS, ROOT
 from scripts.data.checks import check_class_values
 from scripts.data.layouts.datalist import PARTS, read_class_values
+from scripts.data.layouts.nnunet import description_of
 from scripts.data.records import Split, split_cases
 from scripts.handlers.report import aligned
-from scripts.utils.files import write_text
+from scripts.utils.files import check_writable, write_text
+from scripts.utils.schemas import read_json
 
 __all__ = ["main"]
 
@@ -34,6 +36,7 @@ def main(
     in_channels: int | None = None,
     num_classes: int | None = None,
     label_values: Sequence[float] | None = None,
+    fold: int = 0,
 ) -> None:
     """Find the cases of a data set, check every file, and write them as a datalist with their split and checksums.
 
@@ -43,24 +46,28 @@ def main(
 
     Args:
         dataset: acdc, promise12, isic or custom: an overlay in configs/datasets.
-        source: folder of the data set, or a datalist, whose checksums are compared where it has some and whose
-            names of classes are kept.
+        source: folder of the data set, nnU-Net's among them, or a datalist, whose checksums are compared where it has
+            some and whose names of classes are kept.
         output: the datalist to write; the picture is NAME_montage.png beside it.
         splits: JSON file of case names by part; default: that of the overlay, else a seeded split.
         in_channels: channels of an image; default: the overlay's.
-        num_classes: classes with the background; default: the overlay's.
+        num_classes: classes with the background; default: those that a datalist as ``source`` names, else the
+            overlay's.
         label_values: what label files store for each class, [0,255] for many masks; default: what a datalist as
             ``source`` says, else the overlay's.
+        fold: the one that validates, of a datalist or of nnU-Net's folder that has folds.
 
     Raises:
         ValueError: if an option, the folder's names, the datalist or the splits file is not what it should be.
         FileNotFoundError: if the source or the splits file does not exist, or there is no case.
     """
+    source = str(description_of(Path(source)) or source)  # nnU-Net's folder is read as its own list
     settings = _settings(dataset, source, in_channels, num_classes, label_values)
     target = _target(output, source)
+    check_writable(target.parent)
     splits = splits or settings["splits"]
     faults: list[str] = []
-    split = split_cases(settings["layout"], source, splits, faults)
+    split = split_cases(settings["layout"], source, splits, faults, fold)
     expected = Settings(settings["in_channels"], settings["num_classes"], settings["label_values"])
     findings = {
         part: survey([record for of_case in cases.values() for record in of_case], expected)
@@ -109,17 +116,18 @@ def _settings(dataset: str, source: str, in_channels: Any, num_classes: Any, lab
         raise ValueError(f"dataset: expected one of {known}, found '{dataset}'.")
     parser = ConfigParser(ConfigParser.load_config_file(path))
     parser["bundle_root"] = str(ROOT)
+    keys = ("layout", "splits", "in_channels", "num_classes", "label_values", "class_names", "class_colors")
+    settings = {key: parser.get_parsed_content(key) for key in keys}
     names, values = read_class_values(source) if _is_datalist(source) else ({}, None)
+    # beside the parser, which would execute a text of the datalist that looks like code
+    if num_classes is None and dataset == "custom" and names:
+        num_classes = max(map(int, names)) + 1
     given = {
         "in_channels": in_channels,
         "num_classes": num_classes,
         "label_values": values if label_values is None else label_values,
     }
-    for key, value in given.items():
-        if value is not None:
-            parser[key] = value
-    keys = ("layout", "splits", "in_channels", "num_classes", "label_values", "class_names", "class_colors")
-    settings = {key: parser.get_parsed_content(key) for key in keys}
+    settings |= {key: value for key, value in given.items() if value is not None}
     settings["class_names"] = {**settings["class_names"], **names}
     check_class_values(settings["num_classes"], settings["label_values"])
     return settings
@@ -195,7 +203,7 @@ def _count(title: str, lines: Sequence[str]) -> str:
 def _changed(source: str, findings: Sequence[Finding]) -> list[str]:
     """Files that are no longer what the datalist's checksums say."""
     folder = Path(os.path.abspath(source)).parent
-    content = json.loads(Path(source).read_text(encoding="utf-8"))
+    content = read_json(source, "datalist")
     entries = [entry for key in PARTS for entry in content.get(key) or [] if isinstance(entry, dict)]
     known = {
         os.path.normpath(folder / entry["image"]): entry["sha256"]
@@ -271,7 +279,7 @@ def _datalist(
     return {
         "name": dataset,
         "description": f"split: {Path(where).name}",
-        "labels": {str(c): names.get(str(c), f"class {c}") for c in range(settings["num_classes"])},
+        "labels": {str(c): names.get(str(c), str(c)) for c in range(settings["num_classes"])},
         "label_values": settings["label_values"],
         "counts": {
             key: {"images": len(entries), "cases": len({e["case"] for e in entries})} for key, entries in lists.items()

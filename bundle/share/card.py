@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
 from scripts.utils.licences import SYNTHETIC, split_terms
+from scripts.utils.schemas import read_json, read_text, shown
 
 __all__ = [
     "Evaluation",
@@ -28,6 +30,7 @@ MEASURES = {"dsc": "DSC", "hd95_voxels": "HD95, {unit}", "assd_voxels": "ASSD, {
 LICENSES = {"CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0", "CC BY-NC 4.0": "cc-by-nc-4.0", SYNTHETIC: "apache-2.0"}
 OWN_TERMS = "terms-of-the-data"
 MILLIMETRES = {"hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm"}
+COLUMNS = ("volumes", "one_empty", *(f"{measure}_mean" for measure in (*MEASURES, *MILLIMETRES)))
 
 
 class Evaluation(NamedTuple):
@@ -66,15 +69,30 @@ def read_evaluation(folder: str | Path) -> Evaluation:
 
     Raises:
         FileNotFoundError: if one of its files is missing.
+        ValueError: if one of them is not what evaluation writes.
     """
     paths = [Path(folder) / name for name in ("evaluation.json", "summary.csv")]
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"'{path}' does not exist: expected a folder that evaluate.json wrote.")
-    about = json.loads(paths[0].read_text(encoding="utf-8"))
-    with paths[1].open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    about = read_json(paths[0], "evaluation")
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(paths[1]).decode("utf-8")), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{paths[1]}: expected a table of scores, found no CSV: {error}.") from None
+    for number, row in enumerate(rows or [{}], start=1):
+        for column in COLUMNS:
+            if not _is_score(value := row.get(column), optional=column.endswith("_mm_mean")):
+                raise ValueError(f"{paths[1]}: row {number}: expected a number as {column}, found {shown(value)}.")
     return Evaluation(str(folder), about["part"], about["weights_sha256"], about["code"], rows)
+
+
+def _is_score(text: str | None, optional: bool) -> bool:
+    """Whether a cell holds a finite number; distances in mm may be missing."""
+    try:
+        return (optional and text == "") or math.isfinite(float(text or "nan"))
+    except (TypeError, ValueError):
+        return False
 
 
 def results_table(item: Evaluation, unit: str = "voxels") -> str:

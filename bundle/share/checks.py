@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 import stat
+import unicodedata
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 
 from scripts.utils.provenance import file_digest
+from scripts.utils.schemas import check, parse_json, read_json, shown
+from scripts.utils.tensors import load_state
 
 __all__ = ["ARCHIVE_CHECKS", "FILE_CHECKS"]
 
@@ -36,6 +37,7 @@ RECORD = ("data", "method", "image_size", "iteration", "seed", "labeled_cases", 
 TEXT = ("", ".conf", ".csv", ".json", ".md", ".py", ".txt", ".yaml", ".yml")  # the first is LICENSE
 WEIGHTS = (".pt", ".pth", ".ckpt")
 BEGINNINGS = {".png": b"\x89PNG", ".jpg": b"\xff\xd8\xff", ".jpeg": b"\xff\xd8\xff", ".onnx": b"\x08"}
+LARGEST, MOST_ENTRIES = 2**30, 10_000  # what an archive may unpack to
 LARGE = 25 * 2**20  # what the zoo stores; larger files go into large_files.yml
 # Absolute paths, and the files that each pattern is looked for in. Weights and images hold whatever bytes there are:
 # only where people and machines keep their own files is unlikely enough to be there by chance. What a sentence names,
@@ -52,21 +54,44 @@ ABSOLUTE = (
 
 
 def archive_entries(archive: Path) -> None:
-    """Archive entries stay inside one folder, and none is a link."""
+    """Archive entries stay inside one folder, and none is a link, encrypted, damaged or too large."""
     with zipfile.ZipFile(archive) as file:
         entries = file.infolist()
-    names = [entry.filename for entry in entries]
-    for entry in entries:
-        path = PurePosixPath(entry.filename)
-        if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or PureWindowsPath(path).drive:
-            raise ValueError(f"'{entry.filename}' leads out of the folder")
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise ValueError(f"'{entry.filename}' is a link")
-    if len(names) != len(set(names)):
-        raise ValueError("a name is there twice")
-    tops = {PurePosixPath(name).parts[0] for name in names}
-    if len(tops) != 1 or any("/" not in name for name in names):
-        raise ValueError(f"expected one folder, found {sorted(tops)[:5]}")
+        if not 0 < len(entries) <= MOST_ENTRIES:
+            raise ValueError(f"expected 1 to {MOST_ENTRIES:,} entries, found {len(entries):,}")
+        if (size := sum(entry.file_size for entry in entries)) > LARGEST:
+            raise ValueError(f"would unpack to {size / 2**20:,.0f} MiB, more than {LARGEST // 2**20:,} MiB")
+        for entry in entries:
+            path = PurePosixPath(entry.filename)
+            if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or PureWindowsPath(path).drive:
+                raise ValueError(f"{shown(entry.filename)} leads out of the folder")
+            if not entry.filename.isprintable():
+                raise ValueError(f"{shown(entry.filename)} has characters that are not printed")
+            if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                what = "a link" if stat.S_ISLNK(entry.external_attr >> 16) else "no file"
+                raise ValueError(f"'{entry.filename}' is {what}")
+            if entry.flag_bits & 0x1:
+                raise ValueError(f"'{entry.filename}' is encrypted")
+        _check_clashes([entry.filename for entry in entries])
+        tops = {PurePosixPath(entry.filename).parts[0] for entry in entries}
+        if len(tops) != 1 or any("/" not in entry.filename for entry in entries):
+            raise ValueError(f"expected one folder, found {sorted(tops)[:5]}")
+        if damaged := file.testzip():
+            raise ValueError(f"'{damaged}' is damaged: it has another checksum than when it was written")
+
+
+def _check_clashes(names: Sequence[str]) -> None:
+    """Names that are one file on some system: by capitals, by forms of Unicode, or a file where a folder must be."""
+    seen: dict[str, str] = {}
+    folders: set[str] = set()
+    for name in names:
+        path = PurePosixPath(unicodedata.normalize("NFC", name).casefold())
+        if other := seen.get(str(path)):
+            raise ValueError(f"'{name}' is there twice" if other == name else f"'{other}' and '{name}' clash")
+        seen[str(path)] = name
+        folders |= {str(parent) for parent in path.parents}
+    if clash := [name for path, name in seen.items() if path in folders and not name.endswith("/")]:
+        raise ValueError(f"'{clash[0]}' is a file and a folder")
 
 
 def archive_digest(archive: Path) -> None:
@@ -74,7 +99,7 @@ def archive_digest(archive: Path) -> None:
     beside = archive.with_name(f"{archive.name}.sha256")
     if not beside.is_file():
         raise ValueError(f"no {beside.name} beside it")
-    expected = beside.read_text(encoding="utf-8").split()
+    expected = beside.read_text(encoding="utf-8", errors="replace").split()
     if expected[:1] != [file_digest(archive)]:
         raise ValueError(f"{beside.name} is of another file")
 
@@ -83,8 +108,12 @@ def archive_named(archive: Path) -> None:
     """Archive is named by bundle and version."""
     with zipfile.ZipFile(archive) as file:
         folder = file.namelist()[0].partition("/")[0]
-        metadata = json.loads(file.read(f"{folder}/configs/metadata.json"))
-    expected = f"{folder}_v{metadata.get('version')}.zip"
+        name = f"{folder}/configs/metadata.json"
+        if name not in file.namelist():
+            raise ValueError(f"no {name} in it")
+        metadata = parse_json(file.read(name), name, "metadata")
+    check(metadata, "metadata", name)
+    expected = f"{folder}_v{metadata['version']}.zip"
     if archive.name != expected:
         raise ValueError(f"expected {expected}")
 
@@ -103,6 +132,8 @@ def plain_files(bundle: Path) -> None:
             raise ValueError(f"{name} is a link")
         if path.name == "__pycache__" or path.suffix == ".pyc" or path.name.startswith("."):
             raise ValueError(f"{name} does not belong into a bundle")
+        if not path.is_file() and not path.is_dir():
+            raise ValueError(f"{name} is neither file nor folder")
         if path.is_file() and path.stat().st_size > LARGE:
             raise ValueError(f"{name} has {path.stat().st_size / 2**20:.0f} MiB: it belongs into large_files.yml")
 
@@ -166,12 +197,9 @@ def no_pickled_code(bundle: Path) -> None:
         name = path.relative_to(bundle).as_posix()
         if path.suffix in WEIGHTS:
             try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception:
-                raise ValueError(f"{name} holds more than tensors, or is damaged") from None
-            values = content.values() if isinstance(content, dict) else [content]
-            if not all(isinstance(value, torch.Tensor) for value in values):
-                raise ValueError(f"{name} holds more than tensors")
+                load_state(path)
+            except ValueError as error:
+                raise ValueError(f"{name} holds more than finite tensors, or is damaged: {error}") from None
         elif path.suffix in BEGINNINGS:
             if not path.read_bytes().startswith(BEGINNINGS[path.suffix]):
                 raise ValueError(f"{name} is no {path.suffix} file")
@@ -186,7 +214,7 @@ def no_pickled_code(bundle: Path) -> None:
 
 def weights_have_a_record(bundle: Path) -> None:
     """Weights have a record of where they come from, and it is theirs."""
-    record = json.loads((bundle / "models" / "model.json").read_text(encoding="utf-8"))
+    record = read_json(bundle / "models" / "model.json", "record")
     if missing := [key for key in RECORD if key not in record]:
         raise ValueError(f"models/model.json lacks {', '.join(missing)}")
     if record["sha256"] != file_digest(bundle / "models" / "model.pt"):
@@ -198,6 +226,11 @@ def label_server_takes_the_weights(bundle: Path) -> None:
     names = sorted((path.name for path in (bundle / "models").glob("*.pt")), key=len)
     if names[0] != "model.pt":
         raise ValueError(f"it takes {names[0]}")
+
+
+def training_config(bundle: Path) -> None:
+    """Training config says what kind of data it takes."""
+    read_json(bundle / "configs" / "train.json", "training")
 
 
 def large_files(bundle: Path) -> None:
@@ -213,11 +246,14 @@ def large_files(bundle: Path) -> None:
 
 
 def _metadata(bundle: Path) -> dict[str, Any]:
-    return json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    metadata: dict[str, Any] = read_json(bundle / "configs" / "metadata.json", "metadata")
+    return metadata
 
 
 def _large_files(bundle: Path) -> list[dict[str, str]]:
-    entries: list[dict[str, str]] = ConfigParser.load_config_file(str(bundle / "large_files.yml"))["large_files"]
+    content = ConfigParser.load_config_file(str(bundle / "large_files.yml"))
+    check(content, "large files", "large_files.yml")
+    entries: list[dict[str, str]] = content["large_files"]
     return entries
 
 
@@ -254,4 +290,5 @@ FILE_CHECKS: tuple[Callable[[Path], None], ...] = (
     weights_have_a_record,
     label_server_takes_the_weights,
     large_files,
+    training_config,
 )

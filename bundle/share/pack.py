@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 
 from bundle.share.card import Evaluation, front_matter, model_card, read_evaluation
@@ -26,6 +25,8 @@ from scripts.networks import UNet
 from scripts.utils.files import write_text
 from scripts.utils.licences import write_terms
 from scripts.utils.provenance import file_digest, read_record
+from scripts.utils.schemas import check, shown
+from scripts.utils.tensors import load_state
 
 __all__ = ["archive_name", "main", "write_archive"]
 
@@ -75,6 +76,7 @@ def main(
             raise ValueError(f"{', '.join(stated)}: can be stated for a datalist of real images only.")
         own |= stated
     metadata = describe(own, overlay, record, evaluations, version, changes)
+    check(metadata, "metadata", "the bundle's metadata")  # licence, source and changes as they were given
     folder = Path(output).resolve() / f"semsim_{name}_segmentation"
     if folder.exists() and not (folder / "configs" / "metadata.json").is_file():
         raise FileExistsError(f"'{folder}' is there and is no bundle: remove it, or choose another --output.")
@@ -133,6 +135,7 @@ def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str
     if not images:
         raise ValueError(f"{dataset}: the datalist names no image.")
     names, values = read_class_values(dataset)
+    names |= (read_record(weights) or {}).get("class_names", {})  # what training and evaluation called them
     photographs = all(map(is_photograph, images))
     channels, classes = _shape(weights)
     check_class_values(classes, values)
@@ -140,20 +143,22 @@ def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str
         "output_ext": ".png" if photographs else overlay["output_ext"],
         "in_channels": channels,
         "num_classes": classes,
-        "class_names": {str(c): names.get(str(c), f"class {c}") for c in range(1, classes)},
+        "class_names": {str(c): names.get(str(c), str(c)) for c in range(1, classes)},
         "label_values": values,
     }
     if photographs:  # resized and validated like those of the data set at hand
         isic = _read_json(ROOT / "configs" / "datasets" / "isic.json")
         overlay |= {key: isic[key] for key in ("anti_aliasing", "validation_images")}
+    check(overlay, "training", dataset)
     name = re.sub(r"[^a-z0-9]+", "_", Path(dataset).stem.lower()).strip("_")
     return name, overlay, own
 
 
 def _shape(weights: Path) -> tuple[int, int]:
     """Channels and classes of a network, from the first and the last of its tensors."""
-    state = torch.load(weights, map_location="cpu", weights_only=True)
-    tensors = list(state.values())
+    tensors = list(load_state(weights).values())
+    if not tensors or tensors[0].ndim != 4 or tensors[-1].ndim < 1:
+        raise ValueError(f"'{weights}' holds no network of this bundle: its first tensor is no 2D convolution's.")
     return int(tensors[0].shape[1]), int(tensors[-1].shape[0])
 
 
@@ -163,10 +168,12 @@ def _record(weights: Path, overlay: Mapping[str, Any], evaluations: Sequence[Eva
     record = read_record(weights)
     if record is None:
         raise FileNotFoundError(
-            f"'{weights.with_suffix('.json')}' is not there or is of other weights: training writes this record of "
-            "where weights come from beside them, and without it they are not shared."
+            f"'{weights.with_suffix('.json')}' is not there: training writes this record of where weights come from "
+            "beside them, and without it they are not shared."
         )
-    if missing := sorted({"data", "method", "image_size", "iteration", "seed", "labeled_cases"} - record.keys()):
+    if missing := sorted(
+        {"data", "method", "image_size", "iteration", "seed", "labeled_cases", "code"} - record.keys()
+    ):
         raise ValueError(f"'{weights.with_suffix('.json')}' lacks {', '.join(missing)}.")
     if record["data"] != overlay["layout"]:
         raise ValueError(
@@ -252,6 +259,8 @@ def _large_files(url: str | None, record: Mapping[str, Any]) -> str:
     """What the model zoo downloads instead of storing it; it stores files of up to 25 MB itself."""
     if url is None:
         return "# All files lie in the bundle itself.\nlarge_files: []\n"
+    if not re.fullmatch(r"https?://[^\s\"\\]+", url):
+        raise ValueError(f"weights_url: expected an address that begins with https://, found {shown(url)}.")
     values = {"path": "models/model.pt", "url": url, "hash_val": record["sha256"], "hash_type": "sha256"}
     lines = [f'{key}: "{value}"' for key, value in values.items()]
     return "large_files:\n  - " + "\n    ".join(lines) + "\n"
@@ -268,11 +277,7 @@ def _method_overlay(record: Mapping[str, Any]) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found {error}.") from None
-    return content
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -21,10 +21,12 @@ from bundle.share import checks
 from scripts.data.images import find_images
 from scripts.phantoms import make_phantom_cohort
 from scripts.phantoms.cohort import KINDS
+from scripts.utils.options import check_switches
+from scripts.utils.schemas import read_json
 
 __all__ = ["Result", "main", "make_cohort", "run_worker", "verify"]
 
-COHORT = "Training config says what kind of data it takes"
+COHORT = "A synthetic cohort of the bundle's kind can be made"
 WORKER = Path(__file__).with_name("verify_worker.py")
 
 
@@ -35,69 +37,73 @@ class Result(NamedTuple):
     fault: str
 
 
-def main(bundle: str, schema: str | None = None) -> None:
+def main(bundle: str, schema: str | None = None, run: bool = False) -> None:
     """Check a bundle and end with exit code 1 if anything is wrong.
+
+    The bundle's files are looked at first, and nothing of them is executed. Only if all of these checks pass, and only
+    with ``--run``, the bundle's own code is run on a tiny synthetic cohort: do that with a bundle of somebody whom you
+    trust as you would with any program of theirs.
 
     Args:
         bundle: a bundle's folder, or the archive that ``pack`` wrote, with its SHA-256 beside it.
-        schema: local copy of the schema that the metadata names; default: it is downloaded.
+        schema: local copy of the schema that the metadata names; default: it is downloaded, with ``--run`` only.
+        run: whether the bundle's code is run.
     """
-    results = verify(Path(bundle), Path(schema) if schema else None)
+    check_switches(run=run)
+    results = verify(Path(bundle), Path(schema) if schema else None, run)
     width = max(len(result.check) for result in results)
     for result in results:
         print(f"{'FAIL' if result.fault else 'pass'}  {result.check:<{width}}  {result.fault}".rstrip())
     failed = sum(1 for result in results if result.fault)
     print(f"{len(results) - failed} of {len(results)} checks passed.")
+    if failed and run and COHORT not in [result.check for result in results]:
+        print("The bundle's code was not run: its files come first.")
+    elif not failed and not run:
+        print("Nothing of the bundle was executed: --run trains, evaluates and infers with its own code.")
     sys.exit(1 if failed else 0)
 
 
-def verify(source: Path, schema: Path | None = None) -> list[Result]:
-    """Run all checks on a copy of a bundle in a temporary folder, in processes that do not see this repository.
+def verify(source: Path, schema: Path | None = None, run: bool = False) -> list[Result]:
+    """Check a bundle's files and, if they are as they should be, what its code does.
 
     Args:
         source: see :func:`main`.
         schema: see :func:`main`.
+        run: whether to run the code: on a copy in a temporary folder, in processes that do not see this repository.
 
     Returns:
-        one result per check; only those of the archive if it is not safe to unpack.
+        one result per check; only the first ones, to the one that failed, of an archive that is not safe to unpack.
 
     Raises:
-        FileNotFoundError: if there is no such folder or archive.
+        FileNotFoundError: if there is no such folder, archive or schema.
     """
     if not source.exists():
         raise FileNotFoundError(f"'{source}' does not exist: expected a bundle's folder or its archive.")
+    if schema is not None and not schema.is_file():
+        raise FileNotFoundError(f"schema: no file '{schema}'.")
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder:
-        if source.is_dir():
-            copy = Path(folder) / source.resolve().name
-            shutil.copytree(source, copy, symlinks=True)
-        else:
-            results += [_result(check, source) for check in checks.ARCHIVE_CHECKS]
-            if any(result.fault for result in results):
-                return results
+        bundle = source
+        if not source.is_dir():
+            for check in checks.ARCHIVE_CHECKS:
+                results.append(_result(check, source))
+                if results[-1].fault:
+                    return results
             with zipfile.ZipFile(source) as archive:
                 archive.extractall(folder)
-                copy = Path(folder) / archive.namelist()[0].partition("/")[0]
-        results += [_result(check, copy) for check in checks.FILE_CHECKS]
+                bundle = Path(folder) / archive.namelist()[0].partition("/")[0]
+        results += [_result(check, bundle) for check in checks.FILE_CHECKS]
+        if not run or any(result.fault for result in results):
+            return results
+        if bundle is source:
+            bundle = Path(shutil.copytree(source, Path(folder) / source.resolve().name))
+        config = read_json(bundle / "configs" / "train.json", "training")
         cohort = Path(folder) / "cohort"
-        results.append(_result(lambda bundle: make_cohort(cohort, _training_config(bundle)), copy, COHORT))
+        results.append(_result(lambda _: make_cohort(cohort, config), bundle, COHORT))
         if not results[-1].fault:
-            results += run_worker(copy, cohort, schema)
-            results += _run_commands(copy, cohort, _training_config(copy)["output_ext"])
+            results += run_worker(bundle, cohort, schema)
+            results += _run_commands(bundle, cohort, config["output_ext"])
     return results
-
-
-def _training_config(bundle: Path) -> dict[str, Any]:
-    """The config that says of what kind a bundle's data is."""
-    name = "configs/train.json"
-    try:
-        config = json.loads((bundle / name).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{name}: expected JSON, found {error}") from None
-    kind = ("layout", "in_channels", "num_classes", "output_ext")
-    if missing := [key for key in kind if key not in config]:
-        raise ValueError(f"{name} lacks {', '.join(missing)}")
-    return dict(config)
 
 
 def _result(check: Callable[[Path], None], path: Path, name: str = "") -> Result:

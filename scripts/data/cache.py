@@ -19,8 +19,8 @@ from monai.transforms import Compose, RandomizableTrait
 from scripts.data.checks import add_or_raise, check_class_settings, check_classes, check_finite, check_grids
 from scripts.data.fingerprint import fingerprint
 from scripts.data.readers import voxel_file
-from scripts.utils.errors import fault_line
-from scripts.utils.files import replacing, update_digest
+from scripts.utils.errors import WriteError, fault_line
+from scripts.utils.files import check_writable, replacing, update_digest
 from scripts.utils.processes import gathered, rank_and_count
 from scripts.utils.threads import in_threads
 
@@ -94,6 +94,7 @@ def cached_volumes(
     check_class_settings(num_classes, transforms)
     settings = repr([FORMAT, num_classes, monai.__version__, [fingerprint(t) for t in transforms]]).encode()
     root = Path(cache_dir)
+    check_writable(root)
     root.mkdir(parents=True, exist_ok=True)
 
     stems = in_threads(lambda record: _try(_stem, record, root, settings), data)
@@ -129,6 +130,8 @@ def _try(step: Any, record: Mapping[str, Any], *args: Any) -> Any:
     """Result of a step, or its fault as one line that names the file."""
     try:
         return step(record, *args)
+    except WriteError:  # it is the cache's folder that is full, not the image that is damaged
+        raise
     except Exception as error:
         return fault_line(error, *(str(record[key]) for key in ("image", "label") if key in record))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -37,15 +38,18 @@ def check_class_settings(num_classes: int, transforms: Iterable[Any]) -> None:
         transforms: of the preprocessing; the :class:`LabelValuesd` among them know ``label_values``.
 
     Raises:
-        ValueError: where they do not.
+        ValueError: where they do not, or a value is no finite number.
     """
-    if not isinstance(num_classes, int) or not 2 <= num_classes <= MOST_CLASSES:
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 2 <= num_classes <= MOST_CLASSES:
         raise ValueError(
             f"num_classes: expected a whole number in 2..{MOST_CLASSES}, background included, found {num_classes!r}."
         )
     for transform in transforms:
-        values = getattr(transform, "values", None) if isinstance(transform, LabelValuesd) else None
-        if values is not None and len(values) != num_classes:
+        if not isinstance(transform, LabelValuesd) or (values := transform.values) is None:
+            continue
+        if strange := [value for value in values if isinstance(value, bool) or not math.isfinite(value)]:
+            raise ValueError(f"label_values: expected finite numbers, found {strange[0]!r}.")
+        if len(values) != num_classes:
             raise ValueError(
                 f"label_values: expected one value for each of the {num_classes} classes (num_classes), found {values}."
             )

@@ -108,7 +108,7 @@ def find_labelled(source: str | Path) -> list[dict[str, str]]:
 
 
 def evaluation_records(
-    layout: str, dataset_dir: str | Path, part: str, splits: str | Path | None = None
+    layout: str, dataset_dir: str | Path, part: str, splits: str | Path | None = None, fold: int = 0
 ) -> list[dict[str, str]]:
     """List the labelled cases to score.
 
@@ -118,6 +118,7 @@ def evaluation_records(
         part: a part of the split (``val``, ``test``, ``train``), or ``all``: every labelled image, see
             :func:`find_labelled`.
         splits: JSON file of the split; not read where ``part`` is ``all``.
+        fold: see :func:`scripts.data.dataset_records`.
 
     Returns:
         Records with ``image`` and ``label``.
@@ -126,7 +127,9 @@ def evaluation_records(
         FileNotFoundError: if a folder or file is missing.
         ValueError: if the split has no such part or the part is empty.
     """
-    records = find_labelled(dataset_dir) if part == "all" else dataset_records(layout, dataset_dir, part, splits)
+    if part == "all":
+        return find_labelled(dataset_dir)
+    records = dataset_records(layout, dataset_dir, part, splits, fold=fold)
     if not records:
         raise ValueError(f"Part '{part}' of {splits} is empty: nothing to evaluate.")
     return records

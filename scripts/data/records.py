@@ -7,7 +7,6 @@ split must not tear apart: a patient with all frames, or an image.
 from __future__ import annotations
 
 import hashlib
-import json
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,9 @@ from scripts.data.layouts.acdc import acdc_cases
 from scripts.data.layouts.custom import custom_cases
 from scripts.data.layouts.datalist import read_datalist
 from scripts.data.layouts.isic import isic_cases
+from scripts.data.layouts.nnunet import description_of
 from scripts.data.layouts.promise12 import promise12_cases
+from scripts.utils.schemas import read_json
 
 __all__ = ["LAYOUTS", "Layout", "Split", "dataset_records", "hide_labels", "read_split", "seeded_split", "split_cases"]
 
@@ -88,6 +89,7 @@ def dataset_records(
     part: str,
     splits: str | Path | None = None,
     labeled: float | None = None,
+    fold: int = 0,
 ) -> list[Record]:
     """List the records of one part of a data set's split.
 
@@ -102,6 +104,7 @@ def dataset_records(
         labeled: only for ``train``: number of labelled cases, or, below 1, their share of the part. They are the
             first of the list; the records of all others carry no label, whether there is one on disk or not. None:
             all labels that there are.
+        fold: the one that validates, of a datalist or of nnU-Net's folder that has folds.
 
     Returns:
         records in the order of the part's list.
@@ -111,7 +114,7 @@ def dataset_records(
             image has a label.
         ValueError: for an unknown layout or part, a split that names a case twice, or a ``labeled`` out of range.
     """
-    split = split_cases(layout, dataset_dir, splits)
+    split = split_cases(layout, dataset_dir, splits, fold=fold)
     if part not in split.parts:
         raise ValueError(f"{split.where} has no part '{part}', only {sorted(split.parts)}.")
     chosen, missing = split.parts[part], split.missing.get(part)
@@ -127,7 +130,11 @@ def dataset_records(
 
 
 def split_cases(
-    layout: str, dataset_dir: str | Path, splits: str | Path | None = None, faults: list[str] | None = None
+    layout: str,
+    dataset_dir: str | Path,
+    splits: str | Path | None = None,
+    faults: list[str] | None = None,
+    fold: int = 0,
 ) -> Split:
     """The cases of a data set, part by part, with all labels that there are.
 
@@ -137,6 +144,7 @@ def split_cases(
         splits: see :func:`dataset_records`. A datalist without a validation part gets a seeded one.
         faults: where given, what is wrong with names, datalist or splits file is added here, and what is sound is
             returned.
+        fold: see :func:`dataset_records`.
 
     Raises:
         FileNotFoundError: when the folder or the splits file is missing, or there is no case.
@@ -144,10 +152,10 @@ def split_cases(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(sorted(LAYOUTS))}, found '{layout}'.")
-    root = Path(dataset_dir)
+    root = description_of(Path(dataset_dir)) or Path(dataset_dir)
     find, source, validation = LAYOUTS[layout]
     if root.suffix.lower() == ".json":
-        listed = {part: _by_case(records) for part, records in read_datalist(root, faults).items()}
+        listed = {part: _by_case(records) for part, records in read_datalist(root, faults, fold=fold).items()}
         train = listed.setdefault("train", {})
         if "val" not in listed:
             listed["val"] = {name: train.pop(name) for name in _seeded_parts(train, validation)["val"]}
@@ -215,19 +223,12 @@ def read_split(path: str | Path, faults: list[str] | None = None) -> dict[str, l
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"splits file '{path}' does not exist.")
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON with lists of cases, found {error}.") from None
-    if not isinstance(parts, dict) or not all(isinstance(names, list) for names in parts.values()):
-        raise ValueError(f"{path}: expected a JSON object with lists of case names, such as train, val and test.")
+    parts = read_json(path, "split")
     first: dict[str, str] = {}
     sound: dict[str, list[str]] = {part: [] for part in parts}
     found = []
     for part, names in parts.items():
         for name in names:
-            if not isinstance(name, str):
-                raise ValueError(f"{path}: expected the names of cases in '{part}', found {name!r}.")
             if name in first:
                 where = f"part '{part}' twice" if first[name] == part else f"parts '{first[name]}' and '{part}'"
                 found.append(f"{path} names '{name}' in {where}: a case belongs to one part, once.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,16 +10,16 @@ from typing import Any, cast
 
 import torch
 from ignite.engine import Events
-from ignite.handlers import DiskSaver
 from monai.engines import Evaluator
-from torch import Tensor, nn
+from torch import nn
 
 from scripts.data import SemiSupervisedLoader
 from scripts.engine import NOT_FINITE, SemiSupervisedTrainer, flag
+from scripts.handlers.resume import claim, load_parts, read_checkpoint
 from scripts.methods import Objective
-from scripts.utils.errors import one_line
-from scripts.utils.files import replacing
+from scripts.utils.files import check_writable, replacing, sweep
 from scripts.utils.provenance import code_version, file_digest, is_synthetic, write_record
+from scripts.utils.tensors import not_finite, save_tensors
 
 __all__ = ["RunCheckpoint", "data_protocol", "guard_output", "run_settings"]
 
@@ -32,7 +33,8 @@ class RunCheckpoint:
     - ``model_last.pt``: the network's weights after the last epoch.
     - ``model.json`` and ``model_last.json``: where these weights come from, see :mod:`scripts.utils.provenance`.
 
-    Each file is written to a temporary name and renamed, by the first process only.
+    Each file is written to a temporary name and renamed, by the first process only. That process keeps the folder to
+    itself until the training is complete, and removes what an earlier one that was killed left half written.
 
     Args:
         output_dir: folder of the run, created if need be.
@@ -43,8 +45,9 @@ class RunCheckpoint:
         data: what the records of the weights say of the data, see :func:`scripts.utils.provenance.describe_data`.
 
     Raises:
-        ValueError: on start, if the file cannot be read, belongs to another protocol, objective or network, or has
-            more epochs than are asked for.
+        ValueError: on start, if the file cannot be read, is damaged, belongs to another protocol, objective or network,
+            or has more epochs than are asked for.
+        FileExistsError: on start, if another process trains in the folder.
         FloatingPointError: after an epoch, before anything of it is saved, if the weights are not finite.
     """
 
@@ -72,11 +75,13 @@ class RunCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: SemiSupervisedTrainer) -> None:
+        if engine.state.rank == 0:
+            self.lock = claim(self.output_dir)
+            sweep(self.output_dir)
         # A commit that is made while the training runs is not the code that trains.
         precision = str(engine.dtype or torch.float32).removeprefix("torch.")
         self.current = {"code": code_version(), "precision": precision}
         self.trained_by: dict[str, list[str]] = {}
-        self.save = DiskSaver(str(self.output_dir), create_dir=True, require_empty=False)
         path = self.output_dir / self.name if isinstance(self.resume, bool) else Path(self.resume)
         if not self.resume:
             return
@@ -92,15 +97,8 @@ class RunCheckpoint:
             self.trained_by[name] = list(dict.fromkeys([*self.trained_by.get(name, []), value]))
 
     def _load(self, engine: SemiSupervisedTrainer, path: Path) -> None:
-        try:
-            content = torch.load(path, map_location=engine.state.device, weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{path}: cannot be read as a checkpoint: {one_line(error)}") from None
         parts = self._parts(engine)
-        expected = {*parts, "state"}
-        if not isinstance(content, dict) or set(content) != expected:
-            found = sorted(content)[:6] if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"{path}: expected a checkpoint with {sorted(expected)}, found {found}.")
+        content = read_checkpoint(path, parts, engine.state.device)
         state = content["state"]
         for name, value in _protocol(engine).items():
             if state.get(name, value) != value:  # an option that came later is not in the file
@@ -112,12 +110,7 @@ class RunCheckpoint:
                 f"{path}: begun for {state['max_epochs']} epochs: learning rate and ramps now follow "
                 f"{engine.state.max_epochs}, which no uninterrupted run did."
             )
-        try:
-            for name, part in parts.items():
-                if part is not engine.grad_scaler or content[name]:  # nothing is known of it where none was needed
-                    part.load_state_dict(content[name])
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(f"{path}: does not fit the configured method and network: {one_line(error)}") from None
+        load_parts(path, parts, content)
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         self.trained_by = state.get("trained_by", {name: ["unknown"] for name in self.current})
         if self.evaluator is not None and self._bring_best(engine, path, state["best_metric_epoch"]):
@@ -140,11 +133,8 @@ class RunCheckpoint:
         return True
 
     def _epoch(self, engine: SemiSupervisedTrainer) -> None:
-        weights = engine.objective.state_dict()
-        if lost := [
-            name for name, value in weights.items() if isinstance(value, Tensor) and not value.isfinite().all()
-        ]:
-            raise FloatingPointError(f"After epoch {engine.state.epoch} {lost[0]} is not finite. {NOT_FINITE}")
+        if lost := not_finite(engine.objective.state_dict()):
+            raise FloatingPointError(f"After epoch {engine.state.epoch} {lost} is not finite. {NOT_FINITE}")
         state = {
             **_protocol(engine),
             "trained_by": self.trained_by,
@@ -159,16 +149,19 @@ class RunCheckpoint:
         elif self._best_epoch() < 0:
             self._save_network(engine, "model.pt", {})
         content = {name: part.state_dict() for name, part in self._parts(engine).items()}
-        self.save({**content, "state": state}, self.name)
+        if engine.state.rank == 0:
+            save_tensors({**content, "state": state}, self.output_dir / self.name)
 
     def _finish(self, engine: SemiSupervisedTrainer) -> None:
         if self._best_epoch() < 0:
             self._save_network(engine, "model.pt", {})
         self._save_network(engine, "model_last.pt", {})  # the last of all: where it is, the run is complete
+        if engine.state.rank == 0:
+            self.lock.release()
 
     def _save_network(self, engine: SemiSupervisedTrainer, name: str, result: dict[str, Any]) -> None:
-        self.save(self.network.state_dict(), name)
         if engine.state.rank == 0:
+            save_tensors(self.network.state_dict(), self.output_dir / name)
             trained_by = {key: ", then ".join(values) for key, values in self.trained_by.items()}
             write_record(self.output_dir / name, {**self.data, **_training(engine), **trained_by, **result})
 
@@ -256,12 +249,13 @@ def _training(engine: SemiSupervisedTrainer) -> dict[str, Any]:
 
 
 def guard_output(output_dir: str, resume: bool | str) -> None:
-    """Refuse to overwrite an earlier run, or to resume from nothing, before anything is written.
+    """Refuse to overwrite an earlier run, to resume from nothing or to work beside another one, before any work.
 
     Raises:
+        WriteError: if nothing can be written to the folder.
         FileNotFoundError: if ``resume`` names a file that is not there.
-        FileExistsError: if ``output_dir`` holds a run's checkpoint, or weights other than those that the run comes
-            with, and ``resume`` is False or names another file.
+        FileExistsError: if another process trains in ``output_dir``, or it holds a run's checkpoint, or weights other
+            than those that the run comes with, and ``resume`` is False or names another file.
     """
     path, weights = Path(output_dir) / RunCheckpoint.name, Path(output_dir) / "model.pt"
     resume = flag(resume)
@@ -278,6 +272,10 @@ def guard_output(output_dir: str, resume: bool | str) -> None:
         raise FileExistsError(
             f"{weights}: weights stand here, which training would replace. Choose another --output_dir."
         )
+    check_writable(output_dir)
+    # torchrun's processes come here before they know one another
+    if os.environ.get("RANK", "0") == "0" and Path(output_dir).is_dir():
+        claim(output_dir).release()
 
 
 def _equal(file: Path, other: Path) -> bool:

@@ -50,6 +50,7 @@ class SegmentationReport:
         output_dir: folder of the report, created if need be.
         num_classes: number of classes, background included.
         class_names: name of each foreground class by its number as text; others are called by their number.
+            None or empty: those that the record of the weights has.
         checkpoint: file of the weights that are evaluated.
         part: the part of the data set that is scored.
         pred_key: key of the predicted label map, where it is another than ``pred``.
@@ -68,7 +69,7 @@ class SegmentationReport:
     ) -> None:
         self.output_dir = Path(output_dir)
         self.num_classes = num_classes
-        self.class_names = {**(class_names or {}), "mean": "mean"}
+        self.class_names = {**{str(number): name for number, name in (class_names or {}).items()}, "mean": "mean"}
         self.checkpoint = checkpoint
         self.part = part
         self.keys = (pred_key, label_key)
@@ -93,7 +94,10 @@ class SegmentationReport:
             # Now: by the time the last volume is scored, a training may have replaced the file.
             digest = file_digest(self.checkpoint)
             self.about = {"part": self.part, "weights_sha256": digest, "code": code_version()}
-            self.chosen = self.part == "val" and "validation_dice" in (read_record(self.checkpoint) or {})
+            record = read_record(self.checkpoint) or {}
+            self.chosen = self.part == "val" and "validation_dice" in record
+            if len(self.class_names) == 1:
+                self.class_names = {**record.get("class_names", {}), **self.class_names}
 
     def _score(self, engine: Engine) -> None:
         """Score the volumes of one iteration.

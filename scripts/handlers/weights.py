@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from ignite.engine import Engine
 from monai.handlers import CheckpointLoader
 from torch import nn
 
-from scripts.utils.errors import one_line
 from scripts.utils.provenance import check_size
+from scripts.utils.tensors import load_state
 
 __all__ = ["NetworkLoader", "load_network_weights"]
 
@@ -26,20 +24,12 @@ def load_network_weights(network: nn.Module, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no such state_dict, or of a network with other classes, channels or layers.
+        ValueError: if the file is no such state_dict, is damaged, has values that are not finite, or is of a network
+            with other classes, channels or layers.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No checkpoint '{path}': train a network first or name a file with --checkpoint.")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"Checkpoint '{path}' cannot be read as tensors: {one_line(error)}") from None
-    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        content = ", ".join(map(str, weights)) if isinstance(weights, Mapping) else type(weights).__name__
-        raise ValueError(
-            f"Checkpoint '{path}' holds {content[:100]}, expected a network's state_dict alone: "
-            "checkpoint.pt serves to resume training, model.pt beside it holds the network."
-        )
+    weights = load_state(path)
     expected = network.state_dict()
     strangers = sorted(expected.keys() ^ weights.keys())
     if strangers:

@@ -18,6 +18,7 @@ from scripts.handlers.weights import load_network_weights
 from scripts.monai_label.datastore import Studies
 from scripts.utils.licences import UNSTATED, inherited_terms, join_terms, write_terms
 from scripts.utils.provenance import file_digest, read_record, write_record
+from scripts.utils.tensors import load_tensors
 
 __all__ = ["PublishWeights", "network_files"]
 
@@ -119,7 +120,7 @@ class PublishWeights:
             record = read_record(path)
             if record is None:
                 continue
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = load_tensors(path)
             if state.keys() == loaded.keys() and all(torch.equal(v.cpu(), loaded[key]) for key, v in state.items()):
                 self.origin["continues_sha256"] = record["sha256"]
                 self.origin["license"] = join_terms(TERMS, *inherited_terms(record))

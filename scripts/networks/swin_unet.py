@@ -12,6 +12,8 @@ from monai.networks.nets.swin_unetr import PatchMerging, SwinTransformerBlock, c
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from scripts.utils.tensors import load_tensors
+
 __all__ = ["SwinUNet"]
 
 
@@ -153,7 +155,7 @@ class SwinUNet(nn.Module):
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"pretrained: expected a file of Swin Transformer weights, found none at '{path}'.")
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = load_tensors(path)
         weights = weights.get("model", weights)
         parts = ("patch_embed.", "encoder.", "merging.", "norm.", "decoder.")
         own = {name: parameter for name, parameter in self.named_parameters() if name.startswith(parts)}

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 __all__ = [
+    "INTERRUPTED",
     "FaultsError",
+    "WriteError",
     "fault_line",
     "one_line",
     "plain_errors",
+    "plain_line",
+    "plain_output",
     "raised_in",
     "root_cause",
 ]
 
-_EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+
+class WriteError(OSError):
+    """A file or folder that cannot be written, in words: a full disk, a folder without permission."""
+
+
+_EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, WriteError)
+# What the machine refuses, whoever asks: its own words name the file.
+_REFUSED = {
+    getattr(errno, f"E{name}", None)
+    for name in (
+        *("ACCES", "DQUOT", "EXIST", "FBIG", "IO", "ISDIR", "LOOP", "MFILE"),
+        *("NAMETOOLONG", "NFILE", "NOENT", "NOSPC", "NOTDIR", "PERM", "PIPE", "ROFS"),
+    )
+} - {None}
+INTERRUPTED = 130
+"""Exit code of a program that the user interrupted."""
 # The programs that run a bundle's workflow for a user: MONAI's command line, and MONAI Label's training process.
 MONAI_PROGRAM = ("monai", "bundle", "__main__.py")
 _PROGRAMS = {MONAI_PROGRAM, ("interfaces", "utils", "app.py")}
@@ -70,24 +93,56 @@ def fault_line(error: BaseException, *files: str) -> str:
     return f"{' / '.join([file for file in files if file in what] or files)}: cannot be read: {what}"
 
 
+def plain_line(error: BaseException, *folders: Path) -> str | None:
+    """What a user needs to know of an error, as one line or a list of faults; None: it is none that was foreseen.
+
+    Args:
+        error: what ended a program; MONAI wraps what a config's component raises, once per level.
+        folders: of the code whose messages are written for users.
+    """
+    cause = root_cause(error)
+    if isinstance(cause, KeyboardInterrupt):
+        return "interrupted."
+    if isinstance(cause, OSError) and cause.errno in _REFUSED:
+        return f"{cause.filename}: {cause.strerror}." if cause.filename else f"{cause.strerror}."
+    if isinstance(cause, _EXPECTED) and raised_in(cause, *folders):
+        return str(cause)
+    return str(cause) if str(cause).startswith(_UNKNOWN_COMPONENT) else None
+
+
+def plain_output() -> None:
+    """Characters that a terminal or a log cannot show are written as their code points: they end no program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def plain_errors() -> None:
     """On the command line, end with the message alone when this package rejects what it was given.
 
-    So does a ``_target_`` that does not exist, a method's name misspelled, say.
-
-    MONAI wraps what a config's component raises, once per level, so that the last line a user sees is the least
-    telling. Anything unexpected keeps its full traceback, and so does every program that imports the bundle: only
+    So does a ``_target_`` that does not exist, a method's name misspelled, say, a full disk, or an interruption.
+    Anything unexpected keeps its full traceback, and so does every program that imports the bundle: only
     ``python -m monai.bundle`` and the training process of a MONAI Label server get the hook.
     """
     if Path(sys.argv[0]).parts[-3:] not in _PROGRAMS:
         return
+    plain_output()
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        cause = root_cause(error)
-        ours = isinstance(cause, _EXPECTED) and raised_in(cause, _PACKAGE)
-        if ours or str(cause).startswith(_UNKNOWN_COMPONENT):
-            print(f"error: {cause}", file=sys.stderr)
-        else:
+        if (line := plain_line(error, _PACKAGE)) is None:
             sys.__excepthook__(kind, error, trace)
+        else:
+            print(f"error: {line}", file=sys.stderr)
+
+    make = logging.getLogRecordFactory()
+
+    def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        """Without the traceback, which MONAI's handlers log, of what the hook will tell in a line."""
+        made = make(*args, **kwargs)
+        error = made.exc_info[1] if made.exc_info else None
+        if error is not None and plain_line(error, _PACKAGE) is not None:
+            made.exc_info = None
+        return made
 
     sys.excepthook = hook
+    logging.setLogRecordFactory(record)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
-__all__ = ["files_below", "replacing", "update_digest", "write_text"]
+from scripts.utils.errors import WriteError
+
+__all__ = ["check_writable", "files_below", "replacing", "sweep", "update_digest", "write_text"]
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\..+|tmp[a-z0-9_]{8}")  # those of `replacing`, and those of Ignite
 
 
 @contextmanager
@@ -24,13 +30,54 @@ def replacing(path: str | Path) -> Iterator[Path]:
         is removed and the earlier file stays as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid4().hex[:12]}.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:
+        if (cause := _refusal(error, temporary)) is None:
+            raise
+        raise WriteError(f"'{path}' cannot be written: {cause.strerror}.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _refusal(error: BaseException | None, temporary: Path) -> OSError | None:
+    """What the system said to a write, also where a library hides it behind an error of its own; None: nothing."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            named = error.filename is None or Path(os.fsdecode(error.filename)) in (temporary, *temporary.parents)
+            return error if named else None
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def check_writable(folder: str | Path) -> None:
+    """Find out now, not after hours of work, whether files can be written to a folder, which need not exist yet.
+
+    Raises:
+        WriteError: if it takes no file.
+    """
+    there = next(place for place in (Path(folder), *Path(folder).absolute().parents) if place.exists())
+    try:
+        with TemporaryFile(dir=there) as stream:
+            stream.write(bytes(4096))
+    except OSError as error:
+        raise WriteError(f"nothing can be written to '{folder}': {error.strerror}.") from None
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what killed processes left half written in a folder; nobody else may be writing there."""
+    for path in Path(folder).iterdir():
+        if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+            continue
+        if path.name.startswith("tmp"):
+            with path.open("rb") as stream:
+                if stream.read(2) not in (b"", b"PK"):  # no half of a file that PyTorch writes
+                    continue
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -6,18 +6,24 @@ import ast
 import difflib
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, run
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
-from scripts.utils.errors import MONAI_PROGRAM
+from scripts.utils.errors import MONAI_PROGRAM, one_line
+from scripts.utils.schemas import faults_of
 
-__all__ = ["check_options", "check_switches"]
+__all__ = ["check_options", "check_paths", "check_switches", "check_values"]
+
+PATHS = ("bundle_root", "cache_dir", "checkpoint", "dataset_dir", "output_dir", "resume", "splits")
 
 
 def check_switches(**switches: object) -> None:
@@ -29,6 +35,44 @@ def check_switches(**switches: object) -> None:
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name}: expected True or False, spelled like this, found {value!r}.")
+
+
+def check_values(device: Any = None, **values: object) -> None:
+    """Hold the values of options against their schema, before anything is done with them.
+
+    Args:
+        device: where to compute; None: not given.
+        **values: by name, see :data:`scripts.utils.schemas.SCHEMAS`; those that it does not name are not looked at.
+
+    Raises:
+        ValueError: for the first that is of another type or range, or where there is no such device.
+    """
+    given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
+    if isinstance(names := given.get("class_names"), Mapping):
+        given["class_names"] = {str(number): name for number, name in names.items()}
+    for fault in faults_of(given, "options"):
+        raise ValueError(fault.what)
+    if device is None:
+        return
+    try:
+        torch.empty(1, device=torch.device(device))
+    except Exception as error:
+        raise ValueError(f"device: expected one that PyTorch has here, found {device!r}: {one_line(error)}") from None
+
+
+def check_paths(words: Sequence[str]) -> None:
+    """Refuse a path on a command line that Python Fire would turn into something else: 2018 and True are no texts.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    for name, word in _given(words).items():
+        if name not in PATHS or (name == "resume" and word.lower() in ("true", "false")):
+            continue
+        if (value := DefaultParseValue(word)) != word and not (name == "splits" and value is None):
+            raise ValueError(
+                f"--{name} {word}: would be read as {value!r}; write it as ./{word}, which is the same path."
+            )
 
 
 def check_options() -> None:
@@ -45,23 +89,33 @@ def check_options() -> None:
     words = sys.argv[1:]
     if Path(sys.argv[0]).parts[-3:] != MONAI_PROGRAM:
         return
-    options: dict[str, str] = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if re.match("--[a-zA-Z]", word):
-            name, equals, value = word[2:].partition("=")
-            options[name.replace("-", "_")] = value if equals else following
-    if "config_file" not in options:
+    options = _given(words)
+    check_paths(words)
+    stored = ConfigParser.load_config_file(options["args_file"]) if "args_file" in options else {}
+    if (chosen := options.get("config_file", stored.get("config_file"))) is None:
         return
-    files = _files(options["config_file"])
+    options = {**dict.fromkeys(stored, ""), **options}
+    files = _files(chosen) if isinstance(chosen, str) else [*chosen]
     config = ConfigParser.load_config_files(files)
     tracking: Any = DEFAULT_MLFLOW_SETTINGS
-    others = {*inspect.signature(run).parameters, *tracking["configs"]} - {*tracking["handlers_id"]}
+    own = [name for name, option in inspect.signature(run).parameters.items() if option.kind is not option.VAR_KEYWORD]
+    others = {*own, *tracking["configs"]} - {*tracking["handlers_id"]}
     for name in options:
         if name not in others and (missing := _missing(re.split("#|::", name), config)):
             near = difflib.get_close_matches(name.replace("::", "#"), [*_ids(config), *others], 1)
             meant = f"; did you mean --{near[0]}?" if near else "."
             raise ValueError(f"--{name}: the config files have no id '{missing}'{meant}")
     _check_overlays(files, config, words)
+
+
+def _given(words: Sequence[str]) -> dict[str, str]:
+    """The options of a command line, as texts."""
+    options: dict[str, str] = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if re.match("--[a-zA-Z]", word):
+            name, equals, value = word[2:].partition("=")
+            options[name.replace("-", "_")] = value if equals else following
+    return options
 
 
 def _missing(keys: Sequence[str], config: Any) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.utils.files import update_digest, write_text
+from scripts.utils.schemas import read_json
 
 __all__ = [
     "check_size",
@@ -61,23 +62,35 @@ def code_version(root: Path = ROOT) -> str:
 
 
 def describe_data(
-    layout: str, dataset_dir: str | Path | None = None, splits: str | Path | None = None
-) -> dict[str, str | None]:
+    layout: str,
+    dataset_dir: str | Path | None = None,
+    splits: str | Path | None = None,
+    fold: int = 0,
+    class_names: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """What a record says of the data: names and digests, never a path or a patient.
 
     Args:
         layout: the data set's layout.
         dataset_dir: its folder, of which nothing is said, or its datalist, which then is the split.
         splits: file of the split; None: the seeded split of the cases at hand.
+        fold: the fold that validates.
+        class_names: names of the foreground classes by their number as text.
 
     Returns:
-        ``{"data", "split", "split_sha256"}``.
+        ``{"data", "split", "split_sha256"}``, ``fold`` where it is another than the first, and ``class_names`` where
+        there are any.
     """
+    more: dict[str, Any] = {"fold": fold} if fold else {}
+    if class_names:
+        more["class_names"] = dict(class_names)
     file = dataset_dir if str(dataset_dir).lower().endswith(".json") else splits
+    if dataset_dir and not file and (Path(dataset_dir) / "splits_final.json").is_file():  # nnU-Net's
+        file = Path(dataset_dir) / "splits_final.json"
     if not file:
-        return {"data": layout, "split": "seeded", "split_sha256": None}
+        return {"data": layout, "split": "seeded", "split_sha256": None, **more}
     known = os.path.isfile(file)
-    return {"data": layout, "split": Path(file).name, "split_sha256": file_digest(file) if known else None}
+    return {"data": layout, "split": Path(file).name, "split_sha256": file_digest(file) if known else None, **more}
 
 
 def is_synthetic(image: str | Path) -> bool:
@@ -93,23 +106,21 @@ def write_record(weights: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(weights: str | Path) -> dict[str, Any] | None:
-    """The record beside a file of weights; None where there is none, or where it is another file's.
+    """The record beside a file of weights, checked; None where there is none.
 
     Raises:
-        ValueError: if the record is no JSON object.
+        ValueError: if the record does not follow its schema (:mod:`scripts.utils.schemas`), or its digest is not that
+            of the weights: one of the two was changed or damaged, and nothing that the record says can be relied on.
     """
     path = Path(weights).with_suffix(".json")
     if not path.is_file() or not os.path.isfile(weights):
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected the record of '{Path(weights).name}' as JSON, found {error}.") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: expected the record of '{Path(weights).name}', found {type(record).__name__}.")
-    if record.get("sha256") != file_digest(weights):
-        logger.warning("%s is the record of other weights than %s: not used.", path, weights)
-        return None
+    record: dict[str, Any] = read_json(path, "record")
+    if (digest := file_digest(weights)) != record.get("sha256"):
+        raise ValueError(
+            f"{path}: is the record of other weights than '{weights}', whose SHA-256 is {digest[:12]}...: one of the "
+            "two was changed or damaged. Copy both anew, or remove the record of weights that you trust."
+        )
     return record
 
 

@@ -34,8 +34,12 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], progre
     """
     items = list(items)
     with ThreadPoolExecutor(thread_count()) as pool:
-        results = pool.map(function, items)
-        if progress is None:
+        results: Iterable[Result] = pool.map(function, items)
+        if progress is not None:
+            # None: tqdm draws on a terminal alone, so that logs stay readable
+            results = tqdm(results, desc=progress, total=len(items), unit="file", disable=None if items else True)
+        try:
             return list(results)
-        # None: tqdm draws on a terminal alone, so that logs stay readable
-        return list(tqdm(results, desc=progress, total=len(items), unit="file", disable=None if items else True))
+        except BaseException:  # an interruption, a full disk: what has not begun must not begin any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

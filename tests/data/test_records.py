@@ -48,10 +48,10 @@ def test_labelled_counts_out_of_range(labeled: float) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{train: [", "expected JSON"),
-        ("[1]", "expected a JSON object"),
-        (json.dumps({"train": [1, 2]}), "expected the names of cases in 'train', found 1"),
-        (json.dumps({"train": [["a"]]}), r"expected the names of cases in 'train', found \['a'\]"),
+        ("{train: [", "expected a JSON object of lists of cases, by part, found no JSON"),
+        ("[1]", "expected a JSON object of lists of cases"),
+        (json.dumps({"train": [1, 2]}), "train: entry 1: expected the name of a case, found 1"),
+        (json.dumps({"train": [["a"]]}), r"train: entry 1: expected the name of a case, found \['a'\]"),
         (json.dumps({"train": ["a", "a"]}), "names 'a' in part 'train' twice"),
         (json.dumps({"train": ["a"], "val": ["a"]}), "names 'a' in parts 'train' and 'val'"),
     ],

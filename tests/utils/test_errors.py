@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts.utils.errors import FaultsError, fault_line
-from scripts.utils.options import check_options, check_switches
+from scripts.utils.options import check_options, check_paths, check_switches, check_values
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -105,6 +106,71 @@ def test_an_id_of_an_overlay_is_an_option(monkeypatch: pytest.MonkeyPatch, tmp_p
     check_options()
     command_line(monkeypatch, "--config_file", str(CONFIGS / "train.json"), "--sharpness", "2")
     with pytest.raises(ValueError, match="no id 'sharpness'"):
+        check_options()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        *[("image_size", value, "the side of a slice") for value in ("abc", 0, -1, 1.5, True, None, [64, 64])],
+        *[("max_epochs", value, "a whole number from 1") for value in (0, -3, "2", 1.5)],
+        ("epoch_length", 0, "a whole number from 1"),
+        *[("num_classes", value, "a whole number in 2..256") for value in (1, 257, "3", True)],
+        *[("seed", value, "a whole number from 0") for value in ("x", -1, 1.5)],
+        *[("learning_rate", value, "a number above 0") for value in ("fast", 0, -1, float("nan"), float("inf"))],
+        ("batch_size", 0, "a whole number from 1"),
+        ("in_channels", 0, "a whole number in 1..64"),
+        ("num_workers", -1, "a whole number from 0"),
+        *[("device", value, "one that PyTorch has here") for value in ("x", "cuda:99", 3.5)],
+        *[("output_dir", value, "a path without # and ::") for value in ("a::b", 2018, True, "")],
+        ("class_names", {"one": "bone"}, "the number of a class"),
+        ("class_names", ["bone"], "names by class"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused_by_name(option: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{option}: expected {message}|^{option}: .*{message}") as info:
+        check_values(**{option: value})
+    assert "\n" not in str(info.value)
+
+
+def test_sound_values_pass(tmp_path: Path) -> None:
+    check_values(device="cpu", image_size=224, seed=0, learning_rate=0.01, max_epochs=1, class_names={1: "bone"})
+    check_values(device=torch.device("cpu"), output_dir=tmp_path, splits=None, dataset_dir="2018", not_an_option=3)
+
+
+@pytest.mark.parametrize("word", ["2018", "2026_11_29", "True", "1e3", "None", "[a]", "(1,2)", "0x10"])
+def test_a_path_that_fire_would_change_is_refused(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    for words in (["--output_dir", word], [f"--dataset_dir={word}"], ["--resume", word]):
+        if words == ["--resume", "True"]:
+            continue
+        with pytest.raises(ValueError, match=r"would be read as .*; write it as \./"):
+            check_paths(["run", *words])
+    command_line(monkeypatch, "--config_file", str(CONFIGS / "train.json"), "--output_dir", word)
+    with pytest.raises(ValueError, match="--output_dir"):
+        check_options()
+    check_paths(["--resume", "True", "--splits", "None", "--output_dir", f"./{word}", "--labeled", "3"])
+
+
+def test_options_beside_a_file_of_arguments_are_checked_and_so_is_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stored = tmp_path / "arguments.json"
+    stored.write_text(json.dumps({"config_file": str(CONFIGS / "train.json"), "labeled": 2}))
+    command_line(monkeypatch, "--args_file", str(stored), "--learning_rate", "0.1")
+    check_options()
+    command_line(monkeypatch, "--args_file", str(stored), "--labelled", "1")
+    with pytest.raises(ValueError, match=r"--labelled: .* did you mean --labeled\?"):
+        check_options()
+    stored.write_text(json.dumps({"config_file": str(CONFIGS / "train.json"), "labelled": 2}))
+    command_line(monkeypatch, "--args_file", str(stored))
+    with pytest.raises(ValueError, match=r"--labelled: .* did you mean --labeled\?"):
+        check_options()
+
+
+def test_the_name_of_what_takes_all_options_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI's `run` collects all options under this name; one that is called so would be dropped."""
+    command_line(monkeypatch, "--config_file", str(CONFIGS / "train.json"), "--override", "{'labeled': 3}")
+    with pytest.raises(ValueError, match="--override: the config files have no id 'override'"):
         check_options()
 
 

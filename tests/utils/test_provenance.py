@@ -30,7 +30,7 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def test_record_names_its_weights_and_no_other(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_record_names_its_weights_and_no_other(weights: Path) -> None:
     assert read_record(weights) is None
     write_record(weights, {"image_size": 96})
     record = read_record(weights)
@@ -42,15 +42,24 @@ def test_record_names_its_weights_and_no_other(weights: Path, caplog: pytest.Log
     write_record(weights, {**record, "code": "commit abc"})
     assert read_record(weights) == {**record, "code": "commit abc"}, "a known version stays"
     torch.save({"weight": torch.ones(2)}, weights)
-    assert read_record(weights) is None
-    assert "record of other weights" in caplog.text
+    for read in (read_record, lambda path: trained_size(path, 224), lambda path: check_size(path, 96)):
+        with pytest.raises(ValueError, match=r"model\.json: is the record of other weights than '.*model\.pt'"):
+            read(weights)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
+@pytest.mark.parametrize("text", ["{", "[1]", "{" * 90_000, '{"a": NaN}', '{"sha256": "a", "sha256": "b"}', "\0"])
 def test_broken_record_is_named(weights: Path, text: str) -> None:
     weights.with_suffix(".json").write_text(text)
-    with pytest.raises(ValueError, match=r"model\.json: expected the record of 'model\.pt'"):
+    with pytest.raises(ValueError, match=r"model\.json: expected the record of weights"):
         read_record(weights)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "128", "$print(1)", None, 10**6])
+def test_a_size_that_is_none_is_refused_by_name(weights: Path, size: object) -> None:
+    write_record(weights, {"image_size": size})
+    for read in (read_record, lambda path: trained_size(path, 224)):
+        with pytest.raises(ValueError, match=r"model\.json: image_size: expected the side of a slice"):
+            read(weights)
 
 
 def test_size_follows_the_record_or_the_default(weights: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -274,6 +274,59 @@ def test_what_label_files_store_is_packed(trained: Trained, datalist: Path, tmp_
         pack(str(datalist), weights, str(tmp_path))
 
 
+CODE = "$__import__('pathlib').Path('executed').touch()"
+
+
+@pytest.mark.parametrize("text", [CODE, "%/etc/hostname", "@network", "a\nb", "a@#b", "L#4", "", {"_target_": "x"}])
+def test_foreign_text_that_a_config_would_execute_is_refused(
+    trained: Trained, datalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = read(datalist)
+    sound, output = trained("custom", 3, 3, synthetic=False), tmp_path / "out"
+    datalist.write_text(json.dumps({**content, "labels": {"0": "background", "1": text}}))
+    with pytest.raises(ValueError, match=r"Knee Photos\.json: labels: .*expected names by class"):
+        pack(str(datalist), str(sound), str(output))
+    datalist.write_text(json.dumps({**content, "label_values": text or [text]}))
+    with pytest.raises(ValueError, match=r"Knee Photos\.json: label_values: "):
+        pack(str(datalist), str(sound), str(output))
+    datalist.write_text(json.dumps(content))
+    for key in ("image_size", "license", "method", "code"):
+        if text == "L#4" and key in ("license", "code"):  # a licence may name a place in a page
+            continue
+        weights = trained("custom", 3, 3, **{key: text})
+        with pytest.raises(ValueError, match=rf"model\.json: {key}: expected"):
+            pack(str(datalist), str(weights), str(output))
+    if isinstance(text, str) and text not in ("", "L#4"):
+        for option in ("data_license", "data_source"):
+            with pytest.raises(ValueError, match=rf"metadata: {option}: expected one line"):
+                pack(str(datalist), str(sound), str(output), **{option: text})
+        with pytest.raises(ValueError, match=r"changelog: .*expected one line"):
+            pack(str(datalist), str(sound), str(output), version="9.9.9", changes=text)
+    assert not output.exists()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_evaluation_that_is_none_is_refused(trained: Trained, tmp_path: Path) -> None:
+    weights = trained()
+    folder = evaluation(tmp_path / "eval", weights, ("RV", "Myo", "LV"))
+    summary, about = folder / "summary.csv", folder / "evaluation.json"
+    sound = summary.read_text()
+    for text, words in (
+        (sound.replace("0.5,", "nan,", 1), r"summary\.csv: row 1: expected a number as dsc_mean, found 'nan'"),
+        (sound.splitlines()[0], "expected a number as volumes, found None"),
+        ("", "expected a number as volumes, found None"),
+        (sound.replace("dsc_mean", "dice"), "expected a number as dsc_mean, found None"),
+    ):
+        summary.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            pack("acdc", str(weights), str(tmp_path / "out"), evaluation=str(folder))
+    summary.write_text(sound)
+    about.write_text(json.dumps({**read(about), "part": CODE}))
+    with pytest.raises(ValueError, match=r"evaluation\.json: part: expected a name"):
+        pack("acdc", str(weights), str(tmp_path / "out"), evaluation=str(folder))
+
+
 def test_a_datalist_without_an_image_is_refused(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps({"training": []}))
     with pytest.raises(ValueError, match=r"list\.json: the datalist names no image"):
@@ -306,8 +359,8 @@ def test_what_does_not_belong_together_is_refused(trained: Trained, tmp_path: Pa
         pack("promise12", str(weights), str(output))
     with pytest.raises(ValueError, match="layout 'isic', expected 'acdc'"):
         pack("acdc", str(trained("isic")), str(output))
-    torch.save(UNet().state_dict(), other)
-    with pytest.raises(FileNotFoundError, match=r"model\.json' is not there or is of other weights"):
+    torch.save({name: value + 1 for name, value in UNet().state_dict().items()}, other)
+    with pytest.raises(ValueError, match=r"model\.json: is the record of other weights"):
         pack("acdc", str(other), str(output))
     foreign = evaluation(tmp_path / "eval", other, ("RV", "Myo", "LV"))
     with pytest.raises(ValueError, match="is the evaluation of other weights"):

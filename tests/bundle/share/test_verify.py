@@ -48,7 +48,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def test_a_packed_bundle_passes_everything(packed: Path, schema: Path) -> None:
-    results = verify(packed, schema)
+    results = verify(packed, schema, run=True)
     assert [result for result in results if result.fault] == []
     names = [result.check for result in results]
     assert len(names) == len(set(names)) == len(ARCHIVE_CHECKS) + len(FILE_CHECKS) + 1 + 7 + 3
@@ -84,6 +84,17 @@ def pickled(bundle: Path) -> None:
             return (print, ("run on loading",))
 
     (bundle / "models" / "model.pt").write_bytes(pickle.dumps(Code()))
+
+
+def flipped(bundle: Path) -> None:
+    path = bundle / "models" / "model.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def endless(bundle: Path) -> None:
+    torch.save({"weight": torch.tensor([torch.inf])}, bundle / "models" / "model.pt")
 
 
 def module(bundle: Path) -> None:
@@ -149,8 +160,10 @@ def link(bundle: Path) -> None:
             "links_lead_somewhere",
             "docs/method.md: README.md#gone",
         ),
-        (pickled, "no_pickled_code", "models/model.pt holds more than tensors"),
-        (module, "no_pickled_code", "models/best_model.pt holds more than tensors"),
+        (pickled, "no_pickled_code", "models/model.pt holds more than finite tensors"),
+        (module, "no_pickled_code", "models/best_model.pt holds more than finite tensors"),
+        (flipped, "no_pickled_code", "has another checksum than when it was written"),
+        (endless, "no_pickled_code", "has values that are not finite"),
         (lambda b: (b / "models" / "model.ts").write_bytes(b""), "no_pickled_code", "does not name it"),
         (lambda b: (b / "docs" / "x.png").write_bytes(pickle.dumps({})), "no_pickled_code", "x.png is no .png file"),
         (lambda b: (b / "docs" / "x.md").write_bytes(pickle.dumps({})), "no_pickled_code", "x.md is no file that"),
@@ -164,7 +177,7 @@ def link(bundle: Path) -> None:
         ],
         (shorter, "label_server_takes_the_weights", "it takes a.pt"),
         (
-            lambda b: edit(b / "models" / "model.json", lambda r: r.update(sha256="0")),
+            lambda b: edit(b / "models" / "model.json", lambda r: r.update(sha256="0" * 64)),
             "weights_have_a_record",
             "other weights",
         ),
@@ -255,9 +268,10 @@ def test_torchscript_passes_where_the_bundle_names_it(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "configs/train.json: expected JSON, found"),
-        ("{}", "configs/train.json lacks layout, in_channels"),
-        ("[]", "configs/train.json lacks layout, in_channels"),
+        ("{", "configs/train.json: expected a training config, a JSON object, found no JSON"),
+        ("{}", "configs/train.json: lacks layout, in_channels"),
+        ("[]", "configs/train.json: expected a training config, a JSON object, found []"),
+        ('{"a":' * 50_000, "configs/train.json: expected a training config, a JSON object, found JSON that is nested"),
         (None, "configs/train.json"),
     ],
 )
@@ -267,13 +281,33 @@ def test_a_broken_training_config_is_a_failed_check(
     path = copy / "configs" / "train.json"
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(SystemExit) as info:
-        main(str(copy))
+        main(str(copy), run=True)
     assert info.value.code == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(FILE_CHECKS) + 2
+    assert lines[-1] == "The bundle's code was not run: its files come first."
     (line,) = (line for line in lines if "Training config says" in line)
     assert line.startswith("FAIL")
     assert words in line
+
+
+def test_code_runs_only_where_it_is_asked_for_and_the_files_are_right(
+    copy: Path, schema: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Path] = []
+    monkeypatch.setattr("bundle.share.verify.run_worker", lambda bundle, *_: ran.append(bundle) or [])
+    monkeypatch.setattr("bundle.share.verify._run_commands", lambda bundle, *_: ran.append(bundle) or [])
+    for run, spoil in ((False, None), (True, pickled)):
+        if spoil:
+            spoil(copy)
+        with pytest.raises(SystemExit) as info:
+            main(str(copy), str(schema), run)
+        assert info.value.code == (1 if spoil else 0)
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith(
+            "The bundle's code was not run" if spoil else "Nothing of the bundle was executed: --run"
+        )
+    assert ran == []
 
 
 def rezip(packed: Path, target: Path, name: str, mode: int = 0o100644, content: bytes = b"x") -> Path:
@@ -297,6 +331,10 @@ def rezip(packed: Path, target: Path, name: str, mode: int = 0o100644, content: 
         ("C:/outside.py", 0o100644, "leads out of the folder"),
         ("{}/link", stat.S_IFLNK | 0o777, "is a link"),
         ("{}/LICENSE", 0o100644, "there twice"),
+        ("{}/license", 0o100644, "clash"),
+        ("{}/LICENSE/x", 0o100644, "is a file and a folder"),
+        ("{}/pipe", stat.S_IFIFO | 0o644, "is no file"),
+        ("{}/a\x1b[2J", 0o100644, "characters that are not printed"),
         ("another/LICENSE", 0o100644, "expected one folder"),
         ("top.txt", 0o100644, "expected one folder"),
     ],
@@ -309,10 +347,30 @@ def test_an_archive_that_reaches_out_is_not_unpacked(
         main(str(archive))
     assert info.value.code == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(ARCHIVE_CHECKS) + 1, "nothing else was checked"
+    assert len(lines) == 2, "nothing else was checked"
     assert lines[0].startswith("FAIL")
     assert words in lines[0]
     assert not (tmp_path / "outside.py").exists()
+
+
+def test_a_damaged_encrypted_or_endless_archive_is_not_unpacked(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / packed.name
+    content = packed.read_bytes()
+    for change, words in (
+        (content[:1000], "File is not a zip file"),
+        (b"", "File is not a zip file"),
+        (content[:3000] + bytes(64) + content[3064:], "is damaged|Error -3|Bad magic"),
+        (content.replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"), "is encrypted"),
+    ):
+        assert change != content
+        path.write_bytes(change)
+        (result,) = verify(path)
+        assert re.search(words, result.fault), result
+    monkeypatch.setattr("bundle.share.checks.LARGEST", 2**20)
+    (result,) = verify(packed)
+    assert "would unpack to" in result.fault
 
 
 def test_digest_and_name_of_the_archive(packed: Path, tmp_path: Path) -> None:
@@ -370,4 +428,4 @@ def test_bundles_of_all_data_sets_pass(
         dataset = str(tmp_path / dataset)
     pack(dataset, str(weights), str(tmp_path / "out"))
     (archive,) = (tmp_path / "out").glob("*.zip")
-    assert [result for result in verify(archive, schema) if result.fault] == []
+    assert [result for result in verify(archive, schema, run=True) if result.fault] == []

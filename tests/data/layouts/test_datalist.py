@@ -8,7 +8,7 @@ import pytest
 
 from scripts.data import dataset_records
 from scripts.data.layouts.custom import custom_cases, image_files, is_label
-from scripts.data.layouts.datalist import read_datalist
+from scripts.data.layouts.datalist import read_class_values, read_datalist
 from scripts.utils.errors import FaultsError
 
 
@@ -83,8 +83,14 @@ def test_without_a_validation_list_labelled_cases_validate_whole(folder: Path) -
             {"training": [entry(0, case="a")], "test": [entry(1, case="a")]},
             "case 'a' has images in 'train' and in 'test'",
         ),
-        ({"training": [{"label": "../0_m.nii.gz"}]}, "expected entries with an image's path in 'training'"),
-        ({"training": [{"image": "../0.nii.gz", "label": 3}]}, "expected the path of one label"),
+        ({"training": [{"label": "../0_m.nii.gz"}]}, "training: entry 1: lacks image"),
+        ({"training": [{"image": "../0.nii.gz", "label": 3}]}, "entry 1: label: expected the path of one file"),
+        ({"training": [{"image": "../0.nii.gz", "label": ""}]}, "entry 1: label: expected the path of one file"),
+        ({"training": [entry(0)], "validation": {"image": "x"}}, "validation: expected a list of entries, found"),
+        ({"training": [entry(0), {**entry(1), "label": "../0_m.nii.gz"}]}, r"have the same label '.*0_m\.nii\.gz'"),
+        ({"training": [entry(0)], "label_values": [0, True]}, "label_values: entry 2: expected a number, found True"),
+        ({"training": [entry(0)], "label_values": [0, 0]}, "label_values: expected different numbers"),
+        ({"training": [{"image": "../0.nii.gz\0"}]}, "image: expected the path of one file"),
         ({"images": []}, "expected a datalist with lists under training"),
     ],
 )
@@ -93,6 +99,21 @@ def test_faulty_lists_are_named(folder: Path, lists: dict[str, Any], message: st
     with pytest.raises(ValueError, match=message) as info:
         read_datalist(path)
     assert "datalist.json" in str(info.value)
+
+
+def test_names_of_classes_are_read_either_way_round(folder: Path) -> None:
+    for labels in ({"0": "background", "1": "ball"}, {"background": 0, "ball": 1}):
+        path = write(folder, training=[entry(0)], labels=labels, label_values=[0, 255.0])
+        assert read_class_values(path) == ({"0": "background", "1": "ball"}, [0, 255])
+    for labels in ({"ball": 1, "cup": 1}, {"1": "ball", "ball": 1}, {"one": "ball"}):
+        with pytest.raises(ValueError, match=r"datalist\.json: labels"):
+            read_class_values(write(folder, training=[entry(0)], labels=labels))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_list(folder: Path) -> None:
+    path = write(folder, training=[entry(0)])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert numbers(read_datalist(path)["train"]) == [(0, True)]
 
 
 def test_missing_files_are_named(folder: Path) -> None:
@@ -109,7 +130,8 @@ def test_all_faults_of_a_list_are_found_and_the_message_stays_short(folder: Path
     path = write(folder, training=[*entries, entry(90), entry(91)], validation=[entry(2, case="a")])
     with pytest.raises(FaultsError) as info:
         read_datalist(path)
-    expected = ("training twice", "no.nii.gz", "found {'image': 5}", "/90.", "90_m", "/91.", "91_m", "case 'a' has")
+    wrong = "entry 4: image: expected the path of one file, found 5"
+    expected = (wrong, "training twice", "no.nii.gz", "/90.", "90_m", "/91.", "91_m", "case 'a' has")
     for fault, what in zip(info.value.faults, expected, strict=True):
         assert what in fault
     assert str(info.value).count("\n") == 5

@@ -1,0 +1,379 @@
+"""The one door for JSON from outside: every file is read here and held against the schema of its kind.
+
+A MONAI config executes a text that begins with ``$``, looks up one that begins with ``@`` and reads a file for one
+that begins with ``%``. What other people wrote, a class's name or a licence, must therefore never be such a text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jsonschema import Draft7Validator, validators
+
+__all__ = ["SCHEMAS", "Fault", "check", "faults_of", "parse_json", "read_json", "read_text", "shown"]
+
+Schema = dict[str, Any]
+
+_MARKUP = r"(?![$%@])(?![\s\S]*[$%@]#)"
+_LINE = r"[^\x00-\x1f\x7f\ud800-\udfff]+\Z"
+_HARMLESS = "one line that does not begin with $, % or @, which a config would execute or look up"
+
+TEXT: Schema = {"type": "string", "pattern": f"^{_MARKUP}{_LINE}", "maxLength": 20000, "description": _HARMLESS}
+NAME: Schema = {
+    "type": "string",
+    "pattern": rf"^{_MARKUP}(?!.*#){_LINE}",
+    "maxLength": 200,
+    "description": f"a name of {_HARMLESS}, and without #",
+}
+FILE: Schema = {"type": "string", "pattern": rf"^{_LINE}", "description": "the path of one file"}
+COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": 10**12, "description": "a whole number from 0"}
+NUMBER: Schema = {"type": "number", "minimum": -1e9, "maximum": 1e9, "description": "a number"}
+SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1, "description": "a number from 0 to 1"}
+VERSION: Schema = {"type": "string", "pattern": r"^[\w.+-]{1,50}\Z", "description": "a version, such as 0.2.0"}
+SWITCH: Schema = {"type": "boolean", "description": "true or false"}
+PATH: Schema = {
+    "type": "string",
+    "pattern": rf"^(?!.*::){_LINE}",
+    "description": "a path without # and ::, which MONAI's configs take for the separator of their ids",
+}
+SHA256: Schema = {"type": "string", "pattern": r"^[0-9a-f]{64}\Z", "description": "a SHA-256, 64 hexadecimal digits"}
+IMAGE_SIZE: Schema = {
+    "type": "integer",
+    "minimum": 16,
+    "maximum": 4096,
+    "description": "the side of a slice, a whole number of pixels in 16..4096",
+}
+CLASSES: Schema = {
+    "type": "integer",
+    "minimum": 2,
+    "maximum": 256,
+    "description": "a whole number in 2..256, background included",
+}
+CLASS: Schema = {"pattern": r"^(0|[1-9]\d{0,2})\Z", "description": "the number of a class"}
+LABEL_VALUES: Schema = {
+    "type": "array",
+    "items": NUMBER,
+    "minItems": 2,
+    "maxItems": 256,
+    "uniqueItems": True,
+    "description": "different numbers, one for each class",
+}
+
+
+def _or_null(schema: Schema) -> Schema:
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return {**schema, "type": [*kinds, "null"], "description": f"{schema['description']}, or null"}
+
+
+def _object(title: str, required: Sequence[str] = (), **properties: Schema) -> Schema:
+    return {"type": "object", "required": list(required), "properties": properties, "description": title}
+
+
+def _list(title: str, items: Schema) -> Schema:
+    return {"type": "array", "items": items, "description": title}
+
+
+def _map(title: str, keys: Schema, values: Schema) -> Schema:
+    return {"type": "object", "propertyNames": keys, "additionalProperties": values, "description": title}
+
+
+_ENTRY = {
+    **_object(
+        "an entry with an image's path",
+        ["image"],
+        image=FILE,
+        label=_or_null(FILE),
+        case={"type": ["string", "number"], "description": "the name of a case"},
+        fold={"type": "integer", "minimum": 0, "description": "the number of a fold"},
+        sha256=_map(
+            "SHA-256 of image and label", {"enum": ["image", "label"], "description": "image or label"}, SHA256
+        ),
+    ),
+    "type": ["object", "string"],
+    "pattern": FILE["pattern"],
+}
+_ENTRIES = _list("a list of entries", _ENTRY)
+
+SCHEMAS: dict[str, Schema] = {
+    "datalist": {
+        **_object(
+            "a datalist",
+            training=_ENTRIES,
+            validation=_ENTRIES,
+            test=_ENTRIES,
+            testing=_ENTRIES,
+            labels={
+                "type": "object",
+                "propertyNames": NAME,
+                "additionalProperties": {
+                    **NAME,
+                    "type": ["string", "integer"],
+                    "minimum": 0,
+                    "maximum": 255,
+                    "description": f'names by class, such as {{"1": "bone"}}, each {_HARMLESS}',
+                },
+                "description": 'names by class, such as {"1": "bone"}',
+            },
+            label_values=_or_null(LABEL_VALUES),
+            file_ending={"type": "string", "pattern": r"^\.[A-Za-z0-9.]{1,10}\Z", "description": "a file's suffix"},
+        ),
+    },
+    "folds": _list(
+        "nnU-Net's list of folds",
+        _object(
+            "the cases of a fold",
+            ["train", "val"],
+            **dict.fromkeys(("train", "val"), _list("a list of cases", {"type": "string", "description": "a case"})),
+        ),
+    ),
+    "split": {
+        "type": "object",
+        "additionalProperties": _list(
+            "a list of the names of cases", {"type": "string", "description": "the name of a case"}
+        ),
+        "description": "a JSON object of lists of cases, by part",
+    },
+    "record": _object(
+        "the record of weights, a JSON object",
+        data=NAME,
+        split=_or_null(FILE),
+        split_sha256=_or_null(SHA256),
+        method=NAME,
+        fusion=NAME,
+        seed={"type": "integer", "description": "a whole number"},
+        iteration=COUNT,
+        iterations=COUNT,
+        precision=TEXT,
+        labeled_cases=COUNT,
+        labeled_slices=COUNT,
+        unlabeled_cases=COUNT,
+        unlabeled_slices=COUNT,
+        batch_size=COUNT,
+        processes=COUNT,
+        image_size=IMAGE_SIZE,
+        synthetic=SWITCH,
+        learning_rate=NUMBER,
+        validation_dice=SHARE,
+        fold=COUNT,
+        class_names=_map("names by class, such as {'1': 'bone'}", CLASS, NAME),
+        code=TEXT,
+        sha256=SHA256,
+        continues_sha256=SHA256,
+        labeled_sha256=_list(
+            "digests of studies",
+            {"type": "string", "pattern": r"^[0-9a-f]{16}\Z", "description": "16 hexadecimal digits"},
+        ),
+        license=TEXT,
+    ),
+    "checkpoint": _object(
+        "the state of a run",
+        ["epoch", "iteration", "max_epochs", "best_metric", "best_metric_epoch"],
+        epoch=COUNT,
+        iteration=COUNT,
+        max_epochs=COUNT,
+        best_metric=NUMBER,
+        best_metric_epoch={"type": "integer", "minimum": -1, "description": "a whole number from -1"},
+        trained_by=_object(
+            "lists of texts", code=_list("a list of texts", TEXT), precision=_list("a list of texts", TEXT)
+        ),
+    ),
+    "options": _object(
+        "options",
+        bundle_root=PATH,
+        cache_dir=PATH,
+        checkpoint=PATH,
+        dataset_dir=PATH,
+        output_dir=PATH,
+        splits=_or_null(PATH),
+        image_size=IMAGE_SIZE,
+        in_channels={"type": "integer", "minimum": 1, "maximum": 64, "description": "a whole number in 1..64"},
+        num_classes=CLASSES,
+        class_names=_map("names by class, such as {'1': 'bone'}", CLASS, NAME),
+        batch_size={"type": "integer", "minimum": 1, "maximum": 65536, "description": "a whole number from 1"},
+        num_workers={"type": "integer", "minimum": 0, "maximum": 1024, "description": "a whole number from 0"},
+        seed={"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "description": "a whole number from 0"},
+        fold={"type": "integer", "minimum": 0, "description": "a whole number from 0"},
+        max_epochs={"type": "integer", "minimum": 1, "maximum": 10**9, "description": "a whole number from 1"},
+        epoch_length={"type": "integer", "minimum": 1, "maximum": 10**9, "description": "a whole number from 1"},
+        val_interval={"type": "integer", "minimum": 1, "description": "a whole number from 1"},
+        learning_rate={
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": 1e6,
+            "description": "a number above 0",
+        },
+        part=NAME,
+    ),
+    "evaluation": _object(
+        "what evaluate.json wrote, a JSON object",
+        ["part", "weights_sha256", "code"],
+        part=NAME,
+        weights_sha256=SHA256,
+        code=TEXT,
+    ),
+    "metadata": _object(
+        "a bundle's metadata, a JSON object",
+        ["version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "changelog"],
+        version=VERSION,
+        monai_version=TEXT,
+        pytorch_version=TEXT,
+        numpy_version=TEXT,
+        required_packages_version=_map("versions by package", NAME, TEXT),
+        changelog=_map("changes by version", VERSION, TEXT),
+        name=TEXT,
+        description=TEXT,
+        intended_use=TEXT,
+        data_license=TEXT,
+        data_source=TEXT,
+        references=_list("a list of references", TEXT),
+    ),
+    "training": _object(
+        "a training config, a JSON object",
+        ["layout", "in_channels", "num_classes", "output_ext"],
+        layout={"enum": ["acdc", "custom", "isic", "promise12"], "description": "acdc, custom, isic or promise12"},
+        in_channels={"type": "integer", "minimum": 1, "maximum": 64, "description": "a whole number of channels"},
+        num_classes=CLASSES,
+        anti_aliasing=SWITCH,
+        output_ext={"enum": [".nii.gz", ".nii", ".mha", ".mhd", ".png"], "description": "the suffix of an image file"},
+        class_names=_map("names by class", CLASS, NAME),
+        label_values=_or_null(LABEL_VALUES),
+    ),
+    "large files": _object(
+        "a list of large files",
+        ["large_files"],
+        large_files=_list(
+            "a list of files",
+            _object("a file's path, address and digest", ["path"], path=FILE, url=TEXT, hash_val=TEXT, hash_type=TEXT),
+        ),
+    ),
+}
+"""A JSON schema (draft 7) for each kind of file; what a schema describes is what its messages say was expected."""
+
+
+def _is_number(checker: Any, value: Any) -> bool:
+    return Draft7Validator.TYPE_CHECKER.is_type(value, "number") and math.isfinite(value)
+
+
+_Validator = validators.extend(
+    Draft7Validator, type_checker=Draft7Validator.TYPE_CHECKER.redefine("number", _is_number)
+)
+
+
+class Fault(NamedTuple):
+    """Where a content departs from its schema: keys and indices from the top, and what was expected and found."""
+
+    where: tuple[str | int, ...]
+    what: str
+
+
+def read_json(path: str | Path, kind: str) -> Any:
+    """Read a file that somebody else may have written.
+
+    Args:
+        path: a JSON file, in UTF-8 with or without a byte order mark.
+        kind: of the schemas, see :data:`SCHEMAS`.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it cannot be read, is no JSON or departs from its schema; the message begins with its path.
+    """
+    content = parse_json(read_text(path), path, kind)
+    check(content, kind, path)
+    return content
+
+
+def parse_json(text: str | bytes, path: str | Path, kind: str) -> Any:
+    """Parse JSON, without the numbers that no JSON has (NaN, infinity) and without keys that stand twice.
+
+    Args:
+        text: the content of a file, text or UTF-8.
+        path: the file, for messages.
+        kind: what it should be, for messages.
+
+    Raises:
+        ValueError: when it is no such JSON.
+    """
+    expected = SCHEMAS[kind]["description"]
+    try:
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+        return json.loads(decoded, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ValueError(f"{path}: expected {expected}, found JSON that is nested too deeply.") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: expected {expected}, found no JSON: {error}.") from None
+
+
+def check(content: Any, kind: str, path: str | Path) -> None:
+    """Hold a content against the schema of its kind.
+
+    Args:
+        content: plain nested data.
+        kind: of the schemas, see :data:`SCHEMAS`.
+        path: the file that it comes from, for the message.
+
+    Raises:
+        ValueError: for the first fault, in the order of the content.
+    """
+    for fault in faults_of(content, kind):
+        raise ValueError(f"{path}: {fault.what}")
+
+
+def faults_of(content: Any, kind: str) -> list[Fault]:
+    """All departures of a content from the schema of its kind, in the order of the content."""
+    found = sorted(_Validator(SCHEMAS[kind]).iter_errors(content), key=lambda error: tuple(error.absolute_path))
+    return list(dict.fromkeys(_fault(error) for error in found))
+
+
+def _fault(error: Any) -> Fault:
+    where = tuple(error.absolute_path)
+    at = "".join(f"{key}: " if isinstance(key, str) else f"entry {key + 1}: " for key in where)
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return Fault(where, f"{at}lacks {', '.join(missing)}.")
+    expected = error.schema.get("description") or error.message
+    return Fault(where, f"{at}expected {expected}, found {shown(error.instance)}.")
+
+
+def shown(value: Any) -> str:
+    """A value in a message, on one line of at most a hundred characters."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def read_text(path: str | Path) -> bytes:
+    """The bytes of a file of text.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is a folder or cannot be read.
+    """
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: expected a file, found a folder.")
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"'{path}' does not exist.") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(shown(n) for n in names if names.count(n) > 1)} stands twice")
+    return content
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return value

@@ -1,0 +1,347 @@
+"""Hours of other people's days in some minutes: ``make soak MINUTES=30``.
+
+Trainings, evaluations and inferences over synthetic cohorts, with random options, of which some cannot be meant, and
+with random mishaps: kills, interruptions, damaged files, a disk that takes no more. Whatever happens, a run ends right
+(its results are there and sound) or refused in one line; a run that was killed goes on to its end when it is resumed.
+Anything else is a failure: its command and its log are kept, and the exit code is 1.
+
+Every run is a forked process, so that PyTorch and MONAI are loaded once. POSIX only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+import random
+import resource
+import runpy
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import monai.bundle  # noqa: F401 - loaded before the forks
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+import torch
+from PIL import Image
+
+from scripts.data.images import find_images
+from scripts.phantoms import make_phantom_cohort
+from scripts.utils.tensors import load_state
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = ["supervised", "fixmatch", "semsim", "mean_teacher", "cross_pseudo_supervision", "bcp", "unimatch", "urpc"]
+SIZES: dict[str, dict[str, Any]] = {
+    "acdc": {"size": (48, 64), "spacing": (3.0, 3.6), "slices": (3, 4)},
+    "promise12": {"size": (48, 64), "slices": (3, 4)},
+    "isic": {"size": (48, 64)},
+}
+WRONG = {
+    "image_size": ["abc", "0", "-32", "1.5", "$1/0"],
+    "batch_size": ["0", "many"],
+    "learning_rate": ["0", "fast", "nan"],
+    "seed": ["-1", "x"],
+    "num_classes": ["1", "3", "x"],
+    "labeled": ["0", "99", "all"],
+    "device": ["x", "cuda:99"],
+    "dataset_dir": ["nowhere", "2018", "a#b"],
+    "splits": ["nowhere.json"],
+    "labelled": ["1"],
+    "train#trainer#max_epochs": ["0", "-3", "two"],
+    "resume": ["nowhere.pt", "maybe"],
+    "in_channels": ["2", "0"],
+}
+LONG = 900.0  # seconds after which a run counts as hanging
+
+
+EARLY = "error: interrupted before the bundle's own code was there to say so"
+FORK = multiprocessing.get_context("fork")
+
+
+def command(words: list[str], log: Path, limit: int | None) -> None:
+    """Be MONAI's command line, in a process of one's own."""
+    with log.open("w") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+    os.chdir(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    if limit is not None:  # like a full disk, for whom root's reserve would be open
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.argv = ["monai.bundle", *words]
+    code = 0
+    try:
+        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+        print(error.code if code == 1 else "", file=sys.stderr)
+    except BaseException as error:  # as Python itself ends
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        if code == 130 and sys.excepthook is sys.__excepthook__:
+            print(EARLY, file=sys.stderr)
+        else:
+            sys.excepthook(type(error), error, error.__traceback__)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Soak:
+    """Random runs in a folder, and what came of them.
+
+    Args:
+        folder: of cohorts, runs and logs.
+        seed: of the random choices.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        self.random = random.Random(seed)
+        self.outcomes: Counter[tuple[str, str, str]] = Counter()
+        self.failures: list[str] = []
+        self.number = 0
+        self.trained: list[tuple[str, Path]] = []
+        for kind, sizes in SIZES.items():
+            cohort = FORK.Process(
+                target=make_phantom_cohort,
+                args=(folder / kind,),
+                kwargs={"patients": (4, 1, 1), "kind": kind, **sizes},
+            )
+            cohort.start()
+            cohort.join()
+
+    def run(
+        self, words: list[str], end: signal.Signals | None = None, after: float = LONG, limit: int | None = None
+    ) -> tuple[int, str]:
+        """Run a command line; returns its exit code, negative for a signal, and its log.
+
+        Args:
+            words: the command line.
+            end: the signal that ends it.
+            after: seconds until then.
+            limit: the largest file that it may write, in bytes.
+        """
+        self.number += 1
+        log = self.folder / f"log-{self.number}.txt"
+        process = FORK.Process(target=command, args=(words, log, limit))
+        process.start()
+        process.join(after)
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, end or signal.SIGKILL)
+            process.join(60)
+        code = process.exitcode if process.exitcode is not None else 999
+        return code, log.read_text(errors="replace") if log.is_file() else ""
+
+    def judge(self, action: str, mishap: str, words: list[str], code: int, log: str, fault: str) -> None:
+        """Sort a run that was left to end by what came of it.
+
+        Args:
+            action: what was done.
+            mishap: what was done to it.
+            words: the command line.
+            code: its exit code.
+            log: what it printed.
+            fault: what is wrong with its results; empty: nothing, or it has none.
+        """
+        last = next((line for line in reversed(log.splitlines()) if line.strip()), "")
+        refused = code == 1 and "Traceback" not in log and any(x.startswith("error: ") for x in log.splitlines()[-8:])
+        interrupted = (
+            code in (-signal.SIGINT, 130) and "Traceback" not in log and last in ("error: interrupted.", EARLY)
+        )
+        if code == 0 and not fault:
+            outcome = "finished right"
+        elif refused or interrupted:
+            outcome = "refused in one line"
+        else:
+            outcome = "FAILED"
+            self.failures.append(f"{action}, {mishap}: exit code {code}, {fault or last[:200]}\n    {' '.join(words)}")
+            (self.folder / f"failure-{len(self.failures)}.txt").write_text(f"{' '.join(words)}\n\n{log}")
+        self.outcomes[action, mishap, outcome] += 1
+
+    # --- actions -----------------------------------------------------------------------------------------------------
+
+    def spoiled(self, kind: str) -> Path:
+        """A copy of a cohort with one of its images or labels damaged."""
+        copy = Path(shutil.copytree(self.folder / kind, self.folder / f"{kind}-{self.number}"))
+        files = [
+            path for path in sorted(copy.rglob("*")) if path.suffix in (".gz", ".raw", ".mhd", ".mha", ".png", ".jpg")
+        ]
+        self.spoil(self.random.choice(files))
+        return copy
+
+    def spoil(self, path: Path) -> None:
+        """Flip some bits of a file, cut it off, empty it or remove it."""
+        content = bytearray(path.read_bytes())
+        kind = self.random.choice(["flip", "cut", "empty", "gone"])
+        if kind == "gone":
+            path.unlink()
+            return
+        if kind == "flip":
+            for _ in range(self.random.randint(1, 20)):
+                content[self.random.randrange(len(content))] ^= 1 << self.random.randrange(8)
+        path.write_bytes(b"" if kind == "empty" else content[: len(content) // 2] if kind == "cut" else content)
+
+    def train(self) -> None:
+        """One training, of which something may go wrong."""
+        kind, method = self.random.choice(list(SIZES)), self.random.choice(METHODS)
+        mishap = self.random.choice(
+            ["none", "killed", "interrupted", "wrong option", "damaged data", "full disk", "damaged checkpoint"]
+        )
+        cohort = self.spoiled(kind) if mishap == "damaged data" else self.folder / kind
+        folder = self.folder / f"run-{self.number}"
+        options = {
+            "dataset_dir": cohort,
+            "splits": cohort / "splits.json",
+            "cache_dir": self.folder / f"cache-{self.number if mishap == 'full disk' else 0}",
+            "output_dir": folder,
+            "image_size": self.random.choice([32, 48]),
+            "batch_size": self.random.choice([1, 2, 3]),
+            "labeled": self.random.choice([1, 2]),
+            "seed": self.random.randint(0, 99),
+            "device": "cpu",
+            "train#trainer#max_epochs": self.random.choice([1, 2]),
+            "train#trainer#epoch_length": self.random.choice([1, 2]),
+        }
+        if mishap == "wrong option":
+            name = self.random.choice(list(WRONG))
+            options[name] = self.random.choice(WRONG[name])
+        files = f"['configs/train.json','configs/datasets/{kind}.json','configs/methods/{method}.json']"
+        words = ["run", "--config_file", files, *(f"--{name}={value}" for name, value in options.items())]
+        after = self.random.uniform(0.5, 12)
+        if mishap in ("killed", "interrupted"):
+            end = signal.SIGKILL if mishap == "killed" else signal.SIGINT
+            code, log = self.run(words, end, after)
+            if mishap == "interrupted" and code != 0:
+                self.judge("train", mishap, words, code, log, "")
+            words = [*words, "--resume=True"]
+            mishap = f"{mishap}, resumed"
+        elif mishap == "damaged checkpoint":
+            self.run(words)
+            self.spoil(folder / "checkpoint.pt")
+            words = [*words, "--resume=True"]
+        limit = self.random.choice([0, 1000, 300_000, 3_000_000]) if mishap == "full disk" else None
+        code, log = self.run(words, limit=limit)
+        fault = ""
+        if code == 0:
+            try:
+                load_state(folder / "model.pt")
+                load_state(folder / "model_last.pt")
+                self.trained.append((kind, folder / "model.pt"))
+            except (ValueError, FileNotFoundError) as error:
+                fault = str(error)
+            if left := [path.name for path in folder.iterdir() if path.name.startswith((".0", "tmp"))]:
+                fault = f"left behind: {left}"
+            if mishap == "wrong option":
+                fault = "a wrong option passed"
+        self.judge("train", mishap, words, code, log, fault)
+
+    def use(self) -> None:
+        """One inference or evaluation with trained weights, of which something may go wrong."""
+        kind, weights = self.random.choice(self.trained)
+        action = self.random.choice(["infer", "evaluate"])
+        mishap = self.random.choice(["none", "damaged data", "damaged weights", "damaged record", "full disk"])
+        cohort = self.spoiled(kind) if mishap == "damaged data" else self.folder / kind
+        output = self.folder / f"{action}-{self.number}"
+        if mishap in ("damaged weights", "damaged record"):
+            copy = Path(shutil.copytree(weights.parent, self.folder / f"weights-{self.number}"))
+            self.spoil(copy / ("model.pt" if mishap == "damaged weights" else "model.json"))
+            weights = copy / "model.pt"
+        options: dict[str, Any] = {"dataset_dir": cohort, "output_dir": output, "checkpoint": weights, "device": "cpu"}
+        files = ["inference.json", f"datasets/{kind}.json"]
+        if action == "evaluate":
+            files = ["train.json", f"datasets/{kind}.json", "evaluate.json"]
+            record = (
+                weights.with_suffix(".json").read_text(errors="replace")
+                if weights.with_suffix(".json").is_file()
+                else ""
+            )
+            options |= {
+                "splits": cohort / "splits.json",
+                "part": "test",
+                "image_size": 32 if '"image_size": 32' in record else 48,
+            }
+        named = "[" + ",".join(f"'configs/{name}'" for name in files) + "]"
+        words = ["run", "--config_file", named, *(f"--{name}={value}" for name, value in options.items())]
+        code, log = self.run(words, limit=self.random.choice([0, 200]) if mishap == "full disk" else None)
+        fault = ""
+        if code == 0:
+            fault = self.wrong_maps(kind, cohort, output) if action == "infer" else self.wrong_scores(output)
+            if mishap == "damaged weights":
+                fault = fault or "damaged weights passed"
+        self.judge(action, mishap, words, code, log, fault if mishap != "damaged weights" or code == 0 else "")
+
+    def wrong_maps(self, kind: str, cohort: Path, output: Path) -> str:
+        """What is wrong with the label maps of a cohort's images; empty: nothing."""
+        for record in find_images(cohort):
+            image = Path(record["image"])
+            name = image.name.partition(".")[0]
+            found = list(output.rglob(f"{name}_seg.*"))
+            if len(found) != 1:
+                return f"{len(found)} label maps of {name}"
+            shapes = [array.shape[:2] if kind == "isic" else array.shape for array in map(voxels, (image, found[0]))]
+            if shapes[0] != shapes[1]:
+                return f"{found[0].name} has shape {shapes[1]}, its image {shapes[0]}"
+        return ""
+
+    def wrong_scores(self, output: Path) -> str:
+        """What is wrong with an evaluation; empty: nothing."""
+        with (output / "summary.csv").open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        scores = [float(row["dsc_mean"]) for row in rows]
+        return "" if rows[-1]["class"] == "mean" and all(0 <= score <= 1 for score in scores) else f"scores {scores}"
+
+    def step(self) -> None:
+        """One random action."""
+        if self.trained and self.random.random() < 0.5:
+            self.use()
+        else:
+            self.train()
+
+    def table(self) -> str:
+        """The outcomes by action and mishap."""
+        lines = [f"{'action':<10}{'mishap':<24}{'outcome':<22}{'runs':>5}"]
+        lines += [f"{a:<10}{m:<24}{o:<22}{count:>5}" for (a, m, o), count in sorted(self.outcomes.items())]
+        return "\n".join([*lines, *self.failures])
+
+
+def voxels(path: Path) -> np.ndarray:
+    """An image's voxels, in the order of its file."""
+    if path.name.endswith((".nii", ".nii.gz")):
+        return np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
+    if path.suffix in (".png", ".jpg"):
+        return np.asarray(Image.open(path))
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def main() -> None:
+    """Soak for some minutes; print the outcomes by kind, and end with exit code 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=0, help="other choices for another seed")
+    parser.add_argument(
+        "--output", type=Path, help="folder that is kept; default: a temporary one, kept after a failure"
+    )
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="soak-")) if given.output is None else given.output.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    soak, end = Soak(folder, given.seed), time.monotonic() + 60 * given.minutes
+    while time.monotonic() < end:
+        soak.step()
+    print(soak.table())
+    if soak.failures:
+        sys.exit(f"\n{len(soak.failures)} runs failed: commands and logs in {folder}")
+    if given.output is None:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
