@@ -192,7 +192,8 @@ def validation_volumes(data: Sequence[Mapping[Hashable, Any]], studies: Studies,
     if studies.root is None:
         return VolumeDataset(data, **options)
     faults: list[str] = []
-    volumes = VolumeDataset([{**record} for record in studies.validation], faults=faults, **options)
+    records: list[Mapping[Hashable, Any]] = [dict(record.items()) for record in studies.validation]
+    volumes = VolumeDataset(records, faults=faults, **options)
     studies.leave_out(faults)
     studies.validation = [dict(record) for record in volumes.data]
     return volumes
