@@ -88,6 +88,8 @@ class SemiSupervisedTrainer(Trainer):
         epoch_length: iterations per epoch; default one pass of the loader, i.e. over the unlabelled slices.
         seed: seed of views, dropout and CutMix.
         amp: mixed precision where the device has it, see :func:`autocast_dtype`.
+        supervised_share: share of the training, at its beginning, that learns from labeled images alone: pseudo-labels
+            of a network that knows nothing teach it that everything is background, and such a step costs a third.
         train_handlers: MONAI or Ignite handlers.
 
     Raises:
@@ -106,6 +108,7 @@ class SemiSupervisedTrainer(Trainer):
         epoch_length: int | None = None,
         seed: int = 0,
         amp: bool | str = False,
+        supervised_share: float = 0.0,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
         check_values(max_epochs=max_epochs, **({} if epoch_length is None else {"epoch_length": epoch_length}))
@@ -123,6 +126,9 @@ class SemiSupervisedTrainer(Trainer):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.seed = seed
+        if not 0 <= supervised_share <= 1:
+            raise ValueError(f"supervised_share: expected a share in [0, 1], found {supervised_share!r}.")
+        self.supervised_share = supervised_share
         self.dtype = autocast_dtype(self.state.device, amp)
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype is torch.float16)
         self.add_event_handler(Events.STARTED, self._tell_length)
@@ -135,7 +141,9 @@ class SemiSupervisedTrainer(Trainer):
 
     def _tell_length(self) -> None:
         """Schedules of the objective's own run over the whole training."""
-        self.objective.total_iterations = cast(int, self.state.max_epochs) * cast(int, self.state.epoch_length)
+        total = cast(int, self.state.max_epochs) * cast(int, self.state.epoch_length)
+        self.objective.total_iterations = total
+        self.objective.supervised_iterations = round(self.supervised_share * total)
 
     def _align_loader(self) -> None:
         """A resumed run goes on with the batch that comes next, not with the first."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,15 @@ from torch.nn import functional as F  # noqa: N812
 
 from scripts.utils.options import check_switches
 
-__all__ = ["MixedView", "StrongView", "WeakView"]
+__all__ = ["MixedView", "StrongView", "WeakView", "coin", "uniform"]
 
 
-def _uniform(low: float, high: float, *size: int, device: torch.device) -> Tensor:
+def uniform(low: float, high: float, *size: int, device: torch.device) -> Tensor:
+    """Uniform numbers in [low, high), drawn on the CPU."""
     return (low + (high - low) * torch.rand(size)).to(device, non_blocking=True)
 
 
-def _coin(probability: float, batch: int, device: torch.device) -> Tensor:
+def coin(probability: float, batch: int, device: torch.device) -> Tensor:
     """``[B, 1, 1, 1]`` boolean, true with the given probability, drawn per image."""
     return (torch.rand(batch) < probability).to(device, non_blocking=True)[:, None, None, None]
 
@@ -57,9 +59,13 @@ class WeakView(nn.Module):
             return image, label
         batch = 1 if self.shared else image.shape[0]
         if self.mode == "flip":
-            return self._flip(image, label, _coin(0.5, batch, image.device), _coin(0.5, batch, image.device))
+            return self._flip(image, label, coin(0.5, batch, image.device), coin(0.5, batch, image.device))
         with torch.autocast(image.device.type, enabled=False):  # a bfloat16 grid is off by up to a pixel
             return self._rotate_flip(image, label, batch)
+
+    def labeled(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """The view of labeled images and of their labels: here the same as of unlabeled ones."""
+        return cast("tuple[Tensor, Tensor]", self(image, label))
 
     @staticmethod
     def _flip(image: Tensor, label: Tensor | None, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -73,11 +79,11 @@ class WeakView(nn.Module):
         if image.shape[-1] != image.shape[-2]:
             raise ValueError(f"weak view 'rotate_flip': expected square images, found {tuple(image.shape[-2:])}.")
         device = image.device
-        turn, rotate = _coin(0.5, batch, device), _coin(0.5, batch, device)
+        turn, rotate = coin(0.5, batch, device), coin(0.5, batch, device)
         rotate = rotate & ~turn
         quarter = torch.randint(0, 4, (batch,)).to(device, non_blocking=True)[:, None, None, None]
-        by_rows = _coin(0.5, batch, device)
-        angle = torch.deg2rad(_uniform(-self.max_degrees, self.max_degrees, batch, device=device))
+        by_rows = coin(0.5, batch, device)
+        angle = torch.deg2rad(uniform(-self.max_degrees, self.max_degrees, batch, device=device))
         angle = torch.where(rotate.flatten(), angle, 0.0).expand(image.shape[0])
         zero = torch.zeros_like(angle)
         matrix = torch.stack(
@@ -163,16 +169,16 @@ class StrongView(nn.Module):
     def _jitter(self, image: Tensor) -> Tensor:
         batch, channels = image.shape[:2]
         device = image.device
-        apply = _coin(self.jitter, batch, device)
+        apply = coin(self.jitter, batch, device)
         low, high = 1 - self.strength, 1 + self.strength
-        brightness = _uniform(low, high, batch, 1, 1, 1, device=device)
-        contrast = _uniform(low, high, batch, 1, 1, 1, device=device)
+        brightness = uniform(low, high, batch, 1, 1, 1, device=device)
+        contrast = uniform(low, high, batch, 1, 1, 1, device=device)
         x = (image * brightness).clamp(0, 1)
         grey = _luma(x).mean(dim=(1, 2, 3), keepdim=True)
         x = (grey + (x - grey) * contrast).clamp(0, 1)
         if channels == 3:
-            saturation = _uniform(low, high, batch, 1, 1, 1, device=device)
-            turn = _uniform(-self.hue, self.hue, batch, device=device)
+            saturation = uniform(low, high, batch, 1, 1, 1, device=device)
+            turn = uniform(-self.hue, self.hue, batch, device=device)
             grey = _luma(x)
             x = _rotate_hue((grey + (x - grey) * saturation).clamp(0, 1), turn).clamp(0, 1)
         return torch.where(apply, x, image)
@@ -180,8 +186,8 @@ class StrongView(nn.Module):
     def _blur(self, image: Tensor) -> Tensor:
         batch, channels, height, width = image.shape
         device = image.device
-        apply = _coin(self.blur, batch, device)
-        sigma = _uniform(*self.sigma, batch, 1, device=device)
+        apply = coin(self.blur, batch, device)
+        sigma = uniform(*self.sigma, batch, 1, device=device)
         radius = min(self.radius, height - 1, width - 1)
         offsets = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
         kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -195,9 +201,9 @@ class StrongView(nn.Module):
     def _boxes(self, image: Tensor) -> tuple[Tensor, Tensor]:
         batch, _, height, width = image.shape
         device = image.device
-        apply = _coin(self.cutmix, batch, device)
-        area = _uniform(*self.area, batch, device=device) * height * width
-        aspect = torch.exp(_uniform(math.log(self.aspect[0]), math.log(self.aspect[1]), batch, device=device))
+        apply = coin(self.cutmix, batch, device)
+        area = uniform(*self.area, batch, device=device) * height * width
+        aspect = torch.exp(uniform(math.log(self.aspect[0]), math.log(self.aspect[1]), batch, device=device))
         place = torch.rand(2, batch).to(device, non_blocking=True)
 
         def span(length: Tensor, size: int, position: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,13 +24,13 @@ from scripts.handlers.weights import load_network_weights
 from scripts.networks import UNet
 from scripts.utils.files import write_text
 from scripts.utils.licences import write_terms
-from scripts.utils.provenance import file_digest, read_record
+from scripts.utils.provenance import file_digest, read_record, trained_preprocessing
 from scripts.utils.schemas import check, shown
 from scripts.utils.tensors import load_state
 
 __all__ = ["archive_name", "main", "write_archive"]
 
-CONFIGS = ("inference.json", "evaluate.json", "multi_gpu_train.json", "cpu.json", "logging.conf")
+CONFIGS = ("recipe.json", "inference.json", "evaluate.json", "multi_gpu_train.json", "cpu.json", "logging.conf")
 FOLDERS = ("methods", "ablations")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the archive's time of every file: the earliest that a ZIP can hold
 
@@ -86,7 +86,7 @@ def main(
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         bundle = staging / folder.name
-        _write_configs(bundle / "configs", overlay, record, metadata)
+        _write_configs(bundle / "configs", overlay, record, trained_preprocessing(weights), metadata)
         _write_models(bundle / "models", Path(weights), record, metadata)
         write_text(bundle / "large_files.yml", _large_files(weights_url, record))
         _write_code(bundle)
@@ -188,7 +188,9 @@ def _record(weights: Path, overlay: Mapping[str, Any], evaluations: Sequence[Eva
     return record
 
 
-def _write_configs(folder: Path, overlay: Mapping[str, Any], record: Mapping[str, Any], metadata: dict) -> None:
+def _write_configs(
+    folder: Path, overlay: Mapping[str, Any], record: Mapping[str, Any], trained: Mapping[str, Any], metadata: dict
+) -> None:
     """The configs: train.json and inference.json with the data set's overlay and MONAI Label's merged in."""
     folder.mkdir(parents=True)
     for name in CONFIGS:
@@ -202,7 +204,8 @@ def _write_configs(folder: Path, overlay: Mapping[str, Any], record: Mapping[str
     cpu = _read_json(folder / "cpu.json")
     train |= overlay
     inference |= {key: value for key, value in overlay.items() if key in inference}
-    # A network works at the size that it was trained at: all three workflows take it.
+    # A network works on slices like those that it was trained on: all three workflows take them.
+    train |= trained
     train["image_size"] = cpu["image_size"] = inference["image_size"]["default"] = record["image_size"]
     for name, config in (("train.json", train), ("inference.json", inference), ("cpu.json", cpu)):
         _write_json(folder / name, config)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from scripts.data.cache import Volume, cached_volumes
 from scripts.data.readers import LoadVolumed
 from scripts.data.records import LAYOUTS, dataset_records
-from scripts.data.resize import ResizeSlicesd
+from scripts.data.resize import FitSlicesd, ResizeSlicesd
 from scripts.data.slices import SemiSupervisedLoader, SliceDataset
 from scripts.data.transforms import InvertToLabelGridd, LabelValuesd, ThroughPlaneLastd
 from scripts.data.volumes import VolumeDataset
 
 __all__ = [
     "LAYOUTS",
+    "FitSlicesd",
     "InvertToLabelGridd",
     "LabelValuesd",
     "LoadVolumed",

@@ -43,6 +43,7 @@ class RunCheckpoint:
             that file.
         evaluator: the validation engine, whose best metric decides on ``model.pt``.
         data: what the records of the weights say of the data, see :func:`scripts.utils.provenance.describe_data`.
+        preprocessing: what they say of the slices, as :func:`scripts.utils.provenance.trained_preprocessing` reads it.
 
     Raises:
         ValueError: on start, if the file cannot be read, is damaged, belongs to another protocol, objective or network,
@@ -60,12 +61,13 @@ class RunCheckpoint:
         resume: bool | str = False,
         evaluator: Evaluator | None = None,
         data: Mapping[str, Any] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.network = network
         self.resume = flag(resume)
         self.evaluator = evaluator
-        self.data = dict(data or {})
+        self.data = {**(data or {}), **(preprocessing or {})}
 
     def attach(self, engine: SemiSupervisedTrainer) -> None:
         """Register with the trainer."""
@@ -214,7 +216,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if isinstance(value, (bool, int, float, str, tuple))
         and not name.startswith("_")
-        and name not in ("training", "iteration", "total_iterations")
+        and name not in ("training", "iteration", "total_iterations", "supervised_iterations")
     }
 
 

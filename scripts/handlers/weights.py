@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ignite.engine import Engine
 from monai.handlers import CheckpointLoader
 from torch import nn
 
-from scripts.utils.provenance import check_size
+from scripts.utils.provenance import check_grid
 from scripts.utils.tensors import load_state
 
 __all__ = ["NetworkLoader", "load_network_weights"]
@@ -57,12 +59,20 @@ class NetworkLoader(CheckpointLoader):
         load_path: file with the network's state_dict.
         network: takes the weights.
         image_size: side of the slices in pixels; weights whose record names another are refused, see
-            :func:`scripts.utils.provenance.check_size`. None: not looked at.
+            :func:`scripts.utils.provenance.check_grid`. None: not looked at.
+        preprocessing: ``pixel_spacing`` and ``percentiles``, looked at likewise.
     """
 
-    def __init__(self, load_path: str, network: nn.Module, image_size: int | None = None) -> None:
+    def __init__(
+        self,
+        load_path: str,
+        network: nn.Module,
+        image_size: int | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(load_path=load_path, load_dict={"network": network})
         self.image_size = image_size
+        self.preprocessing = preprocessing
 
     def __call__(self, engine: Engine) -> None:
         """Load the weights.
@@ -71,6 +81,6 @@ class NetworkLoader(CheckpointLoader):
             engine: the engine that starts.
         """
         if self.image_size is not None:
-            check_size(self.load_path, self.image_size)
+            check_grid(self.load_path, self.image_size, self.preprocessing)
         load_network_weights(self.load_dict["network"], self.load_path)
         self.logger.info("Loaded the network from %s", self.load_path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from scripts.losses import MaskedDice, PseudoLabel, pseudo_label
+from scripts.methods.teacher import MovingAverage
 from scripts.networks import UNet
 from scripts.utils.options import check_switches
 from scripts.views import StrongView, WeakView
@@ -49,6 +50,8 @@ class Objective(nn.Module):
         weak: weak view of labelled and unlabelled images.
         strong: strong view, drawn on the weak one.
         threshold: confidence tau that a pseudo-label needs.
+        teacher_decay: decay of a moving average of the network, which then makes the pseudo-labels, without dropout, in
+            the network's place. None: the network teaches itself.
         per_image_dice: Dice sums per image instead of per batch, in the default ``loss`` and in the losses of pseudo-
             labels. Per-batch sums are over the images of one process; per image, L_s of N processes is that of one
             with the same global batch, batch norm and dropout apart.
@@ -59,11 +62,14 @@ class Objective(nn.Module):
         requires_unlabeled: whether the objective learns from unlabelled images.
         iteration: number of the current iteration, from 0; the trainer sets it before each, also on resuming.
         total_iterations: length of the training; the trainer sets it at its start.
+        supervised_iterations: so many iterations at the beginning see labeled images alone, whatever the objective;
+            the trainer sets it likewise.
     """
 
     requires_unlabeled = True
     iteration = 0
     total_iterations = 1
+    supervised_iterations = 0
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class Objective(nn.Module):
         strong: StrongView | None = None,
         threshold: float = 0.95,
         per_image_dice: bool = False,
+        teacher_decay: float | None = None,
         loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -92,6 +99,30 @@ class Objective(nn.Module):
             lambda_ce=0.5,
         )
         self.dice = MaskedDice(per_image_dice)
+        self.teacher_decay = teacher_decay
+        if teacher_decay is not None:
+            self.teacher = MovingAverage(network, teacher_decay, dropout=False)
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named losses of one batch: of :meth:`forward` or, at the beginning, of the labeled images alone."""
+        if self.iteration >= self.supervised_iterations:
+            return cast("dict[str, Tensor]", super().__call__(batch))
+        image, label = self.labeled_view(batch)
+        learners = self.learners()
+        loss = torch.stack([self.supervised_loss(network(image), label) for network in learners]).mean()
+        # DistributedDataParallel waits for a gradient of every parameter, also of what has nothing to do yet.
+        busy = {id(parameter) for network in learners for parameter in network.parameters()}
+        idle = [p.sum() for p in self.parameters() if p.requires_grad and id(p) not in busy]
+        return {"loss": loss + 0 * torch.stack(idle).sum() if idle else loss}
+
+    def learners(self) -> tuple[nn.Module, ...]:
+        """The networks that learn segmentation, the deployed one first: all of them begin with labeled images."""
+        return (self.network,)
+
+    @property
+    def target_network(self) -> UNet:
+        """The network that makes the decoder's pseudo-labels: the teacher, where there is one."""
+        return self.network if self.teacher_decay is None else cast(UNet, self.teacher.module)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch; ``loss`` is the total."""
@@ -106,7 +137,7 @@ class Objective(nn.Module):
         Returns:
             By kind. ``decoder``, p^w at the images' size, is there for every objective.
         """
-        return {"decoder": pseudo_label(self.network(views.unlabeled).float().softmax(dim=1))}
+        return {"decoder": pseudo_label(self.target_network(views.unlabeled).float().softmax(dim=1))}
 
     def supervised_loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """L_s of ``[B, C, H, W]`` logits against ``[B, H, W]`` labels, computed in float32."""
@@ -114,7 +145,9 @@ class Objective(nn.Module):
         return loss
 
     def after_step(self) -> None:
-        """What follows an optimiser step (an EMA update, say). Nothing by default."""
+        """What follows an optimiser step: the teacher, where there is one, moves towards its student."""
+        if self.teacher_decay is not None:
+            self.teacher.update_parameters(self.network)
 
     def ramp_up(self) -> float:
         """Gaussian ramp ``exp(-5 (1 - t)^2)``, t being the share of the training that has passed.
@@ -126,7 +159,7 @@ class Objective(nn.Module):
 
     def labeled_view(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Weak views of the labelled images ``[B, C, H, W]`` and their labels ``[B, H, W]``."""
-        image, label = self.weak(batch["image"], batch["label"])
+        image, label = self.weak.labeled(batch["image"], batch["label"])
         return image, label[:, 0]
 
     def weak_views(self, batch: Mapping[str, Tensor]) -> WeakViews:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from scripts.losses import PseudoLabel, pseudo_label
@@ -40,6 +40,10 @@ class CrossPseudoSupervision(RampedConsistency):
         if second is self.network:
             raise ValueError("second: expected a network of its own, found the deployed one.")
         self.second = second
+
+    def learners(self) -> tuple[nn.Module, ...]:
+        """Both networks."""
+        return (self.network, self.second)
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
         """The deployed network's (``decoder``) and the other's (``second``), from which the deployed one learns."""

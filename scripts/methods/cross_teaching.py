@@ -50,6 +50,10 @@ class CrossTeaching(RampedConsistency):
         teaching = self.dice(unlabeled_1, unlabeled_2.argmax(dim=1)) + self.dice(unlabeled_2, unlabeled_1.argmax(dim=1))
         return supervised, teaching, [unlabeled_1.softmax(dim=1), unlabeled_2.softmax(dim=1)]
 
+    def learners(self) -> tuple[nn.Module, ...]:
+        """Both networks."""
+        return (self.network, self.transformer)
+
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
         """The U-Net's (``decoder``) and the Transformer's (``transformer``), from which the U-Net learns."""
         transformer = pseudo_label(self.transformer(views.unlabeled).float().softmax(dim=1))

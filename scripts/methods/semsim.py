@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from scripts.losses import PseudoLabel, coverage, pseudo_label
 from scripts.methods.base import Objective, WeakViews
+from scripts.networks import UNet
 from scripts.similarity import (
     Prototypes,
     cross_logits,
@@ -29,6 +30,7 @@ _CHOICES = {
     "affinity_space": ("logit", "probability"),
     "gate": ("self", "decoder", "agree"),
     "channel_dropout": ("strong", "feature_stream", "none"),
+    "features": ("encoder", "decoder"),
 }
 
 
@@ -58,6 +60,8 @@ class SemSim(Objective):
         channel_dropout: ``strong``: Dropout2d(.5) on every encoder level of the strong views, before decoder and
             fusion; ``feature_stream``: UniMatch's extra stream of the weak view, one more term of L_u's mean;
             ``none``.
+        features: what the fusion module reads: stages of the ``encoder`` (the paper) or of the ``decoder``, which L_s
+            trains and which tell the classes apart from early on.
         shared_target: one target for all three, the mean of p^w and p_1^w (Fig. 11).
         joint_forward: labelled and weak images in one forward pass (shared batch statistics; the weak view's
             activations are kept for the backward pass, so it costs more).
@@ -88,6 +92,7 @@ class SemSim(Objective):
         intra_view: int = 1,
         cross_view: int = 2,
         channel_dropout: str = "strong",
+        features: str = "encoder",
         shared_target: bool = False,
         joint_forward: bool = False,
         **kwargs: Any,
@@ -111,10 +116,17 @@ class SemSim(Objective):
             raise ValueError(f"regions: expected at least 1 per side, found {regions}.")
         if uncertainty_rate < 0:
             raise ValueError(f"uncertainty_rate: expected a rate of at least 0, found {uncertainty_rate}.")
-        choices = {"affinity_space": affinity_space, "gate": gate, "channel_dropout": channel_dropout}
+        choices = {
+            "affinity_space": affinity_space,
+            "gate": gate,
+            "channel_dropout": channel_dropout,
+            "features": features,
+        }
         for name, choice in choices.items():
             if choice not in _CHOICES[name]:
                 raise ValueError(f"{name}: expected one of {_CHOICES[name]}, found {choice!r}.")
+        if channel_dropout == "feature_stream" and self.teacher_decay is not None:
+            raise ValueError("channel_dropout feature_stream perturbs the network's own features: no teacher then.")
         if not decoder_views or not {*decoder_views, intra_view, cross_view} <= {1, 2, 3}:
             raise ValueError(
                 f"strong views are 1, 2 and 3; found decoder_views {list(decoder_views)}, "
@@ -137,6 +149,7 @@ class SemSim(Objective):
         self.intra_view = intra_view
         self.cross_view = cross_view
         self.channel_dropout = channel_dropout
+        self.features = features
         self.shared_target = shared_target
         self.joint_forward = joint_forward
 
@@ -146,10 +159,10 @@ class SemSim(Objective):
 
         # The labelled and the weak views; nothing in the weak branch carries a gradient, but for the feature stream.
         encoded, weak_encoded = self._encode_both(image, weak)
-        logits = self.network.decode(encoded)
+        logits, stages = self._decode(encoded)
         prototypes = None
         if self.queries:
-            features, labels, prototypes = self._labeled_features(encoded, label)
+            features, labels, prototypes = self._labeled_features(stages, label)
         with torch.no_grad():
             targets = self._targets([f.detach() for f in weak_encoded], prototypes)
 
@@ -175,39 +188,47 @@ class SemSim(Objective):
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
         """p^w at the images' size; p_1^w (``intra``) and p_2^w (``cross``), as far as they are used, at f~'s."""
         encoded, weak_encoded = self._encode_both(views.image, views.unlabeled)
-        prototypes = self._labeled_features(encoded, views.label)[2] if self.queries else None
+        prototypes = self._labeled_features(self._decode(encoded)[1], views.label)[2] if self.queries else None
         return self._targets(weak_encoded, prototypes)
 
-    def _labeled_features(self, encoded: list[Tensor], label: Tensor) -> tuple[Tensor, Tensor, Prototypes]:
+    def _decode(self, encoded: list[Tensor], network: UNet | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Logits from encoder features, and stages 1 to 5 of what the fusion module reads, finest first."""
+        network = network or self.network
+        levels = network.decode_levels(encoded)
+        logits: Tensor = network.head(levels[-1])
+        return logits, [*reversed(levels), encoded[-1]] if self.features == "decoder" else encoded
+
+    def _labeled_features(self, stages: list[Tensor], label: Tensor) -> tuple[Tensor, Tensor, Prototypes]:
         """``f~`` of the labelled images, their labels at its size, and the class prototypes of both."""
-        features = self._fuse(encoded)
+        features = self._fuse(stages)
         labels = majority_labels(label, features.shape[-2:], self.network.num_classes)
         return features, labels, region_prototypes(features, labels, self.network.num_classes, self.regions)
 
-    def _fuse(self, encoded: list[Tensor]) -> Tensor:
-        """``f~`` of encoder features."""
+    def _fuse(self, stages: list[Tensor]) -> Tensor:
+        """``f~`` of the stages of encoder or decoder."""
         assert self.fusion is not None
-        features: Tensor = self.fusion(encoded)
+        features: Tensor = self.fusion(stages)
         return features
 
     def _encode_both(self, image: Tensor, weak: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Encoder features of the labelled and of the weak images."""
-        if self.joint_forward:
+        if self.joint_forward and self.teacher_decay is None:
             both = self.network.encode(torch.cat([image, weak]))
             return [f[: len(image)] for f in both], [f[len(image) :] for f in both]
         keep_graph = self.channel_dropout == "feature_stream" and self.lambda_decoder > 0
         with torch.set_grad_enabled(keep_graph and torch.is_grad_enabled()):
-            weak_encoded = self.network.encode(weak)
+            weak_encoded = self.target_network.encode(weak)
         return self.network.encode(image), weak_encoded
 
     def _targets(self, encoded: list[Tensor], prototypes: Prototypes | None) -> dict[str, PseudoLabel]:
         """Pseudo-labels of the weak view: p^w at full size, p_1^w and p_2^w at the features' size."""
-        logits = self.network.decode(encoded).float()
+        logits, stages = self._decode(encoded, self.target_network)
+        logits = logits.float()
         probabilities = logits.softmax(dim=1)
         targets = {"decoder": pseudo_label(probabilities)}
         if self.fusion is None:
             return targets
-        features = self._fuse(encoded)
+        features = self._fuse(stages)
         small = _resize(logits, features)
         refined = None
         if self.lambda_intra > 0 or self.shared_target:
@@ -250,8 +271,10 @@ class SemSim(Objective):
         for number in sorted({*self.decoder_views, *intra, *cross}):
             view = self.strong(weak)
             encoded = self._drop(self.network.encode(view.image), "strong")
-            features = self._fuse(encoded) if number in (*intra, *cross) else None
-            logits = self.network.decode(encoded) if number in (*self.decoder_views, *intra) else None
+            logits, stages = None, encoded
+            if self.features == "decoder" or number in (*self.decoder_views, *intra):
+                logits, stages = self._decode(encoded)
+            features = self._fuse(stages) if number in (*intra, *cross) else None
             if number in self.decoder_views and logits is not None:
                 decoder.append(self._dice_to(logits, view, targets["decoder"]))
             if number in intra and features is not None and logits is not None:

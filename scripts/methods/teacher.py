@@ -25,16 +25,21 @@ class MovingAverage(nn.Module):
     Args:
         student: the network that is averaged; it is copied as it is now.
         decay: in [0, 1).
+        dropout: whether the average has its student's dropout.
 
     Raises:
         ValueError: for a decay outside [0, 1).
     """
 
-    def __init__(self, student: nn.Module, decay: float = 0.99) -> None:
+    def __init__(self, student: nn.Module, decay: float = 0.99, dropout: bool = True) -> None:
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay: expected a number in [0, 1), found {decay}.")
         self.module = deepcopy(student).requires_grad_(False)
+        if not dropout:
+            for module in self.module.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
         self.decay = decay
         self._average = get_ema_multi_avg_fn(decay)
         self._updates = 0

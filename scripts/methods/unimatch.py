@@ -39,7 +39,8 @@ class UniMatch(Objective):
 
         features = self.network.encode(weak)
         with torch.no_grad():
-            target = pseudo_label(self.network.decode(features).float().softmax(dim=1))
+            taught = features if self.teacher_decay is None else self.target_network.encode(weak)
+            target = pseudo_label(self.target_network.decode(taught).float().softmax(dim=1))
         perturbed = self.network.decode([F.dropout2d(f, self.feature_dropout) for f in features])
 
         supervised = self.supervised_loss(self.network(image), label)

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 EPOCHS = 10  # in a budget: usable weights and a validation after each tenth of it
 TIMED = 5  # iterations that tell how long one takes, after a first one
 SHARE = 0.8  # of an epoch's time that iterations take, until one was seen: the rest is batch norm and validation
+UNLABELED_COST = 3.0  # of an iteration with unlabelled images, in iterations without
 LOG_INTERVAL = 20.0  # seconds
 
 
@@ -76,23 +77,32 @@ class TimeBudget:
 
     def _plan(self, engine: SemiSupervisedTrainer, step: float) -> None:
         """Length and number of epochs by the seconds of a step; the current one has begun."""
-        left = max(0.0, self.begin + self.seconds - self.first)
-        length = min(int(SHARE * left / EPOCHS / step), self.most // EPOCHS)
         before = (engine.state.epoch - 1) * int(engine.state.epoch_length or 1)
-        length = engine.state.epoch_length = self._agree(max(1 + TIMED, length))
+        iterations = min(SHARE * self._iterations(engine, step, self.first), self.most)
+        length = engine.state.epoch_length = self._agree(max(1 + TIMED, int(iterations / EPOCHS)))
         epochs = max(1, min(EPOCHS, (self.most - before) // length))
         self.epoch_began = self.first
         self._set(engine, epochs - 1, before + epochs * length)
 
     def _epoch(self, engine: SemiSupervisedTrainer) -> None:
-        if not self.seconds or engine.state.iteration <= TIMED:
+        if len(self.steps) < TIMED:
             return
         now = time.monotonic()
-        more = round((self.begin + self.seconds - now) / (now - self.epoch_began))
-        self.epoch_began = now
         length = int(engine.state.epoch_length or 1)
-        more = self._agree(max(0, min(more, (self.most - engine.state.iteration) // length)))
+        iterations = min(self._iterations(engine, (now - self.epoch_began) / length, now), self.most)
+        more = self._agree(max(0, round((iterations - engine.state.iteration) / length)))
+        self.epoch_began = now
         self._set(engine, more, engine.state.iteration + more * length)
+
+    def _iterations(self, engine: SemiSupervisedTrainer, step: float, now: float) -> float:
+        """Iterations of the whole training, if one takes so many seconds now."""
+        done = engine.state.iteration
+        left = max(0.0, self.begin + self.seconds - now) / step
+        if done >= engine.objective.supervised_iterations or not engine.objective.requires_unlabeled:
+            return done + left
+        # The first share of the iterations is labelled images alone; the others will take longer.
+        share = engine.supervised_share
+        return (done + left) / (share + (1 - share) * UNLABELED_COST)
 
     def _set(self, engine: SemiSupervisedTrainer, more: int, total: int) -> None:
         """End the training after some more epochs than the current one."""
@@ -101,6 +111,7 @@ class TimeBudget:
 
     def _set_total(self, engine: SemiSupervisedTrainer, total: int) -> None:
         self.total = engine.objective.total_iterations = total
+        engine.objective.supervised_iterations = round(engine.supervised_share * total)
         if isinstance(engine.lr_scheduler, BudgetSchedule):
             engine.lr_scheduler.total = total
 

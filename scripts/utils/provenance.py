@@ -15,12 +15,13 @@ from scripts.utils.files import update_digest, write_text
 from scripts.utils.schemas import read_json
 
 __all__ = [
-    "check_size",
+    "check_grid",
     "code_version",
     "describe_data",
     "file_digest",
     "is_synthetic",
     "read_record",
+    "trained_preprocessing",
     "trained_size",
     "write_record",
 ]
@@ -141,11 +142,31 @@ def trained_size(checkpoint: str | Path, default: int) -> int:
     return default
 
 
-def check_size(checkpoint: str | Path, image_size: int) -> None:
-    """Refuse weights that were trained on slices of another size, see :func:`trained_size`.
+def trained_preprocessing(checkpoint: str | Path) -> dict[str, Any]:
+    """How slices came to the network's grid when weights were trained, by their record.
+
+    Args:
+        checkpoint: file of weights.
+
+    Returns:
+        ``pixel_spacing`` (see :class:`scripts.data.FitSlicesd`) and ``percentiles``, the two of each volume's
+        intensities that became 0 and 1. Where the weights have no record, or one from before there was a choice, slices
+        were squeezed to a square and their extremes became 0 and 1.
+    """
+    record = read_record(checkpoint) or {}
+    return {"pixel_spacing": record.get("pixel_spacing"), "percentiles": record.get("percentiles", [0, 100])}
+
+
+def check_grid(checkpoint: str | Path, image_size: int, preprocessing: Mapping[str, Any] | None = None) -> None:
+    """Refuse weights that were trained on slices of another size, or that came about otherwise.
+
+    Args:
+        checkpoint: file of weights.
+        image_size: side of the slices in pixels.
+        preprocessing: ``pixel_spacing`` and ``percentiles``; None: not looked at.
 
     Raises:
-        ValueError: if the weights' record gives another size than ``image_size`` pixels.
+        ValueError: if the weights' record says something else.
     """
     size = trained_size(checkpoint, int(image_size))
     if size != int(image_size):
@@ -153,3 +174,11 @@ def check_size(checkpoint: str | Path, image_size: int) -> None:
             f"Checkpoint '{checkpoint}' was trained on slices of {size} px, this run takes {image_size} px: "
             f"set --image_size {size}, or the overlay that it was trained with."
         )
+    if preprocessing is None:
+        return
+    for name, trained in trained_preprocessing(checkpoint).items():
+        if trained != preprocessing[name]:
+            raise ValueError(
+                f"Checkpoint '{checkpoint}' was trained with {name} {trained}, this run has {preprocessing[name]}: "
+                "add the overlay that it was trained with, such as configs/recipe.json."
+            )

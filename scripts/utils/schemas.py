@@ -47,6 +47,22 @@ IMAGE_SIZE: Schema = {
     "maximum": 4096,
     "description": "the side of a slice, a whole number of pixels in 16..4096",
 }
+PIXEL_SPACING: Schema = {
+    "oneOf": [
+        {"type": "null"},
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1000},
+        {"enum": ["aspect"]},
+    ],
+    "description": "the size of a pixel in mm, 'aspect' or null",
+}
+PERCENTILES: Schema = {
+    "type": "array",
+    "items": {"type": "number", "minimum": 0, "maximum": 100},
+    "minItems": 2,
+    "maxItems": 2,
+    "uniqueItems": True,
+    "description": "two percentiles in 0..100, the lower one first",
+}
 CLASSES: Schema = {
     "type": "integer",
     "minimum": 2,
@@ -155,6 +171,8 @@ SCHEMAS: dict[str, Schema] = {
         batch_size=COUNT,
         processes=COUNT,
         image_size=IMAGE_SIZE,
+        pixel_spacing=PIXEL_SPACING,
+        percentiles=PERCENTILES,
         synthetic=SWITCH,
         learning_rate=NUMBER,
         validation_dice=SHARE,
@@ -190,6 +208,8 @@ SCHEMAS: dict[str, Schema] = {
         output_dir=PATH,
         splits=_or_null(PATH),
         image_size=IMAGE_SIZE,
+        pixel_spacing=PIXEL_SPACING,
+        percentiles=PERCENTILES,
         in_channels={"type": "integer", "minimum": 1, "maximum": 64, "description": "a whole number in 1..64"},
         num_classes=CLASSES,
         class_names=_map("names by class, such as {'1': 'bone'}", CLASS, NAME),

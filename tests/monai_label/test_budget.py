@@ -45,7 +45,8 @@ class Slow(Objective):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         self.totals.append(self.total_iterations)
-        self.clock.now += self.seconds * (1 if len(self.totals) < self.slower_from else 3)
+        alone = self.iteration < self.supervised_iterations
+        self.clock.now += self.seconds * (1 if alone or len(self.totals) < self.slower_from else 3)
         return {"loss": (self.weight - 1).square().sum()}
 
 
@@ -66,6 +67,7 @@ def train(
     seconds: float = 2.0,
     slower_from: int = 10**6,
     store: bool = True,
+    supervised_share: float = 0.0,
 ) -> tuple[SemiSupervisedTrainer, Slow, list[float]]:
     """Train with ten seconds of validation after each epoch; the rates after each iteration."""
     records = make_datastore(folder, ["a"], ["d"]) if store else []
@@ -81,6 +83,7 @@ def train(
         optimizer=optimizer,
         lr_scheduler=BudgetSchedule(optimizer),
         epoch_length=length,
+        supervised_share=supervised_share,
         train_handlers=[Validation(clock), budget],
     )
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: rates.append(optimizer.param_groups[0]["lr"]))
@@ -111,6 +114,14 @@ def test_a_training_ends_when_its_time_is_up(length: int, slower_from: int, cloc
     assert rates[0] > 0.99
     assert all(late <= early + 0.06 for early, late in itertools.pairwise(rates))
     assert rates[-1] < 0.01
+
+
+def test_iterations_with_unlabelled_images_are_reckoned_with_before_they_come(clock: Clock, tmp_path: Path) -> None:
+    begin = clock.now
+    trainer, method, rates = train(tmp_path, clock, 15, 1000, 250, slower_from=0, supervised_share=0.6)
+    assert clock.now - begin == pytest.approx(900, abs=100)
+    assert method.totals[40] == pytest.approx(trainer.state.iteration, rel=0.25), "nearly as planned from the start"
+    assert method.supervised_iterations == pytest.approx(0.6 * trainer.state.iteration, abs=1)
 
 
 @pytest.mark.parametrize(("minutes", "store"), [(0, True), (0.1, False)])

@@ -11,11 +11,12 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.utils.errors import root_cause
 from scripts.utils.provenance import (
-    check_size,
+    check_grid,
     code_version,
     describe_data,
     file_digest,
     read_record,
+    trained_preprocessing,
     trained_size,
     write_record,
 )
@@ -42,7 +43,7 @@ def test_record_names_its_weights_and_no_other(weights: Path) -> None:
     write_record(weights, {**record, "code": "commit abc"})
     assert read_record(weights) == {**record, "code": "commit abc"}, "a known version stays"
     torch.save({"weight": torch.ones(2)}, weights)
-    for read in (read_record, lambda path: trained_size(path, 224), lambda path: check_size(path, 96)):
+    for read in (read_record, lambda path: trained_size(path, 224), lambda path: check_grid(path, 96)):
         with pytest.raises(ValueError, match=r"model\.json: is the record of other weights than '.*model\.pt'"):
             read(weights)
 
@@ -67,12 +68,12 @@ def test_size_follows_the_record_or_the_default(weights: Path, caplog: pytest.Lo
     assert not caplog.text
     assert trained_size(weights, 224) == 224
     assert "no record" in caplog.text
-    check_size(weights, 224)
+    check_grid(weights, 224)
     write_record(weights, {"image_size": 96})
     assert trained_size(weights, 224) == 96
-    check_size(weights, 96)
+    check_grid(weights, 96)
     with pytest.raises(ValueError, match="trained on slices of 96 px, this run takes 224 px: set --image_size 96"):
-        check_size(weights, 224)
+        check_grid(weights, 224)
 
 
 def test_data_is_described_without_paths(tmp_path: Path) -> None:
@@ -151,3 +152,22 @@ def test_training_writes_the_record_and_what_reads_the_weights_follows_it(phanto
     workflow("infer", ["train.json", "evaluate.json"], **evaluation, **size)
     about = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
     assert (about["part"], about["weights_sha256"]) == ("val", record["sha256"])
+
+
+def test_preprocessing_comes_from_the_record(tmp_path: Path) -> None:
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"weights")
+    paper = {"pixel_spacing": None, "percentiles": [0, 100]}
+    assert trained_preprocessing(weights) == paper
+    write_record(weights, {"image_size": 96})
+    assert trained_preprocessing(weights) == paper
+    recipe = {"pixel_spacing": 2.0, "percentiles": [1, 99]}
+    write_record(weights, {"image_size": 96, **recipe})
+    assert trained_preprocessing(weights) == recipe
+    check_grid(weights, 96, recipe)
+    with pytest.raises(ValueError, match=r"was trained with pixel_spacing 2\.0, this run has None"):
+        check_grid(weights, 96, paper)
+    for wrong in ({"pixel_spacing": -1}, {"pixel_spacing": "$exit()"}, {"percentiles": [1]}, {"percentiles": "1"}):
+        write_record(weights, {**recipe, **wrong})
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            trained_preprocessing(weights)

@@ -1,0 +1,174 @@
+"""Strong augmentation of labeled images, batch-wise where the batch lives.
+
+A few labeled cases show one size, one position and one contrast each; what the network meets on other patients and
+scanners differs in all of these. The ranges follow nnU-Net's (Isensee et al., Nature Methods 2021), with any rotation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from scripts.views import StrongView, WeakView, coin, uniform
+
+__all__ = ["AugmentedStrongView", "AugmentedView"]
+
+
+class AugmentedView(WeakView):
+    """Spatial augmentation of every image, and intensity augmentation of the labeled ones.
+
+    It takes the place of :class:`scripts.views.WeakView`: unlabeled images get the spatial part alone, so that a
+    pseudo-label comes from an image as the scanner gave it, and their intensities are varied by the strong view.
+
+    Spatial, each drawn per image: a flip, a rotation by any angle up to ``degrees``, a scale, a stretch of one axis
+    against the other, a shift and a smooth elastic deformation, in one resampling; outside of the image is 0,
+    background. Intensity, each with probability ``intensity``: gamma, contrast, brightness, a smooth multiplicative
+    bias field, half the resolution, Gaussian noise; on RGB also the balance of the channels. Values stay in [0, 1].
+
+    Args:
+        degrees: largest rotation.
+        scale: smallest and largest size of an object relative to its own.
+        stretch: largest ratio of one axis's scale to the other's.
+        shift: largest shift as a share of the image's side.
+        elastic: standard deviation of the control points of the deformation, as a share of the side; they lie on a
+            coarse grid of 5 x 5.
+        spatial: probability of the spatial augmentation beyond the flip.
+        intensity: probability of each intensity augmentation.
+        gamma: smallest and largest exponent.
+        contrast: smallest and largest factor of the distances from the mean.
+        brightness: largest shift of the values.
+        bias: standard deviation of the logarithm of the bias field at its control points, a grid of 4 x 4.
+        noise: largest standard deviation of the noise.
+
+    Raises:
+        ValueError: for a range that is none.
+    """
+
+    def __init__(
+        self,
+        degrees: float = 180.0,
+        scale: tuple[float, float] = (0.7, 1.4),
+        stretch: float = 1.2,
+        shift: float = 0.1,
+        elastic: float = 0.02,
+        spatial: float = 0.9,
+        intensity: float = 0.4,
+        gamma: tuple[float, float] = (0.6, 1.6),
+        contrast: tuple[float, float] = (0.65, 1.5),
+        brightness: float = 0.15,
+        bias: float = 0.3,
+        noise: float = 0.1,
+    ) -> None:
+        super().__init__()
+        for name, (low, high) in {"scale": scale, "gamma": gamma, "contrast": contrast}.items():
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: expected a smallest and a largest positive factor, found {low}, {high}.")
+        self.mode = "augmentation"
+        self.degrees = degrees
+        self.scale = (scale[0], scale[1])
+        self.stretch = stretch
+        self.shift = shift
+        self.elastic = elastic
+        self.spatial = spatial
+        self.intensity = intensity
+        self.gamma = (gamma[0], gamma[1])
+        self.contrast = (contrast[0], contrast[1])
+        self.brightness = brightness
+        self.bias = bias
+        self.noise = noise
+
+    def forward(self, image: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Spatial views of ``[B, C, H, W]`` and of a label ``[B, 1, H, W]`` under the same draws."""
+        with torch.autocast(image.device.type, enabled=False):  # a bfloat16 grid is off by up to a pixel
+            grid = self.grid(image)
+            view = F.grid_sample(image.float(), grid, mode="bilinear", align_corners=False)
+            if label is None:
+                return view, None
+            turned = F.grid_sample(label.float(), grid, mode="nearest", align_corners=False)
+        return view, turned.to(label.dtype)
+
+    def labeled(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of labeled images, spatial and of their intensities, and of the labels."""
+        view, turned = cast("tuple[Tensor, Tensor]", self(image, label))
+        with torch.autocast(image.device.type, enabled=False):
+            return self.vary_intensity(view), turned
+
+    def grid(self, image: Tensor) -> Tensor:
+        """Where each pixel of the view comes from: ``[B, H, W, 2]``, x and y in [-1, 1] as ``grid_sample`` takes it."""
+        batch, _, height, width = image.shape
+        device = image.device
+        apply = coin(self.spatial, batch, device).flatten()
+
+        def drawn(values: Tensor, neutral: float) -> Tensor:
+            return torch.where(apply, values, neutral)
+
+        angle = drawn(uniform(-1, 1, batch, device=device) * math.radians(self.degrees), 0.0)
+        size = drawn(_log_uniform(self.scale, batch, device=device), 1.0)
+        stretch = drawn(_log_uniform((self.stretch**-0.5, self.stretch**0.5), batch, device=device), 1.0)
+        shift = torch.where(apply[:, None], uniform(-2, 2, batch, 2, device=device) * self.shift, 0.0)
+        flip = torch.where(coin(0.5, batch, device).flatten(), -1.0, 1.0)
+        # The grid says where a pixel comes from: the inverse of what happens to the object. Rotation in pixels, so
+        # that an image that is not square stays undistorted.
+        x, y = 1 / (size * stretch), stretch / size
+        cos, sin, ratio = angle.cos(), angle.sin(), height / width
+        rows = [
+            torch.stack([flip * x * cos, -flip * x * sin * ratio, shift[:, 0]], 1),
+            torch.stack([y * sin / ratio, y * cos, shift[:, 1]], 1),
+        ]
+        grid = F.affine_grid(torch.stack(rows, 1), [batch, 1, height, width], align_corners=False)
+        points = torch.randn(batch, 2, 5, 5).to(device, non_blocking=True) * 2 * self.elastic
+        field = F.interpolate(points, size=(height, width), mode="bicubic", align_corners=True)
+        return grid + torch.where(apply[:, None, None, None], field.movedim(1, -1), 0.0)
+
+    def vary_intensity(self, image: Tensor) -> Tensor:
+        """Intensity augmentation of ``[B, C, H, W]`` in [0, 1]."""
+        batch, channels, height, width = image.shape
+        device, one = image.device, (image.shape[0], 1, 1, 1)
+
+        def either(varied: Tensor, x: Tensor) -> Tensor:
+            return torch.where(coin(self.intensity, batch, device), varied, x)
+
+        points = torch.randn(batch, 1, 4, 4).to(device, non_blocking=True) * self.bias
+        field = F.interpolate(points, size=(height, width), mode="bicubic", align_corners=True)
+        x = either((image * field.exp()).clamp(0, 1), image)
+        # the smallest value keeps the slope of small exponents finite
+        x = either(x.clamp_min(1e-6) ** _log_uniform(self.gamma, *one, device=device), x)
+        mean = x.mean(dim=(1, 2, 3), keepdim=True)
+        x = either(mean + (x - mean) * _log_uniform(self.contrast, *one, device=device), x)
+        x = either(x + uniform(-1, 1, *one, device=device) * self.brightness, x)
+        if channels > 1:
+            x = either(x * uniform(0.85, 1.15, batch, channels, 1, 1, device=device), x)
+        coarse = F.interpolate(F.avg_pool2d(x, 2, ceil_mode=True), size=(height, width), mode="bilinear")
+        x = either(coarse, x)
+        deviation = uniform(0, 1, *one, device=device) * self.noise
+        x = either(x + torch.randn(image.shape).to(device, non_blocking=True) * deviation, x)
+        return x.clamp(0, 1)
+
+
+class AugmentedStrongView(StrongView):
+    """A strong view whose intensities vary as those of labeled images do, in place of brightness and contrast alone.
+
+    What the teacher sees as the scanner gave it, the student sees as another scanner might have: gamma, bias field,
+    resolution and noise of :meth:`AugmentedView.vary_intensity`, then blur and CutMix.
+
+    Args:
+        intensity: probability of each intensity augmentation.
+        blur: see :class:`scripts.views.StrongView`.
+        cutmix: likewise.
+    """
+
+    def __init__(self, intensity: float = 0.5, blur: float = 0.5, cutmix: float = 0.5) -> None:
+        super().__init__(blur=blur, cutmix=cutmix)
+        self.intensity = intensity
+        self._variation = AugmentedView(intensity=intensity)
+
+    def _jitter(self, image: Tensor) -> Tensor:
+        return self._variation.vary_intensity(image)
+
+
+def _log_uniform(limits: tuple[float, float], *size: int, device: torch.device) -> Tensor:
+    return uniform(math.log(limits[0]), math.log(limits[1]), *size, device=device).exp()
