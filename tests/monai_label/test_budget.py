@@ -43,7 +43,9 @@ class Slow(Objective):
         self.clock, self.seconds, self.slower_from = clock, seconds, slower_from
         self.totals: list[int] = []
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    teacher_decay = None
+
+    def __call__(self, batch: Any) -> dict[str, torch.Tensor]:
         self.totals.append(self.total_iterations)
         alone = self.iteration < self.supervised_iterations
         self.clock.now += self.seconds * (1 if alone or len(self.totals) < self.slower_from else 3)
@@ -118,7 +120,7 @@ def test_a_training_ends_when_its_time_is_up(length: int, slower_from: int, cloc
 
 def test_iterations_with_unlabelled_images_are_reckoned_with_before_they_come(clock: Clock, tmp_path: Path) -> None:
     begin = clock.now
-    trainer, method, rates = train(tmp_path, clock, 15, 1000, 250, slower_from=0, supervised_share=0.6)
+    trainer, method, _ = train(tmp_path, clock, 15, 1000, 250, slower_from=0, supervised_share=0.6)
     assert clock.now - begin == pytest.approx(900, abs=100)
     assert method.totals[40] == pytest.approx(trainer.state.iteration, rel=0.25), "nearly as planned from the start"
     assert method.supervised_iterations == pytest.approx(0.6 * trainer.state.iteration, abs=1)
