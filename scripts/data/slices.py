@@ -14,8 +14,10 @@ import torch.distributed as dist
 from monai.transforms import Compose
 from torch.utils.data import Dataset
 
+from scripts.data.axis import THICKEST
 from scripts.data.cache import cached_volumes
 from scripts.data.checks import add_or_raise
+from scripts.data.transforms import ThroughPlaneLastd
 
 __all__ = ["SemiSupervisedLoader", "SliceDataset"]
 
@@ -36,6 +38,7 @@ class SliceDataset(Dataset):
         data: the records, without those that are left out.
         labeled: indices of the labelled slices.
         unlabeled: indices of the unlabelled slices.
+        slice_axis: along which axis volumes were cut, one of :data:`scripts.data.axis.AXES`.
 
     Raises:
         ValueError: when a file is faulty or the records' slices differ in size or channels.
@@ -51,6 +54,8 @@ class SliceDataset(Dataset):
         channels: int | None = None,
         faults: list[str] | None = None,
     ) -> None:
+        steps = preprocessing.flatten().transforms
+        self.slice_axis = next((step.axis for step in steps if isinstance(step, ThroughPlaneLastd)), THICKEST)
         volumes = cached_volumes([*data, *unlabeled], preprocessing, cache_dir, num_classes, faults)
         first = next((volume for volume in volumes if channels in (None, volume.shape[1])), None)
         self.volumes = [volume for volume in volumes if first and volume.shape[1:] == first.shape[1:]]
