@@ -22,7 +22,7 @@ LABEL_INSTALLED := $(LABEL_VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz soak lint bench label-demo test-label clean
+.PHONY: help demo test fuzz soak lint bench label-env label-demo test-label clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,8 @@ lint: $(INSTALLED)  ## check style, types and JSON
 bench: $(INSTALLED)  ## time training steps, inference, input pipeline and metrics on this machine
 	$(PYTHON) -m bundle bench
 
+label-env: $(LABEL_INSTALLED)  ## the environment of a MONAI Label server
+
 label-demo: $(LABEL_INSTALLED)  ## a MONAI Label server on synthetic studies: segment, annotate, train, segment
 	$(LABEL_PYTHON) -m bundle.label.demo
 
@@ -67,12 +69,16 @@ $(VENV)/.installed: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	@touch $@
 
+# PyTorch first and no build isolation: sam2, which MONAI Label needs, would download another one (5.4 GB) to be built.
 # Beside a CPU-only PyTorch, pip's torchvision is importable with bundle/label/torchvision_ops.py alone: it says why.
 $(LABEL_VENV)/.installed: requirements-label.txt bundle/label/torchvision_ops.py
 	@python3 -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else \
 	    f"the pinned packages need Python 3.11 or 3.12, python3 is {sys.version.split()[0]}")'
 	python3 -m venv $(LABEL_VENV)
-	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-label.txt
+	$(LABEL_VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar on \
+	    setuptools wheel $$(grep '^torch==' requirements-label.txt)
+	$(LABEL_VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar on --no-build-isolation \
+	    --requirement requirements-label.txt
 	@site=$$($(LABEL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	    cp bundle/label/torchvision_ops.py "$$site" && echo 'import torchvision_ops' > "$$site/torchvision_ops.pth"
 	@touch $@
