@@ -436,7 +436,7 @@ def test_phantoms_of_every_kind_are_sound(
 ) -> None:
     small: dict = {"size": (60, 90)} if kind == "isic" else {"size": (56, 72), "spacing": (3.0, 3.6), "slices": (3, 4)}
     root = Path(make_phantom_cohort(tmp_path / "cohort", patients=(3, 1, 1), kind=kind, **small))
-    splits = None if kind == "isic" else str(root / "splits.json")
+    splits = str(root / "splits.json")
     target = tmp_path / "list.json"
     main(kind, str(root), str(target), splits=splits)
     content, printed = json.loads(target.read_text()), capsys.readouterr().out
