@@ -102,7 +102,7 @@ class RunCheckpoint:
         parts = self._parts(engine)
         content = read_checkpoint(path, parts, engine.state.device)
         state = content["state"]
-        for name, value in _protocol(engine).items():
+        for name, value in {**engine.objective.former_settings, **_protocol(engine)}.items():
             if state.get(name, value) != value:  # an option that came later is not in the file
                 raise ValueError(f"{path}: expected a run with {name} {value}, found {state[name]}.")
         if state["epoch"] > engine.state.max_epochs:
