@@ -22,7 +22,7 @@ LABEL_INSTALLED := $(LABEL_VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz soak lint bench label-env label-demo test-label clean
+.PHONY: help demo test test-oldest fuzz soak lint bench label-env label-demo test-label clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,15 @@ demo: $(INSTALLED)  ## train on synthetic hearts with few labels, evaluate, segm
 
 test: $(INSTALLED)  ## run the tests (SEMSIM_DATA=folder adds those on real data, SEMSIM_SLOW=1 the longest)
 	$(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# uv resolves to the lower bounds of pyproject.toml; they are what they are because the tests pass there.
+OLDEST_VENV ?= .venv-oldest
+test-oldest:  ## run the tests with the oldest packages that pyproject.toml allows
+	python3 -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST_VENV)/bin/uv pip install --quiet --python $(OLDEST_VENV)/bin/python --resolution lowest-direct \
+	    --requirement pyproject.toml --extra dev --extra share
+	$(OLDEST_VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 fuzz: $(INSTALLED)  ## spoil lists, records, weights, archives and images at random, EXAMPLES=2000 of each kind
 	SEMSIM_FUZZ=$(or $(EXAMPLES),2000) $(PYTHON) -m pytest tests/test_fuzz.py --capture=no --quiet
@@ -59,7 +68,7 @@ test-label: $(LABEL_INSTALLED)  ## test the bundle in a real MONAI Label server
 	$(LABEL_PYTHON) -m pytest tests/bundle/label
 
 clean:  ## remove the environments, the tools' caches and what the demos made; leave output/, eval/ and models/ alone
-	rm -rf $(VENV) $(LABEL_VENV) demo label-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL_VENV) $(OLDEST_VENV) demo label-demo .pytest_cache .mypy_cache .ruff_cache
 	find bundle scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: requirements.txt
