@@ -14,7 +14,7 @@ import numpy as np
 
 from scripts.utils.files import files_below
 
-__all__ = ["DicomVolume", "Frame", "dicom_module", "holds_dicom", "pseudonym", "starts_as_dicom"]
+__all__ = ["SOURCE", "DicomVolume", "Frame", "dicom_module", "holds_dicom", "pseudonym", "starts_as_dicom"]
 
 # A file without a preamble begins with an element of group 2 or 8, and that with its type (explicit VR), or with the
 # length of one of those that come first, a short one (implicit VR).
@@ -23,6 +23,8 @@ _BARE = re.compile(
     rb"|\x08\0[\x00\x01\x05\x08\x16\x18]\0[\x02-\x40]\0\0\0",
     re.DOTALL,
 )
+SOURCE = "dicom_volume"
+"""Where an image's metadata holds the :class:`DicomVolume` that it was read from."""
 PACKAGES = "pydicom highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-libjpeg"
 
 
