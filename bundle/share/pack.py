@@ -24,7 +24,7 @@ from scripts.handlers.weights import load_network_weights
 from scripts.networks import UNet
 from scripts.utils.files import write_text
 from scripts.utils.licences import write_terms
-from scripts.utils.provenance import file_digest, read_record, trained_preprocessing
+from scripts.utils.provenance import file_digest, read_record, trained_options
 from scripts.utils.schemas import check, shown
 from scripts.utils.tensors import load_state
 
@@ -86,7 +86,7 @@ def main(
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         bundle = staging / folder.name
-        _write_configs(bundle / "configs", overlay, record, trained_preprocessing(weights), metadata)
+        _write_configs(bundle / "configs", overlay, record, trained_options(weights), metadata)
         _write_models(bundle / "models", Path(weights), record, metadata)
         write_text(bundle / "large_files.yml", _large_files(weights_url, record))
         _write_code(bundle)

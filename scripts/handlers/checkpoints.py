@@ -43,7 +43,7 @@ class RunCheckpoint:
             that file.
         evaluator: the validation engine, whose best metric decides on ``model.pt``.
         data: what the records of the weights say of the data, see :func:`scripts.utils.provenance.describe_data`.
-        preprocessing: what they say of the slices, as :func:`scripts.utils.provenance.trained_preprocessing` reads it.
+        inference: what they ask of inference, as :func:`scripts.utils.provenance.trained_options` reads it.
 
     Raises:
         ValueError: on start, if the file cannot be read, is damaged, belongs to another protocol, objective or network,
@@ -61,13 +61,13 @@ class RunCheckpoint:
         resume: bool | str = False,
         evaluator: Evaluator | None = None,
         data: Mapping[str, Any] | None = None,
-        preprocessing: Mapping[str, Any] | None = None,
+        inference: Mapping[str, Any] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.network = network
         self.resume = flag(resume)
         self.evaluator = evaluator
-        self.data = {**(data or {}), **(preprocessing or {})}
+        self.data = {**(data or {}), **(inference or {})}
 
     def attach(self, engine: SemiSupervisedTrainer) -> None:
         """Register with the trainer."""

@@ -60,7 +60,7 @@ class NetworkLoader(CheckpointLoader):
         network: takes the weights.
         image_size: side of the slices in pixels; weights whose record names another are refused, see
             :func:`scripts.utils.provenance.check_grid`. None: not looked at.
-        preprocessing: ``pixel_spacing`` and ``percentiles``, looked at likewise.
+        options: of the same record, looked at likewise.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class NetworkLoader(CheckpointLoader):
         load_path: str,
         network: nn.Module,
         image_size: int | None = None,
-        preprocessing: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(load_path=load_path, load_dict={"network": network})
         self.image_size = image_size
-        self.preprocessing = preprocessing
+        self.options = options
 
     def __call__(self, engine: Engine) -> None:
         """Load the weights.
@@ -81,6 +81,6 @@ class NetworkLoader(CheckpointLoader):
             engine: the engine that starts.
         """
         if self.image_size is not None:
-            check_grid(self.load_path, self.image_size, self.preprocessing)
+            check_grid(self.load_path, self.image_size, self.options)
         load_network_weights(self.load_dict["network"], self.load_path)
         self.logger.info("Loaded the network from %s", self.load_path)

@@ -21,7 +21,7 @@ __all__ = [
     "file_digest",
     "is_synthetic",
     "read_record",
-    "trained_preprocessing",
+    "trained_options",
     "trained_size",
     "write_record",
 ]
@@ -142,28 +142,37 @@ def trained_size(checkpoint: str | Path, default: int) -> int:
     return default
 
 
-def trained_preprocessing(checkpoint: str | Path) -> dict[str, Any]:
-    """How slices came to the network's grid when weights were trained, by their record.
+PROTOCOL: dict[str, Any] = {
+    "pixel_spacing": None,
+    "percentiles": [0, 100],
+    "mirroring": False,
+    "largest_component": False,
+}
+"""What inference does with weights whose record says nothing else: the paper's protocol."""
+
+
+def trained_options(checkpoint: str | Path) -> dict[str, Any]:
+    """What weights ask of inference, by their record.
 
     Args:
         checkpoint: file of weights.
 
     Returns:
-        ``pixel_spacing`` (see :class:`scripts.data.FitSlicesd`) and ``percentiles``, the two of each volume's
-        intensities that became 0 and 1. Where the weights have no record, or one from before there was a choice, slices
-        were squeezed to a square and their extremes became 0 and 1.
+        ``pixel_spacing`` (see :class:`scripts.data.FitSlicesd`); ``percentiles``, the two of each volume's intensities
+        that become 0 and 1; ``mirroring`` and ``largest_component`` (see :mod:`scripts.postprocessing`). What the
+        record lacks is as in :data:`PROTOCOL`.
     """
     record = read_record(checkpoint) or {}
-    return {"pixel_spacing": record.get("pixel_spacing"), "percentiles": record.get("percentiles", [0, 100])}
+    return {name: record.get(name, value) for name, value in PROTOCOL.items()}
 
 
-def check_grid(checkpoint: str | Path, image_size: int, preprocessing: Mapping[str, Any] | None = None) -> None:
+def check_grid(checkpoint: str | Path, image_size: int, options: Mapping[str, Any] | None = None) -> None:
     """Refuse weights that were trained on slices of another size, or that came about otherwise.
 
     Args:
         checkpoint: file of weights.
         image_size: side of the slices in pixels.
-        preprocessing: ``pixel_spacing`` and ``percentiles``; None: not looked at.
+        options: those of :func:`trained_options` that must be as they were in training; None: not looked at.
 
     Raises:
         ValueError: if the weights' record says something else.
@@ -174,11 +183,10 @@ def check_grid(checkpoint: str | Path, image_size: int, preprocessing: Mapping[s
             f"Checkpoint '{checkpoint}' was trained on slices of {size} px, this run takes {image_size} px: "
             f"set --image_size {size}, or the overlay that it was trained with."
         )
-    if preprocessing is None:
-        return
-    for name, trained in trained_preprocessing(checkpoint).items():
-        if trained != preprocessing[name]:
+    trained = trained_options(checkpoint)
+    for name, value in (options or {}).items():
+        if trained[name] != value:
             raise ValueError(
-                f"Checkpoint '{checkpoint}' was trained with {name} {trained}, this run has {preprocessing[name]}: "
+                f"Checkpoint '{checkpoint}' was trained with {name} {trained[name]}, this run has {value}: "
                 "add the overlay that it was trained with, such as configs/recipe.json."
             )

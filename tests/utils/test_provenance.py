@@ -16,7 +16,7 @@ from scripts.utils.provenance import (
     describe_data,
     file_digest,
     read_record,
-    trained_preprocessing,
+    trained_options,
     trained_size,
     write_record,
 )
@@ -154,20 +154,26 @@ def test_training_writes_the_record_and_what_reads_the_weights_follows_it(phanto
     assert (about["part"], about["weights_sha256"]) == ("val", record["sha256"])
 
 
-def test_preprocessing_comes_from_the_record(tmp_path: Path) -> None:
+def test_options_of_inference_come_from_the_record(tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
     weights.write_bytes(b"weights")
-    paper = {"pixel_spacing": None, "percentiles": [0, 100]}
-    assert trained_preprocessing(weights) == paper
+    paper = {"pixel_spacing": None, "percentiles": [0, 100], "mirroring": False, "largest_component": False}
+    assert trained_options(weights) == paper
     write_record(weights, {"image_size": 96})
-    assert trained_preprocessing(weights) == paper
-    recipe = {"pixel_spacing": 2.0, "percentiles": [1, 99]}
+    assert trained_options(weights) == paper
+    recipe = {"pixel_spacing": 2.0, "percentiles": [1, 99], "mirroring": True, "largest_component": True}
     write_record(weights, {"image_size": 96, **recipe})
-    assert trained_preprocessing(weights) == recipe
+    assert trained_options(weights) == recipe
     check_grid(weights, 96, recipe)
     with pytest.raises(ValueError, match=r"was trained with pixel_spacing 2\.0, this run has None"):
         check_grid(weights, 96, paper)
-    for wrong in ({"pixel_spacing": -1}, {"pixel_spacing": "$exit()"}, {"percentiles": [1]}, {"percentiles": "1"}):
+    for wrong in (
+        {"pixel_spacing": -1},
+        {"pixel_spacing": "$exit()"},
+        {"percentiles": [1]},
+        {"percentiles": "1"},
+        {"mirroring": 1},
+    ):
         write_record(weights, {**recipe, **wrong})
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            trained_preprocessing(weights)
+            trained_options(weights)
