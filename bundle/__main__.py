@@ -25,6 +25,7 @@ COMMANDS = {
     "pack": "bundle.share.pack:main",
     "prepare": "bundle.prepare.command:main",
     "pseudo_labels": "bundle.pseudo_labels:main",
+    "send": "bundle.dicom.sending:main",
     "verify": "bundle.share.verify:main",
 }
 

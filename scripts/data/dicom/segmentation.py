@@ -30,8 +30,10 @@ CLASSIC = {
     uid.LegacyConvertedEnhancedCTImageStorage: uid.CTImageStorage,
 }
 _KEPT = (0x0008, 0x0010, 0x0012, 0x0020, 0x0028)  # groups of a header that describe patient, study, place and pixels
-_REQUIRED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID")
-_REQUIRED += ("StudyDate", "StudyTime", "ReferringPhysicianName")
+_REQUIRED = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
+    *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
+)
 
 
 def segment_codes(

@@ -25,7 +25,7 @@ _BARE = re.compile(
 )
 SOURCE = "dicom_volume"
 """Where an image's metadata holds the :class:`DicomVolume` that it was read from."""
-PACKAGES = "pydicom highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-libjpeg"
+PACKAGES = "pydicom highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-libjpeg dicomweb-client"
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,16 @@ def holds_dicom(path: Path) -> bool:
 
 
 def dicom_module(name: str) -> ModuleType:
-    """A module of :mod:`scripts.data.dicom`, imported where it is needed.
+    """A module of :mod:`scripts.data.dicom`, or of another package, imported where it is needed.
+
+    Args:
+        name: of the module; one of another package has a dot in its name.
 
     Raises:
-        ValueError: where the packages that read DICOM are not installed.
+        ValueError: where the packages for DICOM are not installed.
     """
     try:
-        return import_module(f"scripts.data.dicom.{name}")
+        return import_module(name if "." in name else f"scripts.data.dicom.{name}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("scripts"):
             raise
