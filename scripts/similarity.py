@@ -1,7 +1,7 @@
 """Semantic similarity within an image and across images: pure functions on tensors, no state.
 
 Symbols follow the paper: ``f~`` features ``[B, D, h, w]``, C classes, J labelled images, N regions per side.
-Everything is differentiable except :func:`uncertainty`. What looks across images is computed in float32 under autocast,
+Everything is differentiable except :func:`agreement`. What looks across images is computed in float32 under autocast,
 because Eq. 12 multiplies differences of 1e-3 by a thousand; the attention within an image runs in the features' dtype.
 """
 
@@ -18,13 +18,13 @@ from scripts.networks.attention import attention
 
 __all__ = [
     "Prototypes",
+    "agreement",
     "cross_logits",
     "majority_labels",
     "nearest_divisor",
     "query_similarity",
     "refine_by_affinity",
     "region_prototypes",
-    "uncertainty",
 ]
 
 
@@ -173,8 +173,8 @@ def cross_logits(
 
 
 @torch.no_grad()
-def uncertainty(similarity: Tensor, present: Tensor, rate: float = 1000.0) -> Tensor:
-    """Agreement of the labelled images on each pixel (Eqs. 10-12): 1 where all of them say the same.
+def agreement(similarity: Tensor, present: Tensor, rate: float = 1000.0) -> Tensor:
+    """Agreement of the labelled images on each pixel (Eqs. 10-12, the paper's uncertainty U): 1 where all agree.
 
     The cosines are turned into distributions by a softmax over the classes at temperature 1: Eq. 11's divergence
     needs distributions.

@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from scripts.methods import Objective, SemSim
+from scripts.methods import Objective, SemSim, SemSimVariants
 from scripts.networks import PixelProjection, SpatialAwareFusion, UNet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +45,6 @@ OVERRIDES: list[tuple[str, Any, str]] = [
     ("method#lambda_decoder", 0.75, "lambda_decoder"),
     ("method#lambda_intra", 0.75, "lambda_intra"),
     ("method#lambda_cross", 0.75, "lambda_cross"),
-    ("method#shared_target", True, "shared_target"),
     ("method#affinity_temperature", 1, "affinity_temperature"),
     ("method#affinity_space", "probability", "affinity_space"),
     ("method#query_temperature", 1, "query_temperature"),
@@ -80,17 +79,18 @@ def losses_and_views(method: SemSim) -> tuple[set[str], int]:
 
 def test_every_overlay_is_a_row_and_documented() -> None:
     names = {path.stem for path in FOLDER.glob("*.json")}
-    assert names == {*TABLE_4, *TABLE_6}
-    assert names == set(re.findall(r"`(table\d\w+)\.json`", DOCUMENT))
+    assert names == {*TABLE_4, *TABLE_6, "fig11_shared_target"}
+    assert names == set(re.findall(r"`((?:table|fig)\d\w+)\.json`", DOCUMENT))
 
 
 @pytest.mark.parametrize("name", [*TABLE_4, *TABLE_6])
 def test_overlay_only_switches(name: str) -> None:
     overlay = json.loads((FOLDER / f"{name}.json").read_text())
-    assert set(overlay) <= {f"method#{switch}" for switch in SWITCHES}
+    variant = {"method#_target_"} if name in TABLE_6 else set()
+    assert set(overlay) <= {f"method#{switch}" for switch in SWITCHES} | variant
     default, method = method_of(), method_of(f"ablations/{name}.json")
     for key, expected in vars(default).items():
-        if not key.startswith("_") and f"method#{key}" not in overlay and key not in ("queries", "decoder_views"):
+        if not key.startswith("_") and f"method#{key}" not in overlay and key not in ("queries", "refines"):
             assert getattr(method, key) == expected
 
 
@@ -109,6 +109,7 @@ def test_table_4(name: str, row: tuple[bool, bool, bool]) -> None:
 def test_table_6(name: str, row: tuple[int | None, int | None, list[int]]) -> None:
     intra, cross, decoder = row
     method = method_of(f"ablations/{name}.json")
+    assert isinstance(method, SemSimVariants)
     assert method.decoder_views == tuple(decoder)
     assert intra is None or method.intra_view == intra
     assert cross is None or method.cross_view == cross
@@ -117,10 +118,17 @@ def test_table_6(name: str, row: tuple[int | None, int | None, list[int]]) -> No
     assert views == len({*decoder, intra, cross} - {None})
 
 
+def test_figure_11() -> None:
+    method = method_of("ablations/fig11_shared_target.json")
+    assert isinstance(method, SemSimVariants)
+    assert method.shared_target
+
+
 def test_default_is_the_last_row_of_table_4_and_the_third_of_table_6() -> None:
-    method = method_of()
+    method = method_of("semsim_variants.json")
+    assert isinstance(method, SemSimVariants)
     assert (method.intra_view, method.cross_view, method.decoder_views) == (1, 2, (1,))
-    assert losses_and_views(method) == ({"loss_decoder", "loss_intra", "loss_cross"}, 2)
+    assert losses_and_views(method_of()) == ({"loss_decoder", "loss_intra", "loss_cross"}, 2)
 
 
 def test_semsim_minus_takes_an_ablation_on_top() -> None:
@@ -131,7 +139,8 @@ def test_semsim_minus_takes_an_ablation_on_top() -> None:
 
 @pytest.mark.parametrize(("key", "value", "attribute"), OVERRIDES)
 def test_one_line_override(key: str, value: Any, attribute: str) -> None:
-    found: Any = method_of(**{key: value})
+    parameters = inspect.signature(SemSimVariants.__init__).parameters
+    found: Any = method_of(*(["semsim_variants.json"] if attribute in parameters else []), **{key: value})
     for name in attribute.split("."):
         found = getattr(found, name)
     expected = not value if attribute == "dice.dice.batch" else value
@@ -160,7 +169,8 @@ def _is_module(name: str) -> bool:
 def test_documented_options_are_those_of_the_code() -> None:
     section = DOCUMENT.split("\n## Options\n")[1].split("\n## ")[0]
     documented = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section, re.MULTILINE))
-    parameters = {**inspect.signature(Objective.__init__).parameters, **inspect.signature(SemSim.__init__).parameters}
+    classes = (Objective, SemSim, SemSimVariants)
+    parameters = {n: p for c in classes for n, p in inspect.signature(c.__init__).parameters.items()}
     modules = {"self", "kwargs", "network", "fusion", "weak", "strong"}
     expected = {n: json.dumps(p.default).strip('"') for n, p in parameters.items() if n not in modules}
     assert documented == expected

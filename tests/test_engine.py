@@ -298,6 +298,9 @@ def test_autocast_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- through the configuration ---------------------------------------------------------------------------------------
 
 
+VARIANTS = {"method#_target_": "scripts.methods.SemSimVariants"}
+
+
 def arguments(phantom: Path, tmp_path: Path, **overrides: Any) -> dict[str, Any]:
     return {
         "bundle_root": str(ROOT),
@@ -480,8 +483,8 @@ def test_a_killed_run_resumes_to_the_same_weights(phantom: Path, tmp_path: Path)
         ("fixmatch", {"labeled": 0}, "labeled=0"),
         ("fixmatch", {"labeled": 99}, "labeled=99"),
         ("fixmatch", {"labeled": 6}, "learns from unlabelled images"),
-        ("semsim", {"method#gate": "both"}, "gate: expected one of"),
-        ("semsim", {"method#shared_target": "false"}, "shared_target: expected True or False"),
+        ("semsim", {**VARIANTS, "method#gate": "both"}, "gate: expected one of"),
+        ("semsim", {**VARIANTS, "method#shared_target": "false"}, "shared_target: expected True or False"),
         ("fixmatch", {"anti_aliasing": "false"}, "anti_aliasing: expected True or False"),
         ("fixmatch", {"num_classes": 3}, "label values must be 0..2"),
         ("fixmatch", {"resume": "nowhere.pt"}, "nowhere.pt"),

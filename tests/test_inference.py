@@ -17,6 +17,7 @@ from scripts.data.layouts.custom import custom_cases
 from scripts.handlers.weights import load_network_weights
 from scripts.networks import UNet
 from scripts.utils.errors import one_line
+from scripts.utils.provenance import write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 48
@@ -335,6 +336,21 @@ def test_axis_order_names_and_probabilities(tmp_path, infer):
     assert len(np.unique(reference)) > 1
     assert np.array_equal(load(out / "b/same_seg.nii.gz").transpose(1, 2, 0), reference)
     assert np.array_equal(load(out / "flipped_seg.nii.gz")[::-1, :, ::-1], reference)
+
+
+def test_volumes_are_cut_as_in_training(tmp_path, infer):
+    array = phantom((40, 36, 44))
+    save_volume(tmp_path / "a.nii.gz", array, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    weights = tmp_path / "model.pt"
+    torch.save(random_network().state_dict(), weights)
+    write_record(weights, {"image_size": SIZE, "slice_axis": "coronal"})
+    out = infer(tmp_path / "a.nii.gz", checkpoint=str(weights))
+    expected = plain_prediction(array.transpose(0, 2, 1), random_network()).transpose(0, 2, 1)
+    assert np.mean(load(out / "a_seg.nii.gz") != expected) < 1e-3
+    write_record(weights, {"image_size": SIZE, "slice_axis": "$print()"})
+    with pytest.raises(RuntimeError) as info:
+        infer(tmp_path / "a.nii.gz", checkpoint=str(weights))
+    assert "model.json: slice_axis: expected one of" in one_line(info.value)
 
 
 def test_label_values_that_do_not_fit_the_classes_are_refused_at_once(tmp_path, infer):

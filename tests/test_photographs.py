@@ -47,7 +47,7 @@ def blob(height: int, width: int, centre: tuple[float, float], radius: float) ->
 def preprocessing(name: str, size: int) -> Any:
     parser = ConfigParser()
     parser.read_config([CONFIGS / "train.json", CONFIGS / OVERLAY])
-    parser["bundle_root"], parser["image_size"] = str(ROOT), size
+    parser["bundle_root"], parser["image_size"], parser["slice_axis"] = str(ROOT), size, "axial"
     parser.parse()
     return parser.get_parsed_content(f"{name}#preprocessing")
 
@@ -200,7 +200,7 @@ def test_real_native_pairs(real_data: Callable[[str], Path], tmp_path: Path) -> 
     workflow("infer", "inference.json", OVERLAY, **given, **brightness(tmp_path)).run()
     assert masks
     names = [mask.name.replace("_segmentation", "_seg") for mask in masks]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "out").glob("*_seg*")) == names
     shares = []
     for path, name in zip(masks, names, strict=True):
         result, mask = Image.open(tmp_path / "out" / name), Image.open(path)

@@ -12,13 +12,13 @@ from torch.nn import functional as F  # noqa: N812
 from scripts.networks import attention
 from scripts.similarity import (
     Prototypes,
+    agreement,
     cross_logits,
     majority_labels,
     nearest_divisor,
     query_similarity,
     refine_by_affinity,
     region_prototypes,
-    uncertainty,
 )
 from tests.memory import LargestTensor
 
@@ -333,7 +333,7 @@ def test_uncertainty_equals_loops(rate: float) -> None:
     spread = 1.0 if rate == 1 else 0.05
     m = (0.5 + spread * (torch.rand(2, 3, 4, 2, 3, dtype=torch.float64) - 0.5)).float()
     present = torch.tensor([True, False, True, True])
-    found = uncertainty(m, present, rate)
+    found = agreement(m, present, rate)
     assert found.shape == (2, 2, 3)
     classes = [c for c in range(4) if present[c]]
     for b in range(2):
@@ -352,13 +352,13 @@ def test_uncertainty_equals_loops(rate: float) -> None:
 def test_uncertainty_weight_is_one_where_the_images_agree_and_carries_no_gradient() -> None:
     m = torch.rand(2, 1, 4, 3, 3).requires_grad_()
     present = torch.ones(4, dtype=torch.bool)
-    one_image = uncertainty(m, present)
+    one_image = agreement(m, present)
     torch.testing.assert_close(one_image, torch.ones(2, 3, 3), rtol=0, atol=1e-3)
     assert not one_image.requires_grad
-    torch.testing.assert_close(uncertainty(m.expand(2, 5, 4, 3, 3), present), torch.ones(2, 3, 3), rtol=0, atol=1e-3)
+    torch.testing.assert_close(agreement(m.expand(2, 5, 4, 3, 3), present), torch.ones(2, 3, 3), rtol=0, atol=1e-3)
     apart = torch.zeros(1, 2, 4, 1, 1)
     apart[0, 0, 0], apart[0, 1, 1] = 1, 1
-    assert uncertainty(apart, present).max() < 1e-6
+    assert agreement(apart, present).max() < 1e-6
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -376,7 +376,7 @@ def test_cross_loss_stays_finite(images: int, classes_shown: int) -> None:
     m = query_similarity(query, prototypes)
     logits = cross_logits(m, prototypes.present, 0.05)
     target = torch.randint(0, classes_shown, (2, 8, 8))
-    weight = uncertainty(m, prototypes.present)
+    weight = agreement(m, prototypes.present)
     loss = (weight * F.cross_entropy(logits, target, reduction="none")).mean()
     loss.backward()
     assert loss.isfinite()
@@ -427,7 +427,7 @@ def test_cross_prediction_under_bf16_autocast() -> None:
         prototypes = region_prototypes(features, labels, 5, 2)
         m = query_similarity(query, prototypes)
         assert m.dtype == torch.float32
-        return cross_logits(m, prototypes.present).softmax(1), uncertainty(m, prototypes.present)
+        return cross_logits(m, prototypes.present).softmax(1), agreement(m, prototypes.present)
 
     # Inputs that bf16 holds exactly: the arithmetic itself must stay in float32.
     features, query = features.bfloat16(), query.bfloat16()
@@ -450,7 +450,7 @@ def test_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
         *prototypes,
         m,
         cross_logits(m, prototypes.present, exclude=exclude),
-        uncertainty(m, prototypes.present),
+        agreement(m, prototypes.present),
         refine_by_affinity(logits, features),
         refine_by_affinity(logits, features, space="probability"),
     ]

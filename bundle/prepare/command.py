@@ -12,16 +12,19 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from bundle.prepare.merge import merge_masks
 from bundle.prepare.montage import draw_montage
-from bundle.prepare.survey import Finding, Settings, passed_over, some, survey, twins
+from bundle.prepare.survey import Finding, Settings, label_like, passed_over, some, survey, twins
 from bundle.workflows import CONFIGS, ROOT
+from scripts.data.axis import Decision, check_axis, decide_axis, read_grids
 from scripts.data.checks import check_class_values
-from scripts.data.layouts.datalist import PARTS, read_class_values
+from scripts.data.layouts.datalist import PARTS, read_class_values, read_slice_axis
 from scripts.data.layouts.nnunet import description_of
 from scripts.data.records import Split, split_cases
 from scripts.handlers.report import aligned
 from scripts.utils.files import check_writable, write_text
-from scripts.utils.schemas import read_json
+from scripts.utils.options import check_switches
+from scripts.utils.schemas import parse_json, read_text
 
 __all__ = ["main"]
 
@@ -36,7 +39,10 @@ def main(
     in_channels: int | None = None,
     num_classes: int | None = None,
     label_values: Sequence[float] | None = None,
+    slice_axis: str | None = None,
+    allow_missing: bool = False,
     fold: int = 0,
+    label_files: str | Sequence[str] | None = None,
 ) -> None:
     """Find the cases of a data set, check every file, and write them as a datalist with their split and checksums.
 
@@ -55,29 +61,43 @@ def main(
             overlay's.
         label_values: what label files store for each class, [0,255] for many masks; default: what a datalist as
             ``source`` says, else the overlay's.
+        slice_axis: along which axis volumes are cut: axial, coronal, sagittal, or thickest, each along its thickest
+            voxels; default: what a datalist as ``source`` says, else decided from all headers.
+        allow_missing: whether cases that the split names may be missing, as downloads are often incomplete: the
+            datalist then holds the others.
         fold: the one that validates, of a datalist or of nnU-Net's folder that has folds.
+        label_files: the masks of each class beside their image, such as {name}_myo.nii.gz,{name}_lv.nii.gz: they are
+            merged into label maps in the folder NAME_labels beside the datalist.
 
     Raises:
         ValueError: if an option, the folder's names, the datalist or the splits file is not what it should be.
         FileNotFoundError: if the source or the splits file does not exist, or there is no case.
     """
-    source = str(description_of(Path(source)) or source)  # nnU-Net's folder is read as its own list
-    settings = _settings(dataset, source, in_channels, num_classes, label_values)
+    check_switches(allow_missing=allow_missing)
     target = _target(output, source)
     check_writable(target.parent)
+    if label_files is not None:
+        if splits or dataset != "custom" or not Path(source).is_dir():
+            raise ValueError("label_files: masks are found beside the images of a folder, dataset custom, no splits.")
+        source = str(merge_masks(Path(source), label_files, target.with_name(f"{target.stem}_labels")))
+    source = str(description_of(Path(source)) or source)  # nnU-Net's folder is read as its own list
+    settings = _settings(dataset, source, in_channels, num_classes, label_values)
     splits = splits or settings["splits"]
     faults: list[str] = []
     split = split_cases(settings["layout"], source, splits, faults, fold)
-    expected = Settings(settings["in_channels"], settings["num_classes"], settings["label_values"])
+    axis, reason = _slice_axis(slice_axis, source, split)
+    settings["slice_axis"] = axis
+    expected = Settings(settings["in_channels"], settings["num_classes"], settings["label_values"], axis)
     findings = {
         part: survey([record for of_case in cases.values() for record in of_case], expected)
         for part, cases in split.parts.items()
     }
-    found, notes = _judge(source, split, findings)
+    found, notes = _judge(source, split, findings, allow_missing)
     faults += found
     if not _is_datalist(source):
         notes += _left_out(source, split, by_image=settings["layout"] == "custom" and not splits)
     print("\n".join(_table(findings)))
+    print(f"slices: {axis}, {reason}")
     _list("note", notes)
     _list("fault", faults)
     if faults:
@@ -133,26 +153,42 @@ def _settings(dataset: str, source: str, in_channels: Any, num_classes: Any, lab
     return settings
 
 
-def _judge(source: str, split: Split, findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
+def _slice_axis(given: str | None, source: str, split: Split) -> Decision:
+    """The axis that the command line or a datalist names, else the one that the headers of all images speak for."""
+    if given is not None:
+        return Decision(check_axis(given), "as asked for")
+    if _is_datalist(source) and (listed := read_slice_axis(source)):
+        return Decision(listed, f"as {source} says")
+    cases = [of_case for of_part in split.parts.values() for of_case in of_part.values()]
+    return decide_axis(read_grids([record["image"] for of_case in cases for record in of_case]))
+
+
+def _judge(
+    source: str, split: Split, findings: Mapping[str, Sequence[Finding]], allow_missing: bool
+) -> tuple[list[str], list[str]]:
     """Faults and notes of all files and of how they belong together."""
     everything = [finding for of_part in findings.values() for finding in of_part]
-    missing, absent = _missing(split.missing, split.parts, split.where)
+    missing, absent = _missing(split, allow_missing)
     torn, doubled = twins(findings)
     changed = _changed(source, everything) if _is_datalist(source) else []
     bare, unscored = _unlabelled(findings)
     faults = [fault for finding in everything for fault in finding.faults]
     notes = [note for finding in everything for note in finding.notes]
-    return [*missing, *faults, *torn, *changed, *bare], [*absent, *notes, *doubled, *unscored]
+    return [*missing, *faults, *torn, *changed, *bare], [*absent, *notes, *label_like(everything), *doubled, *unscored]
 
 
-def _missing(missing: Mapping[str, Sequence[str]], parts: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
-    """Cases that the split names and the folder lacks: a fault, but for a part that is not there at all."""
+def _missing(split: Split, allowed: bool) -> tuple[list[str], list[str]]:
+    """Cases that the split names and the folder lacks: a fault unless allowed, but for a part that is not there."""
     faults, notes = [], []
-    for part, names in missing.items():
-        if names and not parts[part] and part != "train":
-            notes.append(f"none of the {len(names)} '{part}' cases of {where} is there.")
+    for part, names in split.missing.items():
+        if names and not split.parts[part] and part != "train":
+            notes.append(f"none of the {len(names)} '{part}' cases of {split.where} is there.")
+        elif names and allowed:
+            notes.append(f"{len(names)} '{part}' cases of {split.where} are not there: {', '.join(names)}.")
         else:
-            faults += [f"case '{name}' of part '{part}' in {where} is not there." for name in names]
+            faults += [f"case '{name}' of part '{part}' in {split.where} is not there." for name in names]
+    if faults:
+        notes.append("--allow_missing True goes on without the cases that are not there.")
     return faults, notes
 
 
@@ -203,7 +239,7 @@ def _count(title: str, lines: Sequence[str]) -> str:
 def _changed(source: str, findings: Sequence[Finding]) -> list[str]:
     """Files that are no longer what the datalist's checksums say."""
     folder = Path(os.path.abspath(source)).parent
-    content = read_json(source, "datalist")
+    content = parse_json(read_text(source), source, "datalist")  # its faults are told already
     entries = [entry for key in PARTS for entry in content.get(key) or [] if isinstance(entry, dict)]
     known = {
         os.path.normpath(folder / entry["image"]): entry["sha256"]
@@ -256,7 +292,14 @@ def _write(
     if not labelled:
         return [target]
     picture = target.with_name(f"{target.stem}_montage.png")
-    draw_montage(labelled, picture, settings["num_classes"], settings["class_colors"], settings["label_values"])
+    draw_montage(
+        labelled,
+        picture,
+        settings["num_classes"],
+        settings["class_colors"],
+        settings["label_values"],
+        settings["slice_axis"],
+    )
     return [target, picture]
 
 
@@ -281,6 +324,7 @@ def _datalist(
         "description": f"split: {Path(where).name}",
         "labels": {str(c): names.get(str(c), str(c)) for c in range(settings["num_classes"])},
         "label_values": settings["label_values"],
+        "slice_axis": settings["slice_axis"],
         "counts": {
             key: {"images": len(entries), "cases": len({e["case"] for e in entries})} for key, entries in lists.items()
         },

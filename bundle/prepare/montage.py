@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bundle.prepare.survey import load, to_classes
+from scripts.data.axis import THICKEST
 from scripts.utils.files import replacing
 
 __all__ = ["draw_montage"]
@@ -22,6 +23,7 @@ def draw_montage(
     num_classes: int,
     colors: Mapping[str, str],
     label_values: Sequence[float] | None = None,
+    slice_axis: str = THICKEST,
 ) -> None:
     """Draw up to a dozen labelled images, spread evenly over the records, each the slice with most foreground.
 
@@ -31,6 +33,7 @@ def draw_montage(
         num_classes: classes, background included.
         colors: outline of each class by its number as text; the others get matplotlib's.
         label_values: what the label files store for each class.
+        slice_axis: along which axis volumes are cut, one of :data:`scripts.data.axis.AXES`.
     """
     count = min(COLUMNS * ROWS, len(records))
     chosen = [records[i] for i in np.linspace(0, len(records) - 1, count).round().astype(int)]
@@ -40,7 +43,8 @@ def draw_montage(
     for axis in axes:
         axis.axis("off")
     for axis, record in zip(figure.axes, chosen, strict=False):
-        image, label = load(record["image"]).numpy(), to_classes(load(record["label"]), label_values).numpy()[0]
+        volumes = load({key: record[key] for key in ("image", "label")}, slice_axis)
+        image, label = volumes["image"].numpy(), to_classes(volumes["label"], label_values).numpy()[0]
         k = int((label > 0).sum(axis=(0, 1)).argmax())
         # an array's first axis is x; a picture's first axis is y
         shown = image[..., k].transpose(2, 1, 0).astype(np.float64)

@@ -13,8 +13,9 @@ from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 from numpy.typing import NDArray
 
 from scripts.data import LabelValuesd, LoadVolumed, ThroughPlaneLastd
+from scripts.data.axis import THICKEST
 from scripts.data.cache import stored_files
-from scripts.data.checks import check_classes, check_finite, check_grids
+from scripts.data.checks import check_classes, check_finite, check_grids, remarks
 from scripts.data.layouts.custom import IGNORED, is_label, name_of
 from scripts.data.readers import is_photograph
 from scripts.utils.errors import fault_line, one_line
@@ -22,7 +23,7 @@ from scripts.utils.files import files_below
 from scripts.utils.provenance import file_digest
 from scripts.utils.threads import in_threads
 
-__all__ = ["Finding", "Settings", "load", "passed_over", "survey", "to_classes", "twins"]
+__all__ = ["Finding", "Settings", "label_like", "load", "passed_over", "survey", "to_classes", "twins"]
 
 NOT_NOTED = ("info.cfg", ".raw", ".zraw")  # ACDC's data of patients, the voxels that MetaImage headers name
 SHOWN = 5
@@ -36,11 +37,13 @@ class Settings:
         in_channels: channels of an image.
         num_classes: classes, background included.
         label_values: what the label files store for each class; None: the class itself.
+        slice_axis: along which axis volumes are cut, one of :data:`scripts.data.axis.AXES`.
     """
 
     in_channels: int
     num_classes: int
     label_values: Sequence[float] | None = None
+    slice_axis: str = THICKEST
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Finding:
         shape: ``(rows, columns, slices)``, None where the image cannot be read.
         spacing: of a voxel, in mm, in the same order; None for photographs.
         classes: foreground classes that the label shows.
+        few_values: whether the image holds a few whole values only.
     """
 
     record: Mapping[str, str]
@@ -64,6 +68,7 @@ class Finding:
     shape: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None
     classes: tuple[int, ...] = ()
+    few_values: bool = False
 
 
 def survey(records: Sequence[Mapping[str, str]], settings: Settings) -> list[Finding]:
@@ -79,16 +84,22 @@ def survey(records: Sequence[Mapping[str, str]], settings: Settings) -> list[Fin
     return in_threads(lambda record: _look(record, settings), records, "checking")
 
 
-def load(path: str) -> MetaTensor:
-    """An image or label ``[C, rows, columns, slices]`` as the network sees its axes, on its own grid."""
-    steps = [LoadVolumed("file"), EnsureChannelFirstd("file"), Orientationd("file", axcodes="LPS", labels=None)]
-    volume: MetaTensor = Compose([*steps, ThroughPlaneLastd("file")])({"file": path})["file"]
-    return volume
+def load(files: Mapping[str, str], slice_axis: str) -> dict[str, MetaTensor]:
+    """Images and labels ``[C, rows, columns, slices]`` as the network sees their axes, on their own grid.
+
+    Args:
+        files: paths by key; all are cut as the first is.
+        slice_axis: see :class:`Settings`.
+    """
+    keys = list(files)
+    steps = [LoadVolumed(keys), EnsureChannelFirstd(keys), Orientationd(keys, axcodes="LPS", labels=None)]
+    volumes: dict[str, MetaTensor] = Compose([*steps, ThroughPlaneLastd(keys, slice_axis)])(dict(files))
+    return volumes
 
 
 def to_classes(label: MetaTensor, values: Sequence[float] | None) -> MetaTensor:
     """A label map of classes from one of stored values; None: they are the classes."""
-    classes: MetaTensor = label if values is None else LabelValuesd("label", values)({"label": label})["label"]
+    classes: MetaTensor = LabelValuesd("label", values)({"label": label})["label"]
     return classes
 
 
@@ -115,6 +126,33 @@ def twins(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[st
                 where = "two cases" if other.record["case"] != finding.record["case"] else "one case"
                 notes.append(f"{same}, in {where} of '{part}'.")
     return faults, notes
+
+
+def label_like(findings: Sequence[Finding]) -> list[str]:
+    """A note for each image without a label that looks like the label map of another one.
+
+    Args:
+        findings: of all parts.
+    """
+    images: dict[tuple[Any, ...], list[Finding]] = {}
+    for finding in findings:
+        if not finding.few_values:
+            images.setdefault((finding.shape, finding.spacing), []).append(finding)
+    notes = []
+    for finding in findings:
+        if not finding.few_values or "label" in finding.record:
+            continue
+        path = Path(finding.record["image"])
+        same = [Path(other.record["image"]) for other in images.get((finding.shape, finding.spacing), [])]
+        near = [other for other in same if other.parent in (path.parent, path.parent.parent)]
+        named = [other for other in near if path.name.startswith(str(name_of(Path(other.name))))]
+        best = max(named or near, key=lambda other: len(other.name), default=None)
+        of = f" of {best}" if best else ""
+        notes.append(
+            f"{path} looks like a label map{of}: it holds few values, all of them whole. Name labels as NAME_gt, "
+            "list image and label in a datalist, or name the masks of each class by --label_files."
+        )
+    return notes
 
 
 def passed_over(root: Path, records: Sequence[Mapping[str, str]]) -> list[str]:
@@ -155,7 +193,7 @@ def _look(record: Mapping[str, str], settings: Settings) -> Finding:
         path = record[key]
         try:
             finding.sha256[key] = file_digest(*stored_files(Path(path)))
-            volumes[key] = load(path)
+            volumes |= load({key: path}, settings.slice_axis)
         except Exception as error:
             finding.faults.append(fault_line(error, path))
     if "image" in volumes:
@@ -175,6 +213,8 @@ def _look_at_image(finding: Finding, image: MetaTensor, settings: Settings) -> N
     if image.shape[0] != settings.in_channels:
         finding.faults.append(f"{path}: found {image.shape[0]} channels, expected {settings.in_channels}.")
     _try(finding, check_finite, image, path)
+    finding.few_values = bool(image.meta["few_values"])
+    finding.notes += [f"{path} {what}" for what in remarks(image.numpy(), few_values=False)]
     if bool((image == image.flatten()[0]).all()):
         finding.faults.append(f"{path}: the image is empty, all its values are {float(image.flatten()[0]):g}.")
 

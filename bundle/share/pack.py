@@ -30,7 +30,15 @@ from scripts.utils.tensors import load_state
 
 __all__ = ["archive_name", "main", "write_archive"]
 
-CONFIGS = ("recipe.json", "inference.json", "evaluate.json", "multi_gpu_train.json", "cpu.json", "logging.conf")
+CONFIGS = (
+    "recipe.json",
+    "inference.json",
+    "evaluate.json",
+    "multi_gpu_train.json",
+    "cpu.json",
+    "semsim_variants.json",
+    "logging.conf",
+)
 FOLDERS = ("methods", "ablations")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the archive's time of every file: the earliest that a ZIP can hold
 

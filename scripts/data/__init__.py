@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from scripts.data.cache import Volume, cached_volumes
 from scripts.data.readers import LoadVolumed
-from scripts.data.records import LAYOUTS, dataset_records
+from scripts.data.records import LAYOUTS, cohort_axis, dataset_records
 from scripts.data.resize import FitSlicesd, ResizeSlicesd
 from scripts.data.slices import SemiSupervisedLoader, SliceDataset
-from scripts.data.transforms import InvertToLabelGridd, LabelValuesd, ThroughPlaneLastd
+from scripts.data.transforms import InvertToLabelGridd, LabelValuesd, ScaleImaged, ThroughPlaneLastd
 from scripts.data.volumes import VolumeDataset
 
 __all__ = [
@@ -17,11 +17,13 @@ __all__ = [
     "LabelValuesd",
     "LoadVolumed",
     "ResizeSlicesd",
+    "ScaleImaged",
     "SemiSupervisedLoader",
     "SliceDataset",
     "ThroughPlaneLastd",
     "Volume",
     "VolumeDataset",
     "cached_volumes",
+    "cohort_axis",
     "dataset_records",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,13 +15,14 @@ from typing import Any
 import monai
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose, RandomizableTrait
 
-from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids
+from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids, remarks
 from scripts.data.fingerprint import fingerprint
-from scripts.data.readers import voxel_file
+from scripts.data.readers import voxel_files
 from scripts.utils.errors import FaultsError, WriteError, fault_line
-from scripts.utils.files import check_writable, replacing, update_digest
+from scripts.utils.files import check_writable, replacing, update_digest, write_text
 from scripts.utils.processes import gathered, rank_and_count
 from scripts.utils.threads import in_threads
 
@@ -28,7 +30,8 @@ __all__ = ["Volume", "cached_volumes", "stored_files"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 4  # raise when what is stored, what is refused, or the transforms of scripts.data change their meaning
+CHECKSUM = 4  # bytes
+FORMAT = 5  # raise when what is stored, what is refused, or the transforms of scripts.data change their meaning
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def cached_volumes(
     """Preprocess records, or find them preprocessed by an earlier run.
 
     An entry belongs to the content of the files, the settings of the transforms and ``num_classes``, so a stale one
-    is never used and renamed or moved files are found again. Old entries are not deleted. Where ``torchrun`` started
+    is never used and renamed or moved files are found again. One whose file is damaged is made anew. Old entries are
+    not deleted. Where ``torchrun`` started
     several processes, all must call this with the same records: those of a machine share the work.
 
     Args:
@@ -94,11 +98,9 @@ def cached_volumes(
 
     stems = in_threads(lambda record: _try(_stem, record, root, settings), data)
     # The share is one of all entries: what is missing changes while the others are at work.
-    missing = [
-        (record, stem)
-        for record, stem in _share(list(zip(data, stems, strict=True)))
-        if isinstance(stem, Path) and not _image_file(stem).is_file()
-    ]
+    entries = [entry for entry in _share(list(zip(data, stems, strict=True))) if isinstance(entry[1], Path)]
+    there = in_threads(lambda entry: _is_there(*entry), entries)
+    missing = [entry for entry, found in zip(entries, there, strict=True) if not found]
     if missing:
         logger.info("preprocessing %d volumes -> %s", len(missing), root)
     results = in_threads(lambda job: _try(_store, *job, preprocessing, num_classes), missing, "preprocessing")
@@ -106,7 +108,18 @@ def cached_volumes(
     faults = list(dict.fromkeys(line for lines in gathered(own) for line in lines))
     if faults:
         raise FaultsError(faults)
-    return [_open(record, stem) for record, stem in zip(data, stems, strict=True)]
+    volumes = [_open(record, stem) for record, stem in zip(data, stems, strict=True)]
+    _tell_remarks(volumes)
+    return volumes
+
+
+def _tell_remarks(volumes: Sequence[Volume]) -> None:
+    """Log what was found odd when the volumes were preprocessed, by this run or an earlier one."""
+    for volume in volumes:
+        file = _remarks_file(volume.image_file)
+        if file.is_file():
+            for line in file.read_text(encoding="utf-8").splitlines():
+                logger.warning("%s %s", volume.record["image"], line)
 
 
 def _share(entries: list[Any]) -> list[Any]:
@@ -128,9 +141,19 @@ def _try(step: Any, record: Mapping[str, Any], *args: Any) -> Any:
         return fault_line(error, *(str(record[key]) for key in ("image", "label") if key in record))
 
 
-@lru_cache(maxsize=256)
+def _most_open() -> int:
+    """How many maps may be open: each holds a file descriptor, of which macOS allows a process 256."""
+    try:
+        import resource
+    except ImportError:  # Windows, which counts otherwise
+        return 256
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 256 if allowed == resource.RLIM_INFINITY else max(1, min(256, allowed // 4))
+
+
+@lru_cache(maxsize=_most_open())
 def _map(file: Path) -> np.ndarray:
-    """The file's array. Every open map holds a file descriptor, so only the latest stay open."""
+    """The file's array; only the latest maps stay open."""
     return np.load(file, mmap_mode="r")
 
 
@@ -140,6 +163,10 @@ def _image_file(stem: Path) -> Path:
 
 def _label_file(stem: Path) -> Path:
     return stem.with_name(stem.name + ".label.npy")
+
+
+def _remarks_file(image_file: Path) -> Path:
+    return image_file.with_suffix(".txt")
 
 
 def _stem(record: Mapping[str, Any], root: Path, settings: bytes) -> Path:
@@ -153,10 +180,9 @@ def _stem(record: Mapping[str, Any], root: Path, settings: bytes) -> Path:
 
 
 def stored_files(path: Path) -> Iterator[Path]:
-    """The file and, for a MetaImage header, the file that holds its voxels."""
+    """The file and, for a MetaImage header, those that hold its voxels."""
     yield path
-    if voxels := voxel_file(path):
-        yield voxels
+    yield from voxel_files(path)
 
 
 def _store(record: Mapping[str, Any], stem: Path, preprocessing: Compose, num_classes: int) -> None:
@@ -175,6 +201,9 @@ def _store(record: Mapping[str, Any], stem: Path, preprocessing: Compose, num_cl
             )
         check_classes(classes, record["label"], num_classes)
         _save(_label_file(stem), classes[:, 0].astype(np.uint8))
+    few = "label" not in record and isinstance(image, MetaTensor) and bool(image.meta.get("few_values", False))
+    if odd := remarks(pixels, few):
+        write_text(_remarks_file(_image_file(stem)), "\n".join(odd) + "\n")
     _save(_image_file(stem), pixels.astype(np.float32))  # last: its presence says that the entry is complete
 
 
@@ -187,9 +216,36 @@ def _slices_first(tensor: torch.Tensor, path: str) -> np.ndarray:
 
 
 def _save(file: Path, array: np.ndarray) -> None:
+    """Write an array, and behind it the checksum of the file so far, which readers of ``.npy`` do not look at."""
     # Two records of the same content, in one process or on two machines, share the file.
     with replacing(file) as temporary:
         np.save(temporary, np.ascontiguousarray(array))
+        checksum = _checksum(temporary, temporary.stat().st_size)
+        with open(temporary, "ab") as stream:
+            stream.write(checksum)
+
+
+def _is_there(record: Mapping[str, Any], stem: Path) -> bool:
+    """Whether an entry is there, and each of its files as it was written; one that is not is named."""
+    for file in (_image_file(stem), *([_label_file(stem)] if "label" in record else [])):
+        if not file.is_file():
+            return False
+        size = file.stat().st_size - CHECKSUM
+        with open(file, "rb") as stream:
+            stream.seek(max(size, 0))
+            if size < 0 or stream.read() != _checksum(file, size):
+                logger.warning("%s: a damaged file of the cache, made anew.", file)
+                return False
+    return True
+
+
+def _checksum(file: Path, size: int) -> bytes:
+    """CRC-32 of the first bytes of a file, which finds what disks and interrupted copies do to it."""
+    value = 0
+    with open(file, "rb") as stream:
+        while size > 0 and (block := stream.read(min(size, 1 << 20))):
+            value, size = zlib.crc32(block, value), size - len(block)
+    return value.to_bytes(CHECKSUM, "little")
 
 
 def _open(record: Mapping[str, Any], stem: Path) -> Volume:

@@ -17,8 +17,17 @@ from scripts.data.readers import is_photograph
 from scripts.data.transforms import LabelValuesd
 from scripts.utils.errors import FaultsError
 
-__all__ = ["add_or_raise", "check_class_settings", "check_class_values", "check_classes", "check_finite", "check_grids"]
+__all__ = [
+    "add_or_raise",
+    "check_class_settings",
+    "check_class_values",
+    "check_classes",
+    "check_finite",
+    "check_grids",
+    "remarks",
+]
 
+NARROW = 0.1  # share of an image's range of values that holds nearly all of them where few others are far out
 MOST_CLASSES = 256  # label maps are kept and written in 8 bits
 
 
@@ -70,12 +79,36 @@ def check_finite(image: torch.Tensor, path: str) -> None:
         raise ValueError(f"{path}: the image has NaN or infinite values.")
 
 
+def remarks(image: np.ndarray, few_values: bool) -> list[str]:
+    """What is odd about an image that training or inference takes, and no error.
+
+    Args:
+        image: preprocessed voxels, of any shape.
+        few_values: whether its file holds few whole values, see :class:`scripts.data.LoadVolumed`.
+
+    Returns:
+        sentences without a subject.
+    """
+    found = []
+    if few_values:
+        found.append("looks like a label map: it holds few values, all of them whole.")
+    low, high = float(image.min()), float(image.max())
+    most_low, most_high = np.percentile(image, (0.1, 99.9))
+    if high > low and not few_values and most_high - most_low < NARROW * (high - low):
+        share = (most_high - most_low) / (high - low)
+        found.append(
+            f"has outliers: 99.8 % of its voxels lie within {100 * share:.2g} % of the range of its values, so that "
+            "the network sees little of them; clip them by --percentiles [0.5,99.5]."
+        )
+    return found
+
+
 def check_classes(label: torch.Tensor | np.ndarray, path: str, num_classes: int) -> None:
     """Raise ValueError where a label map, of any shape, has values other than 0..num_classes - 1."""
     values = np.unique(np.asarray(label))
     wrong = values[~np.isin(values, np.arange(num_classes))]
     if wrong.size:
-        found = ", ".join(f"{v:g}" for v in wrong[:5])
+        found = ", ".join(f"{v:.9g}" for v in wrong[:5])
         raise ValueError(f"{path}: label values must be 0..{num_classes - 1}, found {found}.")
 
 

@@ -108,7 +108,12 @@ def find_labelled(source: str | Path) -> list[dict[str, str]]:
 
 
 def evaluation_records(
-    layout: str, dataset_dir: str | Path, part: str, splits: str | Path | None = None, fold: int = 0
+    layout: str,
+    dataset_dir: str | Path,
+    part: str,
+    splits: str | Path | None = None,
+    allow_missing: bool = False,
+    fold: int = 0,
 ) -> list[dict[str, str]]:
     """List the labelled cases to score.
 
@@ -118,6 +123,7 @@ def evaluation_records(
         part: a part of the split (``val``, ``test``, ``train``), or ``all``: every labelled image, see
             :func:`find_labelled`.
         splits: JSON file of the split; not read where ``part`` is ``all``.
+        allow_missing: whether cases of the split may be missing.
         fold: see :func:`scripts.data.dataset_records`.
 
     Returns:
@@ -129,7 +135,7 @@ def evaluation_records(
     """
     if part == "all":
         return find_labelled(dataset_dir)
-    records = dataset_records(layout, dataset_dir, part, splits, fold=fold)
+    records = dataset_records(layout, dataset_dir, part, splits, allow_missing=allow_missing, fold=fold)
     if not records:
         raise ValueError(f"Part '{part}' of {splits} is empty: nothing to evaluate.")
     return records

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +19,9 @@ from monai.utils import ensure_tuple
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
-__all__ = ["LPS_TO_RAS", "NiftiReader", "check_affine", "geometry_header", "itk_affine"]
+from scripts.utils.files import check_readable
+
+__all__ = ["LPS_TO_RAS", "NiftiReader", "check_affine", "geometry_header", "itk_affine", "open_nifti"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
@@ -39,13 +44,23 @@ class NiftiReader(NibabelReader):
         """Open one file.
 
         Raises:
-            ValueError: for more than one file.
+            FileNotFoundError: when it is missing.
+            ValueError: for more than one file, or one that may not be read, is damaged or cut short, or has complex
+                voxels.
         """
         files = ensure_tuple(data)
         if len(files) != 1:
             raise ValueError(f"expected one file per image, found {len(files)}: {', '.join(map(str, files))}.")
         self.filenames = files
-        return nib.load(files[0], **kwargs)
+        image = open_nifti(Path(files[0]))
+        check_length(image)
+        return image
+
+    def _get_array_data(self, img: Any, filename: str) -> np.ndarray:
+        array = super()._get_array_data(img, filename)
+        if array.dtype.names:  # RGB24: three bytes a voxel
+            array = np.stack([array[name] for name in array.dtype.names], axis=-1)
+        return array
 
     def _get_meta_dict(self, img: Any) -> dict[str, Any]:
         stored = np.frombuffer(img.header.as_byteswapped("<").binaryblock, np.uint8).copy()
@@ -56,6 +71,52 @@ class NiftiReader(NibabelReader):
             return itk_affine(img.header)
         except ValueError as error:
             raise ValueError(f"{img.get_filename()}: {error}") from None
+
+
+def open_nifti(path: Path) -> Any:
+    """A NIfTI file of which the header is read and sound.
+
+    Raises:
+        FileNotFoundError: when it is missing.
+        ValueError: where it may not be read, is none, or has no voxels or complex ones.
+    """
+    check_readable(path)
+    try:
+        image: Any = nib.load(path)
+        dtype = image.get_data_dtype()
+    except Exception:  # nibabel raises errors of many kinds for damaged headers
+        raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
+    if not 1 <= len(image.shape) <= 7 or min(image.shape) < 1:
+        raise ValueError(f"{path}: expected some voxels, found the shape {' x '.join(map(str, image.shape))}.")
+    if dtype.kind == "c":
+        raise ValueError(f"{path}: expected real voxels, found complex ones ({dtype}).")
+    return image
+
+
+def check_length(image: Any) -> None:
+    """Whether a file holds the voxels that its header claims, before memory is asked for them.
+
+    A compressed file is read to its end, where its checksum is: nibabel stops at the last voxel and never sees it.
+
+    Raises:
+        ValueError: where it does not.
+    """
+    path = Path(image.get_filename())
+    needed = int(image.dataobj.offset) + math.prod(image.shape) * image.dataobj.dtype.itemsize
+    length = path.stat().st_size
+    if path.suffix.lower() == ".gz":
+        length = 0
+        try:
+            with gzip.open(path) as stream:
+                while block := stream.read(1 << 20):
+                    length += len(block)
+        except (OSError, EOFError, zlib.error):
+            raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
+    if length < needed:
+        raise ValueError(
+            f"{path} is damaged or cut short, or its header is wrong: it holds {length} bytes, the header claims "
+            f"{needed}."
+        )
 
 
 def itk_affine(header: Nifti1Header) -> np.ndarray:
@@ -125,15 +186,14 @@ def geometry_header(meta: Mapping[str, Any]) -> Nifti1Header | None:
         meta: metadata of an image that :class:`NiftiReader` read.
 
     Returns:
-        NIfTI-1 or NIfTI-2, as the file is, of the file's number of dimensions and without further fields of it; None
-        where the image comes from another format.
+        NIfTI-1 or NIfTI-2, as the file is, without further fields of it; None where the image comes from another
+        format.
     """
     if STORED not in meta:
         return None
     block = np.asarray(meta[STORED]).astype(np.uint8).tobytes()
     kind = Nifti2Header if len(block) == Nifti2Header.template_dtype.itemsize else Nifti1Header
     stored, header = kind(block, endianness="<", check=False), kind()
-    header.set_data_shape(stored.get_data_shape())
     for name in GEOMETRY:
         header[name] = stored[name]
     return header

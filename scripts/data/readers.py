@@ -1,11 +1,9 @@
-"""Reading images: NIfTI, MetaImage volumes and photographs, which the suffix of a file tells apart."""
+"""Reading images: NIfTI, MetaImage and photographs, which the suffix of a file tells apart."""
 
 from __future__ import annotations
 
-import gzip
-import re
+import logging
 import warnings
-import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,88 +14,69 @@ from monai.config import KeysCollection, PathLike
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImaged
 from monai.utils import SpaceKeys, ensure_tuple
-from PIL import Image, ImageOps
 
 from scripts.data.dicom.reader import DicomReader
-from scripts.data.nifti import LPS_TO_RAS, NiftiReader, check_affine
+from scripts.data.metaimage import read_header, read_voxels
+from scripts.data.nifti import LPS_TO_RAS, NiftiReader, check_affine, itk_affine, open_nifti
+from scripts.data.photographs import PhotographReader, is_photograph
 
-__all__ = ["LoadVolumed", "SimpleITKReader", "is_photograph", "voxel_file"]
+__all__ = ["LoadVolumed", "MetaImageReader", "is_photograph", "read_grid", "voxel_files"]
 
-JPEG_SUFFIXES = (".jpg", ".jpeg")
-PHOTOGRAPH_SUFFIXES = (".png", *JPEG_SUFFIXES)
 VOLUME_SUFFIXES = (".mhd", ".mha")
+FEW = 16  # values of a label map
 
 # ITK's warnings name no file and speak of what is read all the same, such as an sform without scale
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+# MONAI's own reader of DICOM, which is not used, says at every loader that a decoder is missing
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
-class SimpleITKReader(ImageReader):
-    """Reads MetaImage (``.mhd``, ``.mha``) and 8-bit grey or RGB ``.png`` and ``.jpg`` for ``LoadImaged``.
+class MetaImageReader(ImageReader):
+    """Reads MetaImage (``.mhd``, ``.mha``) for ``LoadImaged``.
 
     An array is ``[x, y, z]`` or, with several channels, ``[x, y, z, channel]``; its affine maps voxel indices to RAS
-    millimetres, as NIfTI's does (SimpleITK itself speaks LPS). A photograph is a volume of one slice with pixels of
-    unit size whose rows run to the left and columns to the back: nothing turns it on its way to LPS. So everything
-    behind the reader knows volumes only.
+    millimetres, as NIfTI's does (SimpleITK itself speaks LPS).
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether all file names end in a suffix of these formats."""
-        return all(_ends_in(name, (*VOLUME_SUFFIXES, *PHOTOGRAPH_SUFFIXES)) for name in ensure_tuple(filename))
+        """Whether all file names end in a suffix of this format."""
+        return all(Path(name).suffix.lower() in VOLUME_SUFFIXES for name in ensure_tuple(filename))
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> sitk.Image:
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
         """Read one file.
 
+        Returns:
+            The array and its affine.
+
         Raises:
-            FileNotFoundError: when the file, or the one that holds a header's voxels, is missing.
-            ValueError: for more than one file, a file that is damaged or cut short, or a photograph that is not
-                8-bit grey or RGB.
+            FileNotFoundError: when the file, or one that holds a header's voxels, is missing.
+            ValueError: for more than one file, or a file that may not be read, is damaged or cut short.
         """
         files = ensure_tuple(data)
         if len(files) != 1:
             raise ValueError(f"expected one file per image, found {len(files)}: {', '.join(map(str, files))}.")
-        path = Path(files[0])
-        image = _read(path, **kwargs)
-        if is_photograph(path):
-            channels = image.GetNumberOfComponentsPerPixel()
-            bits = 8 * image.GetSizeOfPixelComponent()
-            if bits != 8 or channels not in (1, 3):
-                raise ValueError(
-                    f"{path}: expected an 8-bit grey or RGB image, found {bits} bits and {channels} channels."
-                )
-            # whatever resolution a camera wrote into the file says nothing about the patient
-            image.SetSpacing((1.0,) * image.GetDimension())
-            image.SetOrigin((0.0,) * image.GetDimension())
-        return image
+        _, affine = read_grid(files[0])
+        return read_voxels(read_header(Path(files[0]))), affine
 
-    def get_data(self, img: sitk.Image) -> tuple[np.ndarray, dict[str, Any]]:
-        """The array and its metadata.
-
-        Raises:
-            ValueError: for an image of other than two or three dimensions.
-        """
-        dims, channels = img.GetDimension(), img.GetNumberOfComponentsPerPixel()
-        if dims not in (2, 3):
-            raise ValueError(f"expected an image of 2 or 3 dimensions, found {dims}.")
-        array = sitk.GetArrayFromImage(img)  # [z, y, x] and, if several, channels
-        if dims == 2:
-            array = array[None]
-        array = array.transpose(2, 1, 0, *range(3, array.ndim))
-        affine = _affine(img)
+    def get_data(self, img: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
+        """The array and its metadata."""
+        array, affine = img
         meta = {
             "affine": affine,
             "original_affine": affine.copy(),
             "space": SpaceKeys.RAS,
             "spatial_shape": np.asarray(array.shape[:3]),
-            "original_channel_dim": -1 if channels > 1 else float("nan"),
+            "original_channel_dim": -1 if array.ndim == 4 else float("nan"),
         }
         return array, meta
 
 
 class LoadVolumed(LoadImaged):
-    """``LoadImaged`` by :class:`SimpleITKReader`, :class:`scripts.data.nifti.NiftiReader` and :class:`DicomReader`.
+    """``LoadImaged`` by the bundle's own readers.
 
-    The suffix decides, or that an image is a :class:`scripts.data.dicom.volume.DicomVolume`. A NIfTI of two dimensions
-    becomes a volume of one slice, as photographs are.
+    The suffix of a file decides which, or that an image is a :class:`scripts.data.dicom.volume.DicomVolume`. A NIfTI of
+    two dimensions becomes a volume of one slice, as photographs are. ``few_values`` in the metadata says whether a file
+    holds a few whole values only, as label maps do and images do not, ``photograph`` whether it is one.
 
     Args:
         keys: keys of the paths to load.
@@ -109,9 +88,8 @@ class LoadVolumed(LoadImaged):
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
             # expanding "~" would make plain paths of DICOM volumes
             super().__init__(keys, allow_missing_keys=allow_missing_keys, expanduser=False)
-        self._loader.register(NiftiReader())
-        self._loader.register(SimpleITKReader())
-        self._loader.register(DicomReader())
+        for reader in (NiftiReader(), MetaImageReader(), PhotographReader(), DicomReader()):
+            self._loader.register(reader)
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         """Load every file of the dictionary, to ``[x, y, z]`` or ``[x, y, z, channel]``.
@@ -119,8 +97,6 @@ class LoadVolumed(LoadImaged):
         Raises:
             ValueError: for a damaged file, or a NIfTI of one dimension.
         """
-        for key in self.key_iterator(dict(data)):
-            _check_gzip(Path(data[key]))
         d: dict[Hashable, Any] = super().__call__(data, reader)
         for key in self.key_iterator(d):
             if d[key].ndim < 2:
@@ -128,69 +104,60 @@ class LoadVolumed(LoadImaged):
             if d[key].ndim == 2:
                 slices = d[key].as_tensor()[..., None]
                 d[key] = MetaTensor(slices, meta={**d[key].meta, "spatial_shape": np.asarray(slices.shape)})
+            d[key].meta["few_values"] = _few_values(d[key].numpy())
+            d[key].meta["photograph"] = bool(getattr(data[key], "is_photograph", False)) or is_photograph(data[key])
         return d
 
 
-def is_photograph(path: PathLike) -> bool:
-    """Whether a file is a photograph, whose pixels have no size in mm, by its suffix."""
-    return _ends_in(path, PHOTOGRAPH_SUFFIXES)
+def _few_values(array: np.ndarray) -> bool:
+    """Whether an array holds 2 to ``FEW`` values, all whole; a sample is enough to see that most do not."""
+    flat = array.ravel()
+    for values in (flat[:: max(1, flat.size // 10_000)], flat):
+        found = np.unique(values)
+        if len(found) > FEW or not np.array_equal(found, np.round(found)):
+            return False
+    return len(found) > 1
 
 
-def voxel_file(path: Path) -> Path | None:
-    """The file that holds the voxels of a MetaImage header; None where ``path`` itself holds them.
+def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Where the voxels of a NIfTI or MetaImage volume lie, by its header alone.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The numbers of voxels ``(x, y, z)``, one slice where the image is flat, and the affine ``[4, 4]`` to RAS mm.
 
     Raises:
-        FileNotFoundError: when it is missing.
+        ValueError: where the file cannot be read or its header says nothing of use.
+        FileNotFoundError: where it is missing.
     """
-    if path.suffix.lower() != ".mhd":
-        return None
-    found = re.search(r"^\s*ElementDataFile\s*=\s*(\S.*?)\s*$", path.read_text(errors="replace"), re.MULTILINE)
-    if not found or found[1] in ("LOCAL", "LIST"):
-        return None
-    if not (voxels := path.parent / found[1]).is_file():
-        raise FileNotFoundError(f"{path}: the file of its voxels, '{found[1]}', is missing.")
-    return voxels
-
-
-def _ends_in(path: PathLike, suffixes: Sequence[str]) -> bool:
-    """Whether a path's last suffix is one of these; MONAI's ``is_supported_format`` finds jpg in ``x.jpg.nii.gz``."""
-    return Path(path).suffix.lower() in suffixes
-
-
-def _read(path: Path, **kwargs: Any) -> sitk.Image:
-    """Read a file, or say in one line why not: ITK's own reasons name no data file and are often wrong."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
-    voxels = voxel_file(path)
+    path = Path(path)
+    if path.suffix.lower() not in VOLUME_SUFFIXES:
+        image = open_nifti(path)
+        return (*image.shape, 1, 1)[:3], itk_affine(image.header)
+    header = read_header(path)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO")  # which ITK does not find by a suffix in capitals
+    reader.SetFileName(str(path))
     try:
-        if _ends_in(path, JPEG_SUFFIXES):
-            # where a JPEG is cut short, ITK makes up the rest
-            with Image.open(path) as file:
-                # masks are drawn on the picture as it is shown, which a camera that was turned notes beside the pixels
-                array = np.asarray(ImageOps.exif_transpose(file))
-            return sitk.GetImageFromArray(array, isVector=array.ndim == 3)
-        return sitk.ReadImage(str(path), **kwargs)
-    except (RuntimeError, OSError):
-        together = f" (with '{voxels.name}')" if voxels else ""
-        raise ValueError(f"{path}{together} is no image of this type, damaged or cut short.") from None
-
-
-def _check_gzip(path: Path) -> None:
-    """Read a compressed file to its end, where its checksum is: nibabel stops at the last voxel and never sees it."""
-    if not _ends_in(path, (".gz",)) or not path.is_file():
-        return
-    try:
-        with gzip.open(path) as stream:
-            while stream.read(1 << 20):
-                pass
-    except (OSError, EOFError, zlib.error):
+        reader.ReadImageInformation()
+        dims = reader.GetDimension()
+        affine = np.eye(4)  # a flat image lies in the plane z = 0
+        affine[:dims, :dims] = np.reshape(reader.GetDirection(), (dims, dims)) * np.asarray(reader.GetSpacing())
+        affine[:dims, 3] = reader.GetOrigin()
+        return (*header.shape, 1)[:3], check_affine(LPS_TO_RAS @ affine)
+    except RuntimeError:
         raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def _affine(image: sitk.Image) -> np.ndarray:
-    """``[4, 4]`` from voxel indices to RAS millimetres; a 2-D image lies in the plane z = 0."""
-    dims = image.GetDimension()
-    affine = np.eye(4)
-    affine[:dims, :dims] = np.reshape(image.GetDirection(), (dims, dims)) * np.asarray(image.GetSpacing())
-    affine[:dims, 3] = image.GetOrigin()
-    return check_affine(LPS_TO_RAS @ affine)
+def voxel_files(path: Path) -> tuple[Path, ...]:
+    """The files that hold the voxels of a MetaImage header; none where ``path`` itself holds them.
+
+    Raises:
+        ValueError: where the header is none.
+        FileNotFoundError: when it, or a file that it names, is missing.
+    """
+    return read_header(path).others if path.suffix.lower() in VOLUME_SUFFIXES else ()

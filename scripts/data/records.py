@@ -7,21 +7,37 @@ split must not tear apart: a patient with all frames, or an image.
 from __future__ import annotations
 
 import hashlib
+import logging
 import numbers
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.data.axis import decide_axis, read_grids
 from scripts.data.checks import add_or_raise
 from scripts.data.layouts.acdc import acdc_cases
 from scripts.data.layouts.custom import custom_cases
-from scripts.data.layouts.datalist import read_datalist
+from scripts.data.layouts.datalist import read_datalist, read_slice_axis
 from scripts.data.layouts.isic import isic_cases
 from scripts.data.layouts.nnunet import description_of
 from scripts.data.layouts.promise12 import promise12_cases
 from scripts.utils.schemas import read_json
 
-__all__ = ["LAYOUTS", "Layout", "Split", "dataset_records", "hide_labels", "read_split", "seeded_split", "split_cases"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "Split",
+    "cohort_axis",
+    "dataset_records",
+    "hide_labels",
+    "missing_cases",
+    "read_split",
+    "seeded_split",
+    "split_cases",
+]
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, str]
 
@@ -89,6 +105,7 @@ def dataset_records(
     part: str,
     splits: str | Path | None = None,
     labeled: float | None = None,
+    allow_missing: bool = False,
     fold: int = 0,
 ) -> list[Record]:
     """List the records of one part of a data set's split.
@@ -104,6 +121,8 @@ def dataset_records(
         labeled: only for ``train``: number of labelled cases, or, below 1, their share of the part. They are the
             first of the list; the records of all others carry no label, whether there is one on disk or not. None:
             all labels that there are.
+        allow_missing: whether cases that ``splits`` names may be missing, as downloads are often incomplete. They are
+            logged, and ``labeled`` counts the others.
         fold: the one that validates, of a datalist or of nnU-Net's folder that has folds.
 
     Returns:
@@ -119,14 +138,33 @@ def dataset_records(
         raise ValueError(f"{split.where} has no part '{part}', only {sorted(split.parts)}.")
     chosen, missing = split.parts[part], split.missing.get(part)
     if missing:
-        few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(
+        few = ", ".join(missing) if allow_missing else ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        what = (
             f"{len(missing)} of the {len(missing) + len(chosen)} '{part}' cases of {split.where} are not in "
-            f"'{dataset_dir}': {few}. {LAYOUTS[layout].source}."
+            f"'{dataset_dir}': {few}."
         )
+        if not allow_missing or not chosen:
+            raise FileNotFoundError(f"{what} {LAYOUTS[layout].source}. --allow_missing True goes on without them.")
+        logger.warning("%s", what)
     if part == "train" and chosen and not any("label" in record for of_case in chosen.values() for record in of_case):
-        raise FileNotFoundError(f"no training image of '{dataset_dir}' has a label. {LAYOUTS[layout].source}.")
+        images = [record["image"] for of_case in chosen.values() for record in of_case]
+        taken = ", ".join(images[:3]) + (f", ... ({len(images)} in all)" if len(images) > 3 else "")
+        raise FileNotFoundError(
+            f"no training image of '{dataset_dir}' has a label; taken for images: {taken}. {LAYOUTS[layout].source}."
+        )
     return hide_labels(chosen, labeled, split.where) if part == "train" else _all_labelled(chosen)
+
+
+def missing_cases(layout: str, dataset_dir: str | Path, splits: str | Path | None = None) -> list[str]:
+    """The names of the cases of training and validation that a split names and the folder lacks, in its order.
+
+    Args:
+        layout: see :func:`dataset_records`.
+        dataset_dir: see :func:`dataset_records`.
+        splits: see :func:`dataset_records`.
+    """
+    missing = split_cases(layout, dataset_dir, splits).missing
+    return [name for part in ("train", "val") for name in missing.get(part, [])]
 
 
 def split_cases(
@@ -175,6 +213,25 @@ def split_cases(
         {name: records for name, records in cases.items() if name not in named},
         str(splits or "the seeded split"),
     )
+
+
+def cohort_axis(records: Sequence[Mapping[str, str]], source: str | Path = "") -> str:
+    """The axis of a data set; what decides is logged.
+
+    Args:
+        records: with the path of an ``image``.
+        source: the data set's folder or datalist. A datalist may name the axis, as those of ``prepare`` do; else it is
+            decided from all headers, see
+            :func:`scripts.data.axis.decide_axis`.
+
+    Raises:
+        ValueError: where a datalist names something else.
+    """
+    if str(source).lower().endswith(".json") and (listed := read_slice_axis(source)):
+        return listed
+    decision = decide_axis(read_grids([record["image"] for record in records]))
+    logger.info("Slices are %s: %s.", decision.axis, decision.reason)
+    return decision.axis
 
 
 def hide_labels(cases: Mapping[str, Sequence[Record]], labeled: float | None, where: object) -> list[Record]:
@@ -229,6 +286,7 @@ def read_split(path: str | Path, faults: list[str] | None = None) -> dict[str, l
     found = []
     for part, names in parts.items():
         for name in names:
+            name = unicodedata.normalize("NFC", name)  # as the cases' own names are
             if name in first:
                 where = f"part '{part}' twice" if first[name] == part else f"parts '{first[name]}' and '{part}'"
                 found.append(f"{path} names '{name}' in {where}: a case belongs to one part, once.")

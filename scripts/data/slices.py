@@ -14,7 +14,9 @@ import torch.distributed as dist
 from monai.transforms import Compose
 from torch.utils.data import Dataset
 
+from scripts.data.axis import THICKEST
 from scripts.data.cache import cached_volumes
+from scripts.data.transforms import ThroughPlaneLastd
 
 __all__ = ["SemiSupervisedLoader", "SliceDataset"]
 
@@ -33,6 +35,7 @@ class SliceDataset(Dataset):
         data: the records.
         labeled: indices of the labelled slices.
         unlabeled: indices of the unlabelled slices.
+        slice_axis: along which axis volumes were cut, one of :data:`scripts.data.axis.AXES`.
 
     Raises:
         ValueError: when a file is faulty or the records' slices differ in size or channels.
@@ -47,6 +50,8 @@ class SliceDataset(Dataset):
         unlabeled: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.data = [*data, *unlabeled]
+        steps = preprocessing.flatten().transforms
+        self.slice_axis = next((step.axis for step in steps if isinstance(step, ThroughPlaneLastd)), THICKEST)
         self.volumes = cached_volumes(self.data, preprocessing, cache_dir, num_classes)
         for volume in self.volumes:
             if volume.shape[1:] != self.volumes[0].shape[1:]:

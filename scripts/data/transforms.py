@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import numbers
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -10,36 +11,22 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing, to_affine_nd
-from monai.transforms import Invertd, InvertibleTransform, MapTransform
+from monai.data.utils import to_affine_nd
+from monai.transforms import Invertd, InvertibleTransform, MapTransform, ScaleIntensityRangePercentiles
 
-__all__ = ["InvertToLabelGridd", "LabelValuesd", "ThroughPlaneLastd", "through_plane_axis"]
+from scripts.data.axis import THICK, THICKEST, check_axis, slice_index
 
+__all__ = ["InvertToLabelGridd", "LabelValuesd", "ScaleImaged", "ThroughPlaneLastd"]
 
-def through_plane_axis(shape: tuple[int, ...], spacing: tuple[float, ...]) -> int:
-    """Guess which axis of a volume counts its slices.
+logger = logging.getLogger(__name__)
 
-    Args:
-        shape: number of voxels along each of the three axes.
-        spacing: voxel size along each axis, in mm.
-
-    Returns:
-        the only axis of a single voxel; else the axis with the largest spacing where that is at least 1.25 times the
-        second largest; else, as isotropic or unknown spacing says nothing, the axis with the fewest voxels; else, where
-        several have as few, the last.
-    """
-    if shape.count(1) == 1:
-        return shape.index(1)
-    _, second, largest = np.sort(spacing)
-    if largest >= 1.25 * second:
-        return int(np.argmax(spacing))
-    if shape.count(min(shape)) == 1:
-        return shape.index(min(shape))
-    return len(shape) - 1
+ROUNDING = 1e-3  # of a label's stored value
 
 
 class LabelValuesd(MapTransform):
     """Turn the values that a label file stores, such as a mask's 0 and 255, into classes.
+
+    A stored value may be a little off, as 1.0000001 is where a program kept labels as scaled numbers.
 
     MONAI's ``MapLabelValued`` passes other values on as they are, so that a faulty mask would teach a faulty class.
     A label that has other values, but none beside the classes' own numbers, is kept: so do viewers write what a
@@ -48,7 +35,7 @@ class LabelValuesd(MapTransform):
 
     Args:
         keys: keys of label maps of any shape.
-        values: the stored values in the order of the classes; None: files store the classes, labels pass unchanged.
+        values: the stored values in the order of the classes; None: files store the classes.
         allow_missing_keys: whether a key may be absent.
 
     Raises:
@@ -73,23 +60,53 @@ class LabelValuesd(MapTransform):
             ValueError: for a value that stands for no class.
         """
         d = dict(data)
-        if self.values is None:
-            return d
         for key in self.key_iterator(d):
             label = d[key]
+            if self.values is None:
+                whole = label.round()
+                d[key] = torch.where((label - whole).abs() <= ROUNDING, whole, label)
+                continue
             classes = torch.full_like(label, -1, dtype=torch.float32)
             for number, value in enumerate(self.values):
-                classes[label == value] = number
+                classes[(label - value).abs() <= ROUNDING] = number
             strange = label[classes < 0]
             own = torch.arange(len(self.values), dtype=label.dtype)
             if strange.numel() and not self.ambiguous and torch.isin(label, own).all():
                 classes = label.float()
             elif strange.numel():
-                found = ", ".join(f"{v:g}" for v in torch.unique(strange).tolist()[:5])
+                found = ", ".join(f"{v:.9g}" for v in torch.unique(strange).tolist()[:5])
                 file = label.meta.get("filename_or_obj") if isinstance(label, MetaTensor) else None
                 what = f"label values must be {', '.join(map(str, self.values))}, found {found}."
                 raise ValueError(f"{file}: {what}" if file else what)
             d[key] = classes
+        return d
+
+
+class ScaleImaged(MapTransform):
+    """Scale the values of an image to [0, 1], from one percentile to another; what lies beyond is clipped.
+
+    Each channel of a volume has its own: they are measured in units of their own, and a map of diffusion would vanish
+    beside a weighted image. The colours of a photograph are scaled together, or white would not be white.
+
+    Args:
+        keys: keys of channel-first images.
+        percentiles: those of the values that become 0 and 1; 0 and 100 are the smallest and the largest.
+    """
+
+    def __init__(self, keys: KeysCollection, percentiles: Sequence[float] = (0, 100)) -> None:
+        super().__init__(keys)
+        lower, upper = percentiles
+        self.each, self.together = (
+            ScaleIntensityRangePercentiles(lower, upper, 0.0, 1.0, clip=True, channel_wise=each)
+            for each in (True, False)
+        )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale every image of the dictionary; without metadata it counts as a volume."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            photograph = isinstance(d[key], MetaTensor) and d[key].meta.get("photograph", False)
+            d[key] = (self.together if photograph else self.each)(d[key])
         return d
 
 
@@ -114,23 +131,30 @@ class ThroughPlaneLastd(MapTransform, InvertibleTransform):
     restores axes and affine, also on a prediction with another number of channels. 2-D images pass unchanged.
 
     Args:
-        keys: keys of channel-first images ``[C, H, W, D]`` or ``[C, H, W]``.
+        keys: keys of channel-first images ``[C, H, W, D]`` or ``[C, H, W]`` on one grid. The first of them that is
+            there decides for all: headers of image and label are rounded differently.
+        axis: one of :data:`scripts.data.axis.AXES`.
         allow_missing_keys: whether a key may be absent.
+
+    Raises:
+        ValueError: for another ``axis``.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, axis: str = THICKEST, allow_missing_keys: bool = False) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
+        self.axis = check_axis(axis)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Move the axis of every image in the dictionary."""
         d = dict(data)
+        axis: int | None = None
         for key in self.key_iterator(d):
             image = d[key] if isinstance(d[key], MetaTensor) else MetaTensor(d[key])
             dims = image.ndim - 1
-            axis = dims - 1
-            if dims == 3:
-                spacing = affine_to_spacing(image.affine, r=3, dtype=np.float64)
-                axis = through_plane_axis(tuple(image.shape[1:]), tuple(np.asarray(spacing).tolist()))
+            if dims != 3:
+                axis = dims - 1
+            elif axis is None:
+                axis = self._axis(image)
             order = [i for i in range(dims) if i != axis] + [axis]
             d[key] = self.push_transform(
                 image.permute(0, *(i + 1 for i in order)).contiguous(),
@@ -139,6 +163,17 @@ class ThroughPlaneLastd(MapTransform, InvertibleTransform):
                 extra_info={"order": order},
             )
         return d
+
+    def _axis(self, image: MetaTensor) -> int:
+        shape, affine = image.shape[1:], np.asarray(image.affine, dtype=np.float64)
+        axis = slice_index(self.axis, shape, affine)
+        own = slice_index(THICKEST, shape, affine)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        if spacing[own] >= THICK * spacing[axis]:
+            file = image.meta.get("filename_or_obj", "a volume")
+            size = " x ".join(f"{side:.3g}" for side in spacing)
+            logger.warning("%s: cut into %s slices, across thick ones (voxels of %s mm).", file, self.axis, size)
+        return axis
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Undo the move.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.data import Dataset
+from monai.data import Dataset, MetaTensor
 from monai.transforms import Compose, Transform
 
-from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids
+from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids, remarks
 from scripts.utils.errors import fault_line
 from scripts.utils.threads import in_threads
 
 __all__ = ["VolumeDataset"]
+
+logger = logging.getLogger(__name__)
 
 
 class VolumeDataset(Dataset):
@@ -69,6 +72,9 @@ class VolumeDataset(Dataset):
         if image.shape[0] != self.channels:
             raise ValueError(f"{record['image']}: found {image.shape[0]} channels, expected {self.channels}.")
         check_finite(image, record["image"])
+        if "label" not in record and isinstance(image, MetaTensor):
+            for line in remarks(image.numpy(), bool(image.meta.get("few_values", False))):
+                logger.warning("%s %s", record["image"], line)
         if "label" in record and self.num_classes is not None:
             check_grids(image, item["label"], record)
             check_classes(item["label"], record["label"], self.num_classes)

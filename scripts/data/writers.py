@@ -15,11 +15,14 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from monai.config import KeysCollection
 from monai.data import NibabelWriter
+from monai.data.folder_layout import default_name_formatter
 from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy
 from PIL import Image
 
 from scripts.data.dicom.volume import SOURCE, DicomVolume, dicom_module
+from scripts.data.layouts.custom import name_of
+from scripts.data.metaimage import read_header, read_voxels
 from scripts.data.nifti import LPS_TO_RAS, geometry_header
 from scripts.utils.errors import one_line
 
@@ -114,8 +117,8 @@ class VolumeWriter(NibabelWriter):
                 # compressed headers with voxels beside them are what few programs read
                 sitk.WriteImage(self._image(), str(temporary), target.suffix.lower() != ".mhd")
                 try:
-                    sitk.ReadImage(str(temporary))  # ITK says nothing of small compressed ones
-                except RuntimeError:
+                    read_voxels(read_header(temporary))  # ITK says nothing of small compressed ones
+                except (ValueError, FileNotFoundError):
                     raise OSError("what was written cannot be read again, as when the disk is full.") from None
             # The header comes last: when it is there, the voxels that it names are.
             for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
@@ -128,7 +131,7 @@ class VolumeWriter(NibabelWriter):
         self.segmentation(convert_to_numpy(self.data_obj), self.source, target)
 
     def _nifti(self) -> nib.Nifti1Image:
-        """The array ``[x, y, z]`` or ``[x, y, z, channel]`` as NIfTI; of a 2-D image ``[x, y]``."""
+        """The array ``[x, y, z]`` or ``[x, y, z, channel]`` as NIfTI."""
         array = convert_to_numpy(self.data_obj).astype(self.output_dtype)
         if self.header is None:
             image = nib.Nifti1Image(array, convert_to_numpy(self.affine))
@@ -136,8 +139,6 @@ class VolumeWriter(NibabelWriter):
             image.set_qform(image.affine, code=1)
             image.header.set_xyzt_units("mm")
             return image
-        if array.ndim == 3 and len(self.header.get_data_shape()) == 2:
-            array = array[..., 0]
         self.header.set_data_dtype(array.dtype)
         kind = nib.Nifti2Image if isinstance(self.header, nib.Nifti2Header) else nib.Nifti1Image
         return kind(array, None, self.header)
@@ -196,7 +197,7 @@ class SaveVolumed(SaveImaged):
             VolumeWriter, label_values=label_values, failures=self.failures, segmentation=segmentation
         )
         # the map's metadata tells where it went
-        options = {"separate_folder": False, "savepath_in_metadict": True, **options}
+        options = {"separate_folder": False, "savepath_in_metadict": True, "output_name_formatter": _name, **options}
         super().__init__(keys, output_ext=output_ext, writer=writer, **options)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -229,3 +230,10 @@ def segmentation_writer(output_ext: str, **options: Any) -> Callable[..., None] 
         ValueError: where the packages for DICOM are not installed, or an option is not what it should be.
     """
     return dicom_module("segmentation").SegmentationWriter(**options) if output_ext == ".dcm" else None
+
+
+def _name(meta: dict[str, Any], saver: Any) -> dict[str, Any]:
+    """What a map is called after, in small letters from the suffix on: MONAI takes none in capitals off."""
+    names: dict[str, Any] = default_name_formatter(meta, saver)
+    stem = name_of(Path(names["subject"]))
+    return names if stem is None else {**names, "subject": stem + names["subject"][len(stem) :].lower()}

@@ -102,7 +102,7 @@ class RunCheckpoint:
         parts = self._parts(engine)
         content = read_checkpoint(path, parts, engine.state.device)
         state = content["state"]
-        for name, value in _protocol(engine).items():
+        for name, value in {**engine.objective.former_settings, **_protocol(engine)}.items():
             if state.get(name, value) != value:  # an option that came later is not in the file
                 raise ValueError(f"{path}: expected a run with {name} {value}, found {state[name]}.")
         if state["epoch"] > engine.state.max_epochs:
@@ -197,6 +197,7 @@ def data_protocol(loader: SemiSupervisedLoader) -> dict[str, Any]:
         "batch size": loader.batch_size,
         "processes": loader.world_size,
         "image size": loader.dataset.volumes[0].shape[-1],
+        "slice axis": loader.dataset.slice_axis,
     }
 
 

@@ -18,6 +18,7 @@ from scripts.methods.mean_teacher import MeanTeacher
 from scripts.methods.s4cvnet import S4CVNet
 from scripts.methods.scp_net import SCPNet
 from scripts.methods.semsim import SemSim
+from scripts.methods.semsim_variants import SemSimVariants
 from scripts.methods.ss_net import SSNet
 from scripts.methods.supervised import Supervised
 from scripts.methods.uncertainty_aware_mean_teacher import UncertaintyAwareMeanTeacher
@@ -43,6 +44,7 @@ __all__ = [
     "SCPNet",
     "SSNet",
     "SemSim",
+    "SemSimVariants",
     "Supervised",
     "UncertaintyAwareMeanTeacher",
     "UniMatch",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from monai.losses import DiceCELoss
@@ -143,6 +143,11 @@ class Objective(nn.Module):
         """L_s of ``[B, C, H, W]`` logits against ``[B, H, W]`` labels, computed in float32."""
         loss: Tensor = self.loss(logits.float(), label[:, None])
         return loss
+
+    @property
+    def former_settings(self) -> dict[str, Any]:
+        """Options that the class no longer has; an older checkpoint is resumed only if it holds these values."""
+        return {}
 
     def after_step(self) -> None:
         """What follows an optimiser step: the teacher, where there is one, moves towards its student."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,9 +14,34 @@ from uuid import uuid4
 
 from scripts.utils.errors import WriteError
 
-__all__ = ["check_writable", "files_below", "replacing", "sweep", "update_digest", "write_text"]
+__all__ = [
+    "as_stored",
+    "check_readable",
+    "check_writable",
+    "files_below",
+    "replacing",
+    "sweep",
+    "update_digest",
+    "write_text",
+]
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{12}\..+|tmp[a-z0-9_]{8}")  # those of `replacing`, and those of Ignite
+
+
+def check_readable(path: str | Path) -> None:
+    """Whether a file is there and may be read, before a library says of one that may not that it is damaged.
+
+    Raises:
+        FileNotFoundError: where it is not there.
+        ValueError: where it may not be read, or is no file.
+    """
+    try:
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be opened: {error.strerror}.") from None
 
 
 @contextmanager
@@ -84,6 +110,22 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a file of text, the same bytes on every system, see :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def as_stored(path: str | Path) -> str:
+    """A path in the Unicode form in which its folders have it, as macOS writes names in another than most systems.
+
+    Args:
+        path: an absolute path. Where nothing of its name is there, in whatever form, it is returned as it is.
+    """
+    path = Path(path)
+    found = Path(path.anchor)
+    for part in () if path.exists() else path.parts[1:]:
+        if not (found / part).exists() and found.is_dir():
+            form = unicodedata.normalize("NFC", part)
+            part = next((name for name in os.listdir(found) if unicodedata.normalize("NFC", name) == form), part)
+        found /= part
+    return str(path if path.exists() else found)
 
 
 def update_digest(digest: Any, path: str | Path) -> None:

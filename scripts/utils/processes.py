@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
 
-__all__ = ["gathered", "join_processes", "rank_and_count"]
+__all__ = ["gathered", "join_processes", "rank_and_count", "worker_method"]
 
 Value = TypeVar("Value")
 
@@ -19,6 +20,20 @@ def join_processes() -> None:
     """
     if dist.is_available() and dist.is_torchelastic_launched() and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(days=7))
+
+
+def worker_method(num_workers: int) -> str | None:
+    """How a loader's worker processes start, named since MONAI inverts transforms after two of the ways only.
+
+    A process that is forked has the transforms themselves. Elsewhere they are copies, which MONAI accepts where
+    ``spawn`` is the default, as on Windows and macOS, and not after ``forkserver``, Linux's default from Python 3.14.
+
+    Args:
+        num_workers: how many there are; where there are none, nothing starts.
+    """
+    if not num_workers:
+        return None
+    return "fork" if sys.platform == "linux" else "spawn"
 
 
 def rank_and_count() -> tuple[int, int]:

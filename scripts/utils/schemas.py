@@ -78,6 +78,10 @@ LABEL_VALUES: Schema = {
     "uniqueItems": True,
     "description": "different numbers, one for each class",
 }
+SLICE_AXIS: Schema = {
+    "enum": ["sagittal", "coronal", "axial", "thickest"],
+    "description": "one of sagittal, coronal, axial, thickest",
+}
 
 
 def _or_null(schema: Schema) -> Schema:
@@ -118,10 +122,10 @@ SCHEMAS: dict[str, Schema] = {
     "datalist": {
         **_object(
             "a datalist",
-            training=_ENTRIES,
-            validation=_ENTRIES,
-            test=_ENTRIES,
-            testing=_ENTRIES,
+            training=_or_null(_ENTRIES),
+            validation=_or_null(_ENTRIES),
+            test=_or_null(_ENTRIES),
+            testing=_or_null(_ENTRIES),
             labels={
                 "type": "object",
                 "propertyNames": NAME,
@@ -135,6 +139,7 @@ SCHEMAS: dict[str, Schema] = {
                 "description": 'names by class, such as {"1": "bone"}',
             },
             label_values=_or_null(LABEL_VALUES),
+            slice_axis=SLICE_AXIS,
             file_ending={"type": "string", "pattern": r"^\.[A-Za-z0-9.]{1,10}\Z", "description": "a file's suffix"},
         ),
     },
@@ -171,6 +176,13 @@ SCHEMAS: dict[str, Schema] = {
         batch_size=COUNT,
         processes=COUNT,
         image_size=IMAGE_SIZE,
+        slice_axis=SLICE_AXIS,
+        missing_cases={
+            "type": ["array", "integer"],
+            "items": NAME,
+            "minimum": 0,
+            "description": "a list of names of cases, or their number",
+        },
         pixel_spacing=PIXEL_SPACING,
         percentiles=PERCENTILES,
         mirroring=SWITCH,

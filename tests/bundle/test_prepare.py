@@ -16,7 +16,7 @@ from PIL import Image
 from bundle.prepare import command as prepare
 from bundle.prepare.command import main
 from bundle.workflows import execute
-from scripts.data import dataset_records
+from scripts.data import cohort_axis, dataset_records
 from scripts.phantoms import make_phantom_cohort
 
 
@@ -106,7 +106,7 @@ def test_what_label_files_store_and_the_names_of_classes_are_kept(photographs: P
     main("custom", str(photographs), str(first), in_channels=3, label_values=[0, 255])
     content = json.loads(first.read_text())
     assert content["label_values"] == [0, 255]
-    assert content["labels"] == {"0": "background", "1": "class 1"}
+    assert content["labels"] == {"0": "background", "1": "1"}
     content["labels"] = {"0": "skin", "1": "lesion", "2": "no class of it"}
     first.write_text(json.dumps(content))
     main("custom", str(first), str(second), in_channels=3)
@@ -193,6 +193,10 @@ def test_missing_cases_and_mistakes_are_named(niftis: Path, tmp_path: Path, caps
     printed = capsys.readouterr().out
     assert "case 'images/s9' of part 'train'" in printed
     assert "none of the 1 'test' cases" in printed
+    assert "--allow_missing True goes on without" in printed
+    main("custom", str(niftis), str(tmp_path / "set.json"), splits=str(splits), num_classes=3, allow_missing=True)
+    assert "1 'train' cases of" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "set.json").read_text())["training"]) == 1
     with pytest.raises(ValueError, match=r"dataset: expected one of acdc, custom, isic, promise12, found 'brain'"):
         main("brain", str(niftis))
     with pytest.raises(ValueError, match=r"expected the name of a \.json file"):
@@ -200,6 +204,43 @@ def test_missing_cases_and_mistakes_are_named(niftis: Path, tmp_path: Path, caps
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no case in dataset_dir"):
         main("custom", str(tmp_path / "empty"), str(tmp_path / "set.json"))
+
+
+def test_the_slice_axis_is_decided_shown_and_kept(
+    niftis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main("custom", str(niftis), str(tmp_path / "a.json"), num_classes=3)
+    assert "slices: axial, 6 of 6 volumes have thick slices in this plane" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a.json").read_text())["slice_axis"] == "axial"
+    main("custom", str(niftis), str(tmp_path / "b.json"), num_classes=3, slice_axis="coronal")
+    capsys.readouterr()
+    main("custom", str(tmp_path / "b.json"), str(tmp_path / "c.json"), num_classes=3)
+    printed = capsys.readouterr().out
+    assert f"slices: coronal, as {tmp_path / 'b.json'} says" in printed
+    row = next(line for line in printed.splitlines() if line.startswith("train"))
+    assert "3 x 40" in row, "rows x columns of a coronal slice"
+    assert cohort_axis([], tmp_path / "c.json") == "coronal"
+    with pytest.raises(ValueError, match="slice_axis: expected one of sagittal, coronal"):
+        main("custom", str(niftis), str(tmp_path / "d.json"), num_classes=3, slice_axis="z")
+
+
+def test_label_maps_among_the_images_and_outliers_are_noted(
+    niftis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(niftis, root)
+    _, label = blob((40, 48, 3), 4)
+    save_nifti(root / "images" / "s4_myo.nii.gz", label, np.uint8)
+    image, _ = blob((40, 48, 3), 5)
+    image[3, 4, 1] = 32767
+    save_nifti(root / "images" / "s5.nii.gz", image, np.int16)
+    main("custom", str(root), str(tmp_path / "a.json"), num_classes=3)
+    printed = capsys.readouterr().out
+    assert (
+        f"{root}/images/s4_myo.nii.gz looks like a label map of {root}/images/s4.nii.gz: it holds few values" in printed
+    )
+    assert f"{root}/images/s5.nii.gz has outliers: 99.8 % of its voxels lie within" in printed
+    assert printed.count("looks like") == printed.count("outliers") == 1
 
 
 def test_files_that_changed_since_are_found(
@@ -220,13 +261,30 @@ def test_files_that_changed_since_are_found(
 SHORT = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2, "image_size": 64, "batch_size": 2}
 
 
-@pytest.mark.parametrize("kind", ["niftis", "flat", "photographs"])
+@pytest.fixture(scope="module")
+def modalities(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same as ``niftis``, of two and of four modalities in one file."""
+    roots = {}
+    for channels in (2, 4):
+        root = roots[channels] = tmp_path_factory.mktemp(f"{channels}-modalities")
+        for i in range(6):
+            image, label = blob((40, 48, 3), i)
+            stacked = np.stack([image * 10.0**channel for channel in range(channels)], axis=-1)
+            save_nifti(root / "images" / f"s{i}.nii.gz", stacked, np.float32)
+            if i < 4:
+                save_nifti(root / "labels" / f"s{i}.nii.gz", label, np.uint8)
+    return roots
+
+
+@pytest.mark.parametrize("kind", ["niftis", "flat", "photographs", 2, 4])
 def test_a_set_of_ones_own_trains_evaluates_and_segments_from_its_datalist(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+    kind: str | int, request: pytest.FixtureRequest, modalities: dict[int, Path], tmp_path: Path
 ) -> None:
-    folder: Path = request.getfixturevalue(kind)
+    folder: Path = modalities[kind] if isinstance(kind, int) else request.getfixturevalue(kind)
     rgb = kind == "photographs"
     settings = {"in_channels": 3, "label_values": [0, 255]} if rgb else {"num_classes": 3}
+    if isinstance(kind, int):
+        settings["in_channels"] = kind
     target = tmp_path / "set.json"
     main("custom", str(folder), str(target), **settings)
     flags = {"anti_aliasing": True} if rgb else {}
@@ -316,7 +374,8 @@ def test_a_list_that_changed_and_is_faulty_is_no_crash(
         main("custom", str(tmp_path / "b.json"), str(tmp_path / "c.json"), num_classes=3)
     printed = capsys.readouterr().out
     assert printed.count("changed since the datalist was made") == 1
-    assert printed.count("expected entries with an image's path in 'training'") == 2
+    assert printed.count("image: expected the path of one file, found ['two.nii.gz', 'modalities.nii.gz']") == 1
+    assert printed.count("expected an entry with an image's path, found 7") == 1
 
 
 def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,10 @@ from bundle.__main__ import main as command_line
 from bundle.pseudo_labels import count_pseudo_labels, hidden_records, scores
 from scripts.data import SliceDataset, dataset_records
 from scripts.losses import PseudoLabel
-from scripts.methods import FixMatch, Objective, SemSim, Supervised, UniMatch, WeakViews
+from scripts.methods import FixMatch, Objective, SemSim, SemSimVariants, Supervised, UniMatch, WeakViews
 from scripts.methods import fixmatch as fixmatch_module
 from scripts.methods import semsim as semsim_module
+from scripts.methods import semsim_variants as variants_module
 from scripts.methods import unimatch as unimatch_module
 from scripts.networks import PixelProjection, UNet
 from scripts.views import WeakView
@@ -48,7 +49,7 @@ def build(kind: type[Objective], dropout: float = 0.0, **options: Any) -> Object
 def slices_of(phantom: Path, cache: Path, chosen: slice) -> SliceDataset:
     """Slices at 32 px of some of the training records, all with their labels."""
     parser = ConfigParser(ConfigParser.load_config_files(str(ROOT / "configs" / "train.json")))
-    parser.update({"image_size": 32})
+    parser.update({"image_size": 32, "slice_axis": "axial"})
     records = dataset_records("acdc", phantom, "train", phantom / "splits.json")[chosen]
     return SliceDataset(records, parser.get_parsed_content("train#preprocessing"), cache, num_classes=4)
 
@@ -108,7 +109,7 @@ def check(found: list[dict[str, Any]], pixels: list[tuple[bool, int, int]], num_
 @pytest.mark.parametrize("options", [{}, {"gate": "agree", "affinity_space": "probability"}, {"shared_target": True}])
 def test_scores_equal_a_walk_over_the_pixels(batches: list[dict[str, Tensor]], options: dict[str, Any]) -> None:
     """Without views and dropout a pseudo-label is a function of the batch: compare it pixel by pixel."""
-    objective = build(SemSim, weak=WeakView("none"), threshold=0.5, **options)
+    objective = build(SemSimVariants, weak=WeakView("none"), threshold=0.5, **options)
     expected: dict[str, list[tuple[bool, int, int]]] = {"decoder": [], "intra": [], "cross": []}
     with torch.no_grad():
         for batch in batches:
@@ -171,9 +172,9 @@ def test_the_hidden_label_is_seen_as_the_image_is(batches: list[dict[str, Tensor
         (FixMatch, fixmatch_module, {}),
         (UniMatch, unimatch_module, {}),
         (SemSim, semsim_module, {"dropout": 0.3}),
-        (SemSim, semsim_module, {"dropout": 0.3, "joint_forward": True, "gate": "decoder"}),
-        (SemSim, semsim_module, {"dropout": 0.3, "lambda_intra": 0.0, "channel_dropout": "feature_stream"}),
-        (SemSim, semsim_module, {"dropout": 0.3, "lambda_cross": 0.0, "shared_target": True}),
+        (SemSimVariants, variants_module, {"dropout": 0.3, "joint_forward": True, "gate": "decoder"}),
+        (SemSimVariants, variants_module, {"dropout": 0.3, "lambda_intra": 0.0, "channel_dropout": "feature_stream"}),
+        (SemSimVariants, variants_module, {"dropout": 0.3, "lambda_cross": 0.0, "shared_target": True}),
         (SemSim, semsim_module, {"dropout": 0.3, "lambda_cross": 0.0, "lambda_intra": 0.0}),
     ],
 )
@@ -360,7 +361,7 @@ def test_volumes_without_a_label_are_left_out(phantom: Path, tmp_path: Path, mea
         ({"labeled": "6"}, "learns from unlabelled images, but the training data has none"),
         ({"batchs": "3"}, "batchs: neither an option of this command nor an id of the config"),
         ({"batches": "0"}, "batches: expected a whole number of at least 1, found 0"),
-        ({"method#gate": "both"}, "gate: expected one of"),
+        ({"method#_target_": "scripts.methods.SemSimVariants", "method#gate": "both"}, "gate: expected one of"),
         ({"method#affinity_temprature": "1"}, "affinity_temprature"),
         ({"dataset_dir": "nowhere"}, "dataset_dir 'nowhere' does not exist"),
         ({"config_file": "nowhere.json"}, r"nowhere\.json"),

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from monai.transforms import (
 from PIL import Image
 
 from scripts.data import ThroughPlaneLastd, cached_volumes
+from scripts.data.cache import _map
 
 KEYS = ("image", "label")
 AFFINE = np.diag([-1.5, -1.5, 8.0, 1.0])
@@ -140,13 +142,66 @@ def test_key_is_the_same_in_another_process(records: list[dict[str, str]], tmp_p
 def test_voxel_file_of_a_metaimage_counts(tmp_path: Path) -> None:
     from scripts.data.cache import _stem
 
-    header, voxels = tmp_path / "a.mhd", tmp_path / "a.raw"
-    header.write_text("NDims = 3\nElementDataFile = a.raw\n")
-    stems = set()
-    for content in (b"one", b"two", b"one"):
-        voxels.write_bytes(content)
-        stems.add(_stem({"image": str(header)}, tmp_path, b""))
-    assert len(stems) == 2
+    fields = "NDims = 3\nDimSize = 3 1 1\nElementType = MET_UCHAR\n"
+    for name, files in (("a.mhd", "a.raw"), ("a.mha", "a.raw"), ("b.mhd", "LIST\na.raw"), ("c.mha", "a%d.raw 1 1 1")):
+        (tmp_path / name).write_text(f"{fields}ElementDataFile = {files}\n")
+        stems = set()
+        for content in (b"one", b"two", b"one"):
+            for voxels in ("a.raw", "a1.raw"):
+                (tmp_path / voxels).write_bytes(content)
+            stems.add(_stem({"image": str(tmp_path / name)}, tmp_path, b""))
+        assert len(stems) == 2, name
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-40] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+@pytest.mark.parametrize("damage", [cut, flip, lambda file: file.write_bytes(b""), lambda file: file.unlink()])
+def test_a_damaged_entry_is_made_anew(
+    records: list[dict[str, str]], tmp_path: Path, kind: str, damage: Callable[[Path], Any], caplog: Any
+) -> None:
+    def arrays() -> list[np.ndarray]:
+        volumes = cached_volumes(records[:1], _preprocessing(counting=False), tmp_path / "cache", 4)
+        return [np.array(volumes[0].image), np.array(volumes[0].label)]
+
+    first = arrays()
+    (file,) = (tmp_path / "cache").glob(f"*.{kind}.npy")
+    damage(file)
+    _map.cache_clear()
+    second = arrays()
+    assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+    assert (f"{file}: a damaged file of the cache" in caplog.text) == (file.name in caplog.text)
+    caplog.clear()
+    arrays()
+    assert "damaged" not in caplog.text
+
+
+def test_few_open_files_are_enough_for_many_volumes(tmp_path: Path) -> None:
+    """macOS allows a process 256 at first."""
+    code = """
+import resource, sys
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))
+from pathlib import Path
+import numpy as np
+from scripts.data.cache import Volume, _save
+volumes = []
+for number in range(300):
+    file = Path(sys.argv[1], f"{number}.npy")
+    _save(file, np.full((1, 1, 4, 4), number, np.float32))
+    volumes.append(Volume({}, file, file, (1, 1, 4, 4)))
+for _ in range(2):
+    assert [int(volume.image[0, 0, 0, 0]) for volume in volumes] == list(range(300))
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
 
 
 def _good() -> np.ndarray:

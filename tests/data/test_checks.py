@@ -9,12 +9,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd
 from PIL import Image
 
 from scripts.data import LabelValuesd, LoadVolumed, VolumeDataset, cached_volumes
-from scripts.data.checks import check_grids
+from scripts.data.checks import check_classes, check_grids, remarks
 
 SHAPE = (20, 24, 5)
 AFFINE = np.array([[-1.5, 0, 0.3, 12], [0, -1.45, 0, -7], [0.1, 0, 8, 40], [0, 0, 0, 1]])  # oblique
@@ -103,3 +104,60 @@ def test_classes_that_cannot_be_are_refused_before_a_file_is_read(
     with pytest.raises(ValueError, match=f"^{message}"):
         VolumeDataset(records, preprocessing(), 1, num_classes)
     assert not (tmp_path / "cache").exists()
+
+
+def test_outliers_and_few_values_are_remarked() -> None:
+    rng = np.random.default_rng(0)
+    body = rng.integers(100, 160, (1, 20, 20, 20)).astype(np.float32)
+    assert remarks(body, few_values=False) == []
+    body[0, 3, 4, 5] = 32767
+    (found,) = remarks((body - 100) / 32667, few_values=False)
+    assert re.match(r"has outliers: 99\.8 % of its voxels lie within 0\.18 % of the range", found)
+    (found,) = remarks((body > 130).astype(np.float32), few_values=True)
+    assert found.startswith("looks like a label map")
+    assert remarks(np.zeros((2, 2)), few_values=False) == []
+
+
+def test_a_label_that_is_a_little_off_is_its_class(tmp_path: Path) -> None:
+    """So programs keep labels as scaled numbers: cut to whole ones, .9999999 would be background."""
+    stored = np.array([0, 1, 0.9999999, 1.0000001, 2.0001, 1.5], np.float32).reshape(1, 6, 1)
+    for values in (None, [0, 1, 2]):
+        classes = LabelValuesd("label", values)({"label": torch.from_numpy(stored[:, :5])})["label"]
+        assert classes.flatten().tolist() == [0, 1, 1, 1, 2]
+    with pytest.raises(ValueError, match=r"label values must be 0, 1, 2, found 1\.5\."):
+        LabelValuesd("label", values)({"label": torch.from_numpy(stored)})
+    with pytest.raises(ValueError, match=r"x: label values must be 0\.\.2, found 1\.00199997\."):
+        check_classes(np.float32([0, 1.002]), "x", 3)
+
+
+@pytest.mark.parametrize(
+    ("array", "few"),
+    [
+        (np.eye(9), True),
+        (np.arange(27).reshape(3, 3, 3), False),
+        (np.eye(9) / 2, False),
+        (np.zeros((5, 5, 5)), False),
+        (np.random.default_rng(0).normal(size=(9, 9, 9)), False),
+    ],
+)
+def test_few_whole_values_are_noticed_at_loading(tmp_path: Path, array: np.ndarray, few: bool) -> None:
+    nib.save(nib.Nifti1Image(array.astype(np.float32), np.eye(4)), tmp_path / "x.nii")
+    assert load(tmp_path / "x.nii").meta["few_values"] is few
+
+
+def test_training_names_what_is_odd_every_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    body = rng.integers(100, 160, (20, 20, 20)).astype(np.float32)
+    records = [{"image": str(tmp_path / f"{name}.nii")} for name in ("sound", "spark", "map")]
+    spark = body.copy()
+    spark[4, 4, 4] = 32767
+    for record, array in zip(records, (body, spark, body > 130), strict=True):
+        nib.save(nib.Nifti1Image(array.astype(np.int16), np.eye(4)), record["image"])
+    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+    for _ in range(2):
+        caplog.clear()
+        cached_volumes(records, steps, tmp_path / "cache", num_classes=2)
+        assert [line.split()[:2] for line in caplog.messages if "nii" in line] == [
+            [records[1]["image"], "has"],
+            [records[2]["image"], "looks"],
+        ]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import itertools
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 from PIL import Image
 
 from scripts.data.cache import cached_volumes
-from scripts.data.readers import LoadVolumed, SimpleITKReader, is_photograph
+from scripts.data.readers import LoadVolumed, MetaImageReader, is_photograph
 
 SHAPE = (7, 6, 5)
 SPACING = (0.625, 1.3, 3.6)
@@ -117,6 +118,9 @@ def test_the_last_suffix_alone_tells_the_format(tmp_path: Path, name: str) -> No
 
 
 def png(path: Path, array: np.ndarray) -> None:
+    if array.shape[2:] == (2,):  # grey and how opaque it is
+        Image.fromarray(array, "LA").save(path)
+        return
     sitk.WriteImage(sitk.GetImageFromArray(array, isVector=array.ndim == 3), str(path))
 
 
@@ -124,6 +128,7 @@ def png(path: Path, array: np.ndarray) -> None:
     ("array", "message"),
     [
         (np.zeros((4, 4, 4), np.uint8), "expected an 8-bit grey or RGB image, found 8 bits and 4 channels"),
+        (np.zeros((4, 4, 2), np.uint8), "expected an 8-bit grey or RGB image, found 8 bits and 2 channels"),
         (np.zeros((4, 4), np.uint16), "found 16 bits and 1 channels"),
         (np.zeros((4, 4, 3), np.uint16), "found 16 bits and 3 channels"),
     ],
@@ -131,7 +136,7 @@ def png(path: Path, array: np.ndarray) -> None:
 def test_other_photographs_are_refused(tmp_path: Path, array: np.ndarray, message: str) -> None:
     png(tmp_path / "x.png", array)
     with pytest.raises(ValueError, match=rf"x\.png: .*{message}"):
-        SimpleITKReader().read(tmp_path / "x.png")
+        load(tmp_path / "x.png")
 
 
 def halve(path: Path) -> None:
@@ -164,11 +169,11 @@ def faulty(folder: Path, fault: str) -> Path:
     ("fault", "message"),
     [
         ("missing.mhd", r"x\.mhd: the file of its voxels, 'x\.raw', is missing\."),
-        ("cut.mhd", r"x\.mhd \(with 'x\.raw'\) is no image of this type, damaged or cut short\."),
-        ("cut.zraw", r"x\.mhd \(with 'x\.zraw'\) is no image of this type, damaged or cut short\."),
-        ("short.mhd", r"x\.mhd \(with 'x\.raw'\) is no image"),
-        ("cut.mha", r"cut\.mha is no image of this type, damaged or cut short\."),
-        ("packed.mha", r"packed\.mha is no image of this type"),
+        ("cut.mhd", r"x\.mhd \(with 'x\.raw'\) is damaged or cut short, or its header is wrong: it holds 210 bytes"),
+        ("cut.zraw", r"x\.mhd \(with 'x\.zraw'\) is damaged or cut short"),
+        ("short.mhd", r"x\.mhd \(with 'x\.raw'\) is damaged .* 420 bytes of voxels, the header claims 4200\."),
+        ("cut.mha", r"cut\.mha is .*damaged or cut short"),
+        ("packed.mha", r"packed\.mha is .*damaged or cut short"),
         ("text.mha", r"text\.mha is no image of this type"),
         ("cut.png", r"cut\.png is no image of this type"),
         ("text.png", r"text\.png is no image of this type"),
@@ -200,8 +205,9 @@ def test_a_compressed_volume_of_which_a_bit_is_wrong_is_refused(tmp_path: Path) 
             load(path)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photograph_is_read_as_it_is_shown(tmp_path: Path, orientation: int) -> None:
+def test_a_photograph_is_read_as_it_is_shown(tmp_path: Path, orientation: int, suffix: str) -> None:
     shown = np.add.outer(np.arange(8) * 20, np.arange(16) * 4).astype(np.uint8)  # brighter downwards, and to the right
     # what a camera stores, by the standard's names of the sides that its first row and column are
     stored = {
@@ -216,18 +222,74 @@ def test_a_photograph_is_read_as_it_is_shown(tmp_path: Path, orientation: int) -
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(stored).save(tmp_path / "x.jpg", quality=100, exif=exif)
-    np.testing.assert_allclose(load(tmp_path / "x.jpg")[..., 0], shown.T, atol=4)
+    Image.fromarray(stored).save(tmp_path / f"x{suffix}", quality=100, exif=exif)
+    np.testing.assert_allclose(load(tmp_path / f"x{suffix}")[..., 0], shown.T, atol=4)
+
+
+def test_the_content_of_a_photograph_counts_whatever_it_is_called(tmp_path: Path) -> None:
+    grey = np.arange(30, dtype=np.uint8).reshape(5, 6) * 8
+    Image.fromarray(grey).save(tmp_path / "x.jpg", format="PNG")
+    np.testing.assert_array_equal(load(tmp_path / "x.jpg")[..., 0], grey.T)
+    colours = np.stack([grey, 255 - grey, grey // 2], -1)
+    palette = Image.fromarray(colours).quantize(256)
+    for name in ("palette.png", "palette.jpg"):  # its indices mean nothing
+        palette.save(tmp_path / name, format="PNG")
+        np.testing.assert_array_equal(
+            load(tmp_path / name)[:, :, 0].numpy(), np.asarray(palette.convert("RGB")).swapaxes(0, 1)
+        )
+    Image.fromarray(grey > 100).save(tmp_path / "1bit.png")
+    np.testing.assert_array_equal(load(tmp_path / "1bit.png")[..., 0], 255.0 * (grey > 100).T)
+
+
+def test_postscript_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript is called"))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.eps")
+    for suffix in (".jpg", ".png"):
+        (tmp_path / "x.eps").rename(tmp_path / f"x{suffix}")
+        with pytest.raises(ValueError, match=rf"x\{suffix} is no image of this type"):
+            load(tmp_path / f"x{suffix}")
+        (tmp_path / f"x{suffix}").rename(tmp_path / "x.eps")
+
+
+def test_a_png_of_which_a_bit_is_wrong_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20), dtype=np.uint8)).save(path)
+    sound = path.read_bytes()
+    for place in range(0, len(sound) - 12, len(sound) // 50):  # the last chunk holds no data
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        with pytest.raises(ValueError, match=r"x\.png is no image of this type, damaged or cut short"):
+            load(path)
+
+
+@pytest.mark.parametrize("name", ["x.MHA", "x.Mhd", "x.NII.GZ", "x.NII"])
+def test_suffixes_in_capitals(tmp_path: Path, name: str) -> None:
+    sitk.WriteImage(volume("oblique"), str(tmp_path / name.lower()))
+    if name.lower() != name:
+        (tmp_path / name.lower()).rename(tmp_path / name)
+    np.testing.assert_array_equal(load(tmp_path / name), VOXELS)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    sitk.WriteImage(volume("straight"), str(tmp_path / "x.mha"))
+    nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "x.nii")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.png")
+    monkeypatch.setattr("builtins.open", refuse)  # who runs tests as root may read everything
+    for suffix in (".mha", ".nii", ".png"):
+        with pytest.raises(ValueError, match=rf"x\{suffix}: cannot be opened: Permission denied\."):
+            load(tmp_path / f"x{suffix}")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"x\.mha"):
-        SimpleITKReader().read(tmp_path / "x.mha")
+        MetaImageReader().read(tmp_path / "x.mha")
 
 
 def test_one_file_per_image(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected one file per image, found 2: a\.mha, b\.mha"):
-        SimpleITKReader().read(["a.mha", "b.mha"])
+        MetaImageReader().read(["a.mha", "b.mha"])
 
 
 def test_a_flat_nifti_is_a_volume_of_one_slice(tmp_path: Path) -> None:
@@ -256,3 +318,31 @@ def test_changed_voxels_are_another_entry_of_the_cache(tmp_path: Path) -> None:
     sitk.WriteImage(volume("straight") + 1, str(tmp_path / "x.mhd"))  # the header stays as it is
     after = cached_volumes(records, steps, tmp_path / "cache", num_classes=2)[0].image[2, 0, 3, 3]
     assert after == before + 1
+
+
+def test_a_nifti_of_colours_has_their_channels(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (7, 6, 5, 3), dtype=np.uint8)
+    rgb = np.ascontiguousarray(colours).view(np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))[..., 0]
+    nib.save(nib.Nifti1Image(rgb, np.eye(4)), tmp_path / "x.nii.gz")
+    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+    np.testing.assert_array_equal(steps({"image": str(tmp_path / "x.nii.gz")})["image"], colours.transpose(3, 0, 1, 2))
+
+
+def test_complex_voxels_are_refused(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.complex64), np.eye(4)), tmp_path / "x.nii")
+    with pytest.raises(ValueError, match=r"x\.nii: expected real voxels, found complex ones \(complex64\)\."):
+        load(tmp_path / "x.nii")
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
+def test_a_nifti_that_claims_too_much_is_named_before_memory_is_asked_for(tmp_path: Path, name: str) -> None:
+    header = nib.Nifti1Header()
+    header.set_data_shape((20000, 20000, 4))
+    header.set_data_dtype(np.float64)
+    header["vox_offset"] = 352
+    content = header.binaryblock + bytes(4 + 20_000)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(
+        ValueError, match=r"x\.nii\S* is damaged .* it holds 20352 bytes, the header claims 12800000352\."
+    ):
+        load(tmp_path / name)

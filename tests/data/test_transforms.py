@@ -9,11 +9,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd, Orientationd, Resized
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd, Resized
+from PIL import Image
 
 from bundle.workflows import CONFIGS
-from scripts.data import ThroughPlaneLastd
-from scripts.data.transforms import through_plane_axis
+from scripts.data import LoadVolumed, ScaleImaged, ThroughPlaneLastd
 
 CANONICAL = np.arange(7 * 6 * 4, dtype=np.float32).reshape(7, 6, 4)  # LPS, slices last
 SPACING = (1.5, 1.4, 9.0)
@@ -83,19 +83,28 @@ def test_slices_along_another_anatomical_axis() -> None:
     assert stored.affine.equal(affine), "the input is left alone"
 
 
-@pytest.mark.parametrize(
-    ("shape", "spacing", "axis"),
-    [
-        ((64, 64, 64), (1, 8, 1), 1),  # thick slices
-        ((64, 10, 64), (1, 1, 1.24), 1),  # not thick enough: fewest voxels
-        ((64, 10, 64), (1, 1, 1.25), 2),
-        ((10, 64, 64), (1, 1, 1), 0),
-        ((10, 10, 64), (1, 1, 1), 2),  # undecided
-        ((64, 48, 1), (1.5, 0.5, 1), 2),  # one slice
-    ],
-)
-def test_through_plane_axis(shape: tuple[int, ...], spacing: tuple[float, ...], axis: int) -> None:
-    assert through_plane_axis(shape, spacing) == axis
+def test_image_and_label_are_cut_together() -> None:
+    """A label of another program, whose header is rounded otherwise, follows its image."""
+    affines = [np.diag([*spacing, 1.0]) for spacing in ((0.8, 0.8000001, 1.0), (1.0, 0.8, 0.8))]
+    volumes = [MetaTensor(torch.rand(1, 8, 9, 10), affine=torch.from_numpy(affine)) for affine in affines]
+    item = ThroughPlaneLastd(("image", "label"))(dict(zip(("image", "label"), volumes, strict=True)))
+    assert item["image"].shape == item["label"].shape == (1, 8, 9, 10)
+
+
+def test_a_plane_counts_for_all_volumes_and_thick_slices_across_it_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    transform = ThroughPlaneLastd("image", "coronal")
+    for spacing, warned in (((1, 1, 1), False), ((0.3, 0.3, 0.5), False), ((1, 1, 9), True)):
+        caplog.clear()
+        item = transform(
+            {"image": MetaTensor(torch.rand(1, 8, 9, 10), affine=torch.diag(torch.tensor([*spacing, 1.0])))}
+        )
+        assert item["image"].shape == (1, 8, 10, 9)
+        assert ("cut into coronal slices, across thick ones (voxels of 1 x 1 x 9 mm)" in caplog.text) == warned
+
+
+def test_another_axis_is_refused() -> None:
+    with pytest.raises(ValueError, match="slice_axis: expected one of sagittal, coronal, axial, thickest, found 2"):
+        ThroughPlaneLastd("image", 2)
 
 
 def test_images_and_missing_keys_pass() -> None:
@@ -106,6 +115,23 @@ def test_images_and_missing_keys_pass() -> None:
     assert transform.inverse(item)["image"].equal(image)
     with pytest.raises(KeyError):
         ThroughPlaneLastd(("image", "label"))({"image": image})
+
+
+def test_channels_of_volumes_are_scaled_one_by_one_and_colours_together(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for channels in (1, 2, 3, 4):
+        factors = 10.0 ** np.arange(channels)
+        voxels = (rng.integers(1, 50, (9, 8, 3, channels)) * factors).astype(np.float32)
+        nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, 5, 1])), tmp_path / "x.nii")
+        steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image"), ScaleImaged("image")])
+        found = steps({"image": str(tmp_path / "x.nii")})["image"].numpy()
+        low, high = (f(voxels, axis=(0, 1, 2)) for f in (np.min, np.max))
+        np.testing.assert_allclose(found, np.moveaxis((voxels - low) / (high - low), -1, 0), atol=1e-6)
+    pixels = rng.integers(0, 200, (8, 9, 3), dtype=np.uint8) // np.uint8([1, 2, 4])
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    found = steps({"image": str(tmp_path / "x.png")})["image"].numpy()
+    low, high = pixels.min(), pixels.max()
+    np.testing.assert_allclose(found[..., 0], (pixels.transpose(2, 1, 0) - float(low)) / (high - low), atol=1e-6)
 
 
 @pytest.mark.parametrize("photographs", [False, True])
@@ -119,7 +145,7 @@ def test_training_leaves_image_and_label_in_one_place(tmp_path: Path, image_size
     for name, array in {"image": (700 * volume).astype(np.int16), "label": (2 * volume).astype(np.uint8)}.items():
         nib.save(nib.Nifti1Image(array, np.diag([-1.5, -1.5, 8.0, 1.0])), tmp_path / f"{name}.nii.gz")
     parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / "train.json")))
-    parser.update({"image_size": image_size, "anti_aliasing": photographs})
+    parser.update({"image_size": image_size, "anti_aliasing": photographs, "slice_axis": "axial"})
     preprocessing = parser.get_parsed_content("train#preprocessing")
     item = preprocessing({name: str(tmp_path / f"{name}.nii.gz") for name in ("image", "label")})
 

@@ -159,3 +159,11 @@ def test_maps_never_lie_among_the_images(tmp_path: Path, below: str) -> None:
     with pytest.raises(ValueError, match="is the folder of the images"):
         SaveVolumed("pred", output_dir=str(tmp_path / below), data_root_dir=str(tmp_path))
     SaveVolumed("pred", output_dir=str(tmp_path / "sub"), data_root_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["case.NII.GZ", "case.Nii", "case.MHA"])
+def test_maps_of_files_with_suffixes_in_capitals(tmp_path: Path, source: str) -> None:
+    item = label_map()
+    item.meta["filename_or_obj"] = f"/in/{source}"
+    save(item, tmp_path, ".nii.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["case_seg.nii.gz"]

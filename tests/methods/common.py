@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from scripts import methods
 from scripts.engine import SemiSupervisedTrainer, poly_schedule
-from scripts.methods import Objective
+from scripts.methods import Objective, SemSimVariants
 from scripts.methods.teacher import MovingAverage
 from scripts.networks import LabelRectifier, PixelProjection, SpatialAwareFusion, SwinUNet, UNet
 
@@ -38,6 +39,7 @@ METHODS: dict[str, type[Objective]] = {
     "unimatch": methods.UniMatch,
     "urpc": methods.URPC,
 }
+VARIANT_OPTIONS = {*inspect.signature(SemSimVariants.__init__).parameters} - {"self", "fusion", "kwargs"}
 THIN = (4, 6, 8, 10, 12)
 
 
@@ -72,7 +74,8 @@ def build(name: str, *, seed: int = 0, in_channels: int = 1, dropout: float = 0.
                 nn.init.normal_(parameter, std=0.1)
     elif name == "adversarial":
         kwargs["width"] = 4
-    objective: Any = METHODS[name](network=network, **kwargs)
+    kind = SemSimVariants if VARIANT_OPTIONS & kwargs.keys() else METHODS[name]
+    objective: Any = kind(network=network, **kwargs)
     for average in (module for module in objective.modules() if isinstance(module, MovingAverage)):
         swin = isinstance(average.module, SwinUNet)
         other: nn.Module = thin_transformer() if swin else thin_network(seed + 2, in_channels)

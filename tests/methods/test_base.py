@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.methods import SemSim
+from scripts.methods import SemSimVariants
 from scripts.views import WeakView
 from tests.methods.common import METHODS, build, make_batch, thin_network
 
@@ -72,7 +72,7 @@ def test_fusion_reads_the_stages_of_encoder_or_decoder(kind: str) -> None:
             return stages[2]
 
     network = thin_network()
-    objective = SemSim(network=network, fusion=Recorder(), features=kind, weak=WeakView("none"))
+    objective = SemSimVariants(network=network, fusion=Recorder(), features=kind, weak=WeakView("none"))
     batch = make_batch()
     losses = objective(batch)
     encoded = network.encode(batch["image"])

@@ -231,13 +231,14 @@ def algorithm_1(
     table, images = prototypes_by_image(f_l, labels, n), len(labels)
 
     p_w, p_w_small = z_w.softmax(1), downsample(z_w).softmax(1)
-    p_1w = refine(downsample(z_w), f_w, o.affinity_temperature, o.affinity_space)
+    space, gate = getattr(o, "affinity_space", "logit"), getattr(o, "gate", "self")
+    p_1w = refine(downsample(z_w), f_w, o.affinity_temperature, space)
     p_2w = cross_prediction(query(f_w, table, images, n), o.query_temperature)
     (c_u, y_u), (c_in, y_in), (c_cr, y_cr) = p_w.max(1), p_1w.max(1), p_2w.max(1)
     confidence, decoded = p_w_small.max(1)
-    if o.gate == "decoder":
+    if gate == "decoder":
         c_cr = confidence
-    elif o.gate == "agree":
+    elif gate == "agree":
         c_cr = torch.where(y_cr == decoded, confidence, 0)
     if shared_target:
         c_in, y_in = c_cr, y_cr = ((p_1w + p_w_small) / 2).max(1)
@@ -245,7 +246,7 @@ def algorithm_1(
 
     s1, s2 = views
     l_u = dice(z_s.softmax(1), paste(s1, y_u), paste(s1, c_u) >= tau)
-    p_in = refine(downsample(z_s), f_s1, o.affinity_temperature, o.affinity_space)
+    p_in = refine(downsample(z_s), f_s1, o.affinity_temperature, space)
     l_in = dice(p_in, paste(s1, y_in), paste(s1, c_in) >= tau)
     m = query(f_s2, table, images, n)
     p_cr = cross_prediction(m, o.query_temperature)
@@ -290,7 +291,7 @@ def test_semsim_equals_a_plain_reading_of_algorithm_1(name: str, options: dict[s
     found = values(run(objective, batch))
     assert len(views) == 2
     assert all(view.box.any() for view in views)
-    expected = algorithm_1(objective, batch, views, shared_target=objective.shared_target)
+    expected = algorithm_1(objective, batch, views, shared_target=bool(options.get("shared_target")))
     for part in ("decoder", "intra", "cross"):
         assert 0 < expected[f"coverage_{part}"] < 1  # the mask matters
     for key, value in expected.items():
@@ -613,6 +614,22 @@ def test_shared_target_may_name_a_class_that_no_labelled_image_shows() -> None:
     assert losses["loss_cross"].item() == 0.0
     losses["loss"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"lambda_cross": 0.0}, {"lambda_decoder": 0.0}, {"lambda_intra": 0.0}])
+def test_variants_with_their_defaults_are_the_method(options: dict[str, float]) -> None:
+    batch = make_batch()
+    found = []
+    for defaults in ({}, {"gate": "self"}):
+        objective = build("semsim", dropout=0.3, threshold=0.5, **options, **defaults)
+        losses = run(objective, batch)
+        losses["loss"].backward()
+        found.append((type(objective).__name__, losses, [p.grad for p in objective.parameters()]))
+    (first, losses, gradients), (second, same_losses, same_gradients) = found
+    assert (first, second) == ("SemSim", "SemSimVariants")
+    assert losses == same_losses
+    for one, other in zip(gradients, same_gradients, strict=True):
+        assert one is other is None or torch.equal(one, other)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +17,12 @@ IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".png", ".jpg", ".jpeg")
 _LABEL = ("_gt", "_segmentation", "_seg", "_label", "_mask")
 # maps of probabilities, ACDC's whole cines, ISIC's superpixels, the picture that `prepare` makes
 IGNORED = ("_pred", "_prob", "_4d", "_superpixels", "_montage")
-_FOLDERS = {"images": ("labels", "masks"), "imagestr": ("labelstr",), "imagests": ("labelsts",)}
+_WORDS = ("segmentation", "label", "mask", "seg", "gt")  # what a folder's only label may be called
+_NUMBERED = re.compile(r"(segmentation|label|mask)-(\d+)$")  # as LiTS has them beside volume-NUMBER
+_FOLDERS = {"images": ("labels", "masks", "segmentations"), "imagestr": ("labelstr",), "imagests": ("labelsts",)}
 _INPUT, _TRUTH = "_input", "_groundtruth"  # how the names of ISIC's folders end
-_CHANNEL = re.compile(r"_0000$")  # nnU-Net's name of an image's only channel
+_CHANNEL = re.compile(r"_0000$")  # nnU-Net's name of an image's first channel
+_FURTHER = re.compile(r"_000[1-9]$")
 _WHICH = "which of the two is meant?"
 
 
@@ -27,9 +32,11 @@ def custom_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[
     Labels lie beside the images as ``NAME_gt``, ``_segmentation``, ``_seg``, ``_label`` or ``_mask``, or, then also
     without such an ending, in a folder ``labels`` or ``masks`` beside ``images``, ``labelsTr`` beside ``imagesTr``,
     ``labelsTs`` beside ``imagesTs``, or ``*_GroundTruth`` beside ``*_Input``; between such a folder and the files the
-    folders of both are the same. Capitals are of no account in what tells a label. Files that end in ``_pred``,
-    ``_prob``, ``_4d``, ``_superpixels`` or ``_montage`` are neither. Cases that have several images, such as a patient
-    with two visits, need a datalist that says so.
+    folders of both are the same. ``segmentation-3`` is the label of ``volume-3``, and a file called ``segmentation``,
+    ``label``, ``mask``, ``seg`` or ``gt`` that of the only image beside it. Names are compared in one Unicode form, as
+    macOS unzips them in another than most systems write. Capitals are of no account in what tells a label. Files that
+    end in ``_pred``, ``_prob``, ``_4d``, ``_superpixels`` or ``_montage`` are neither. Cases that have several images,
+    such as a patient with two visits, need a datalist that says so.
 
     Args:
         root: folder of the data set, searched with its subfolders and linked ones, see
@@ -41,20 +48,25 @@ def custom_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[
 
     Raises:
         FaultsError: when two images differ only in their suffix, an image has several labels or several images have
-            the same, or a link leads nowhere; all of them.
+            the same, a file is a further channel of an image, or a link leads nowhere; all of them.
     """
     found, labels = _images_and_labels(root)
     every = [*found, *(path for paths in labels.values() for path in paths)]
     wrong = [f"'{path}' is a link that leads nowhere." for path in every if not path.exists()]
+    wrong += _further_channels(found)
     folders = sorted({name.rpartition("/")[0] for name in labels})
+    beside = Counter(path.parent for path in found)
     cases: dict[str, list[dict[str, str]]] = {}
     owners: dict[Path, Path] = {}
     for path in found:
-        name = str(name_of(path.relative_to(root)))
+        name = unicodedata.normalize("NFC", str(name_of(path.relative_to(root))))
         if name in cases:
             wrong.append(f"'{cases[name][0]['image']}' and '{path}' differ only in their suffix: {_WHICH}")
             continue
-        own = [label for candidate in _candidates(name.lower(), folders) for label in labels.get(candidate, ())]
+        candidates = _candidates(name.lower(), folders)
+        if beside[path.parent] == 1:
+            candidates += [f"{name.lower().rpartition('/')[0]}/{word}".lstrip("/") for word in _WORDS]
+        own = [label for candidate in candidates for label in labels.get(candidate, ())]
         wrong += [f"'{own[0]}' and '{other}' are both labels of '{path}': {_WHICH}" for other in own[1:]]
         cases[name] = [{"image": str(path), "case": name}]
         if own:
@@ -72,10 +84,11 @@ def image_files(root: Path) -> list[Path]:
         root: see :func:`custom_cases`.
 
     Raises:
-        FaultsError: where links lead nowhere.
+        FaultsError: where links lead nowhere, or files are further channels of an image.
     """
     images, _ = _images_and_labels(root)
-    add_or_raise([f"'{path}' is a link that leads nowhere." for path in images if not path.exists()], None)
+    wrong = [f"'{path}' is a link that leads nowhere." for path in images if not path.exists()]
+    add_or_raise(wrong + _further_channels(images), None)
     return images
 
 
@@ -88,9 +101,10 @@ def name_of(path: Path) -> str | None:
 
 def is_label(name: str) -> bool:
     """Whether a file is a label, from its path below the data set's folder: in small letters, without its suffix."""
-    folders = name.split("/")[:-1]
+    *folders, stem = name.split("/")
     place = _place(folders)
-    return name.endswith(_LABEL) or (place is not None and not _has_images(folders[place]))
+    named = stem.endswith(_LABEL) or stem in _WORDS or _NUMBERED.match(stem) is not None
+    return named or (place is not None and not _has_images(folders[place]))
 
 
 def _images_and_labels(root: Path) -> tuple[list[Path], dict[str, list[Path]]]:
@@ -98,7 +112,7 @@ def _images_and_labels(root: Path) -> tuple[list[Path], dict[str, list[Path]]]:
     images: list[Path] = []
     labels: dict[str, list[Path]] = {}
     for path in files_below(root):
-        name = (name_of(path.relative_to(root)) or "").lower()
+        name = unicodedata.normalize("NFC", (name_of(path.relative_to(root)) or "").lower())
         if not name or name.endswith(IGNORED):
             continue
         if is_label(name):
@@ -106,6 +120,17 @@ def _images_and_labels(root: Path) -> tuple[list[Path], dict[str, list[Path]]]:
         else:
             images.append(path)
     return images, labels
+
+
+def _further_channels(images: Sequence[Path]) -> list[str]:
+    """A fault for each file that nnU-Net's names make another channel of an image, which is no image of its own."""
+    names = {str(name_of(path)): path for path in images}
+    return [
+        f"'{path}' is by its name a further channel of '{names[first]}': an image's channels belong into one file, or "
+        "into a folder of nnU-Net with its dataset.json."
+        for name, path in names.items()
+        if _FURTHER.search(name) and (first := _FURTHER.sub("_0000", name)) in names
+    ]
 
 
 def _has_images(folder: str) -> bool:
@@ -138,4 +163,7 @@ def _candidates(name: str, label_folders: Sequence[str]) -> list[str]:
                 if f[:place] == above and f[place + 1 :] == below and f[place : place + 1] and f[place].endswith(_TRUTH)
             ]
     stems = dict.fromkeys((stem, _CHANNEL.sub("", stem)))
-    return ["/".join(filter(None, (f, s + e))) for f in folders for s in stems for e in ("", *_LABEL)]
+    names = [s + e for s in stems for e in ("", *_LABEL)]
+    if numbered := re.match(r"volume-(\d+)$", stem):
+        names += [f"{word}-{numbered[1]}" for word in _WORDS]
+    return ["/".join(filter(None, (f, n))) for f in folders for n in names]

@@ -10,9 +10,10 @@ from typing import Any
 
 from scripts.data.checks import add_or_raise
 from scripts.data.layouts.nnunet import DESCRIPTION, description_of, nnunet_lists
+from scripts.utils.files import as_stored
 from scripts.utils.schemas import Fault, faults_of, parse_json, read_text
 
-__all__ = ["PARTS", "named_classes", "read_class_values", "read_datalist"]
+__all__ = ["PARTS", "named_classes", "read_class_values", "read_datalist", "read_slice_axis"]
 
 PARTS = {"training": "train", "validation": "val", "test": "test", "testing": "test"}
 """A datalist's keys and the parts of a split that they are."""
@@ -109,6 +110,18 @@ def read_class_values(path: str | Path) -> tuple[dict[str, str], list[float] | N
     return _by_number(content.get("labels") or {}, path), content.get("label_values")
 
 
+def read_slice_axis(path: str | Path) -> str | None:
+    """The axis along which a datalist says that its volumes are cut, see :mod:`scripts.data.axis`; None: it does not.
+
+    Raises:
+        FileNotFoundError: when the file does not exist.
+        ValueError: when it is no datalist, or names something else.
+    """
+    content, _ = _content(Path(os.path.abspath(path)))
+    axis: str | None = content.get("slice_axis")
+    return axis
+
+
 def _by_number(labels: dict[str, Any], path: str | Path) -> dict[str, str]:
     """The names of classes by their number as text, from either way to write them.
 
@@ -169,6 +182,7 @@ def _content(path: Path) -> tuple[dict[str, Any], list[Fault]]:
     for fault in found:
         if len(fault.where) < 2 or fault.where[0] not in PARTS:
             raise ValueError(f"{path}: {fault.what}")
+    content = {key: value for key, value in content.items() if value is not None}
     if not any(key in content for key in PARTS) and not (path.name == DESCRIPTION and description_of(path.parent)):
         raise ValueError(f"{path}: expected a datalist with lists under {', '.join(PARTS)}, found none of them.")
     return content, found
@@ -181,7 +195,7 @@ def _record(path: Path, entry: Any, labels: bool, faults: list[str]) -> dict[str
     for name in ("image", "label") if labels else ("image",):
         if (value := given.get(name)) is None:
             continue
-        file = os.path.normpath(path.parent / value)
+        file = as_stored(os.path.normpath(path.parent / value))
         if os.path.isfile(file):
             record[name] = file
         else:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,10 @@ def test_without_a_validation_list_labelled_cases_validate_whole(folder: Path) -
         ({"training": [{"label": "../0_m.nii.gz"}]}, "training: entry 1: lacks image"),
         ({"training": [{"image": "../0.nii.gz", "label": 3}]}, "entry 1: label: expected the path of one file"),
         ({"training": [{"image": "../0.nii.gz", "label": ""}]}, "entry 1: label: expected the path of one file"),
-        ({"training": [entry(0)], "validation": {"image": "x"}}, "validation: expected a list of entries, found"),
+        (
+            {"training": [entry(0)], "validation": {"image": "x"}},
+            "validation: expected a list of entries, or null, found",
+        ),
         ({"training": [entry(0), {**entry(1), "label": "../0_m.nii.gz"}]}, r"have the same label '.*0_m\.nii\.gz'"),
         ({"training": [entry(0)], "label_values": [0, True]}, "label_values: entry 2: expected a number, found True"),
         ({"training": [entry(0)], "label_values": [0, 0]}, "label_values: expected different numbers"),
@@ -223,3 +227,13 @@ def test_only_labelled_cases_validate_in_a_folder(tmp_path: Path) -> None:
     val = dataset_records("custom", tmp_path, "val")
     assert [int(Path(r["image"]).stem) in (0, 1, 2) for r in val] == [True]
     assert len(dataset_records("custom", tmp_path, "train")) == 8
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_found_in_whatever_unicode_form(tmp_path: Path, forms: tuple[str, str]) -> None:
+    listed, stored = (unicodedata.normalize(form, "Dvořák/é.nii") for form in forms)
+    (tmp_path / stored).parent.mkdir()
+    (tmp_path / stored).touch()
+    (tmp_path / "list.json").write_text(json.dumps({"training": [listed]}), encoding="utf-8")
+    (record,) = read_datalist(tmp_path / "list.json")["train"]
+    assert record["image"] == str(tmp_path / stored)

@@ -61,6 +61,12 @@ def test_plain_folders_and_a_part_alone(tmp_path: Path) -> None:
     assert found(tmp_path / "y") == {"t": ("P_Test_Input/t.jpg", "P_Test_GroundTruth/t_segmentation.png")}
 
 
+def test_files_that_macos_leaves_are_ignored(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.jpg", "images/._a.jpg", "masks/a_segmentation.png", "masks/._a_segmentation.png")
+    touch(tmp_path, "images/._b.jpg", ".DS_Store")
+    assert list(isic_cases(tmp_path)) == ["a"]
+
+
 def test_equal_names_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, *(f"images/{name}" for name in ("a.jpg", "a.png", "b.jpg", "b.png")))
     with pytest.raises(FaultsError, match=r"a\.jpg' and '.*a\.png' have the same name") as info:

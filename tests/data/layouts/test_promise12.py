@@ -14,6 +14,8 @@ from monai.bundle import ConfigParser
 
 from scripts.data import dataset_records
 from scripts.data.layouts.promise12 import promise12_cases
+from scripts.data.records import missing_cases
+from scripts.utils.provenance import describe_data
 
 ROOT = Path(__file__).resolve().parents[3]
 SPLIT = ROOT / "scripts" / "data" / "splits" / "promise12.json"
@@ -51,6 +53,30 @@ def test_archive_folders(tmp_path: Path) -> None:
         ("Case26", "TrainingData_Part3/Case26.mhd"),
         ("Case40", "latest/Case40.mha", "latest/Case40_segmentation.mha"),
     ]
+
+
+def test_an_incomplete_download_needs_one_switch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["Case00", "Case01", "Case02", "Case03"]
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": names[:3], "val": names[3:], "test": []}))
+    for name in (names[0], names[2], names[3]):
+        touch(tmp_path, f"{name}.mhd", f"{name}_segmentation.mhd")
+    with pytest.raises(FileNotFoundError, match=r"1 of the 3 'train' cases .*: Case01\..*--allow_missing True goes on"):
+        dataset_records("promise12", tmp_path, "train", split)
+    records = dataset_records("promise12", tmp_path, "train", split, labeled=1, allow_missing=True)
+    assert [(record["case"], "label" in record) for record in records] == [("Case00", True), ("Case02", False)]
+    assert "1 of the 3 'train' cases of" in caplog.text
+    known = describe_data("promise12", tmp_path, split, allow_missing=True)
+    assert known["missing_cases"] == ["Case01"]
+    assert known["split_sha256"]
+    assert describe_data("custom", tmp_path, split, allow_missing=True)["missing_cases"] == 1, "no names of patients"
+    (tmp_path / "Case01.mhd").touch()
+    (tmp_path / "Case01_segmentation.mhd").touch()
+    assert "missing_cases" not in describe_data("promise12", tmp_path, split, allow_missing=True)
+    for path in tmp_path.glob("Case03*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="1 of the 1 'val' cases"):
+        dataset_records("promise12", tmp_path, "val", split, allow_missing=True)
 
 
 def test_a_case_that_is_there_twice_is_named(tmp_path: Path) -> None:
@@ -103,8 +129,13 @@ def test_overlay_has_the_keys_of_the_others() -> None:
 
 def test_real_cases(real_data: Callable[[str], Path]) -> None:
     """Image and label of every case that is there, one or all 50, have the size that the image's header states."""
-    cases = promise12_cases(real_data("promise12"))
+    root = real_data("promise12")
+    cases = promise12_cases(root)
     assert "Case00" in cases
+    records = dataset_records("promise12", root, "train", SPLIT, labeled=2, allow_missing=True)
+    missing = missing_cases("promise12", root, SPLIT)
+    split = json.loads(SPLIT.read_text())
+    assert [record["case"] for record in records] == [name for name in split["train"] if name not in missing]
     for case, (record,) in cases.items():
         assert Path(record["image"]).stem == case
         assert Path(record["label"]).stem == f"{case}_segmentation"

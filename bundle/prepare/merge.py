@@ -1,0 +1,105 @@
+"""Masks of one class each, merged into one label map for each image: ``python -m bundle prepare --label_files``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd
+
+from scripts.data import LoadVolumed
+from scripts.data.checks import add_or_raise, check_grids
+from scripts.data.layouts.custom import image_files, name_of
+from scripts.data.readers import is_photograph
+from scripts.data.writers import SaveVolumed
+from scripts.utils.errors import one_line
+from scripts.utils.files import write_text
+
+__all__ = ["merge_masks"]
+
+
+def merge_masks(root: Path, patterns: str | Sequence[str], folder: Path) -> Path:
+    """Merge the masks of every image and list the images with their label maps.
+
+    Args:
+        root: folder of the images, searched as :func:`scripts.data.layouts.custom.image_files` does.
+        patterns: the masks' paths beside their image, one for each class, with ``{name}`` for the image's name without
+            its suffix: ``segmentations/liver.nii.gz`` or ``{name}_myo.nii.gz``. Values other than 0 are the class. A
+            mask that is not there is that of a class that the image does not show; an image without any has no label.
+        folder: where label maps and datalist are written, created if need be.
+
+    Returns:
+        The datalist: all images as ``training``, and the names of the classes, which are those of the masks' files.
+
+    Raises:
+        ValueError: where there is no pattern, or no mask for any.
+        FaultsError: masks on another grid than their image, or that overlap; all of them.
+    """
+    files = patterns.split(",") if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
+    files = [pattern.strip() for pattern in files]
+    if not all(name_of(Path(pattern)) for pattern in files):
+        raise ValueError(f"label_files: expected paths such as {{name}}_liver.nii.gz, found {files}.")
+    masks = {image: [_mask(image, pattern) for pattern in files] for image in image_files(root)}
+    taken = {mask for image, of_image in masks.items() for mask in of_image if mask.is_file() and mask != image}
+    entries, faults = [], []
+    for image, of_image in masks.items():
+        if image in taken:
+            continue
+        entry = {"image": os.path.relpath(image, folder)}
+        there = {number: mask for number, mask in enumerate(of_image, start=1) if mask.is_file()}
+        if there:
+            try:
+                entry["label"] = os.path.relpath(_merge(image, there, root, folder), folder)
+            except (ValueError, RuntimeError) as error:
+                faults.append(one_line(error))
+        entries.append(entry)
+    add_or_raise(faults, None)
+    if not any("label" in entry for entry in entries):
+        raise ValueError(f"label_files: no image of '{root}' has a mask {' or '.join(files)} beside it.")
+    target = folder / "merged.json"
+    labels = {str(number): _class_name(pattern) or str(number) for number, pattern in enumerate(files, start=1)}
+    write_text(target, json.dumps({"labels": {"0": "background", **labels}, "training": entries}, indent=1) + "\n")
+    return target
+
+
+def _mask(image: Path, pattern: str) -> Path:
+    stem = str(name_of(Path(image.name)))
+    return Path(os.path.normpath(image.parent / pattern.replace("{name}", stem)))
+
+
+def _class_name(pattern: str) -> str:
+    return str(name_of(Path(Path(pattern.replace("{name}", "")).name)) or "").strip("._- ")
+
+
+def _merge(image: Path, masks: dict[int, Path], root: Path, folder: Path) -> Path:
+    """Write the label map of an image, on its grid, and return its path."""
+    load = Compose([LoadVolumed("file"), EnsureChannelFirstd("file")])
+    volume: MetaTensor = load({"file": str(image)})["file"]
+    classes = torch.zeros(volume.shape[1:])
+    for number, path in masks.items():
+        mask = load({"file": str(path)})["file"]
+        check_grids(volume, mask, {"image": str(image), "label": str(path)})
+        shown = mask.as_tensor()[0] != 0
+        if overlap := int((shown & (classes > 0)).sum()):
+            other = masks[int(classes[shown & (classes > 0)][0])]
+            raise ValueError(f"'{other}' and '{path}' overlap in {overlap} voxels: a voxel has one class.")
+        classes[shown] = number
+    suffix = ".png" if is_photograph(image) else ".mha" if image.suffix.lower() in (".mha", ".mhd") else ".nii.gz"
+    merged = MetaTensor(classes[None], meta=volume.meta)
+    save = SaveVolumed(
+        "label",
+        suffix,
+        output_dir=str(folder),
+        output_postfix="gt",
+        output_dtype=np.uint8,
+        data_root_dir=str(root),
+        print_log=False,
+    )
+    save({"label": merged})
+    stem = str(name_of(image.relative_to(root)))
+    return folder / f"{stem}_gt{suffix}"
