@@ -116,9 +116,10 @@ def _store(client: Any, dataset: Any, file: str) -> bool:
                 raise ValueError(f"{file}: the archive does not take it, reason {reason}.")
             return True
         except requests.HTTPError as error:
-            status = error.response.status_code
-            what = f"answer {status} {error.response.reason}"
-            if status not in PASSING:
+            if (response := error.response) is None:
+                raise
+            what = f"answer {response.status_code} {response.reason}"
+            if response.status_code not in PASSING:
                 break
         except (requests.ConnectionError, requests.Timeout) as error:
             what = f"no answer ({type(error).__name__})"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,7 +96,7 @@ def test_highdicom_reads_the_map_back(tmp_path: Path, weights: Path, form: str) 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_dcmqi_and_simpleitk_see_the_map_of_the_nifti(tmp_path: Path, weights: Path, form: str) -> None:
-    if not (program := shutil.which("segimage2itkimage")):
+    if not (program := shutil.which("segimage2itkimage", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")):
         pytest.skip("segimage2itkimage is not installed: pip install dcmqi")
     path, study, _ = written(tmp_path, weights, form)
     options = ["--outputDirectory", str(tmp_path), "--outputType", "nii", "--mergeSegments"]
