@@ -26,6 +26,8 @@ COMMANDS = {
     "prepare": "bundle.prepare.command:main",
     "pseudo_labels": "bundle.pseudo_labels:main",
     "send": "bundle.dicom.sending:main",
+    "shift": "bundle.shift.command:main",
+    "suggest": "bundle.suggest.command:main",
     "verify": "bundle.share.verify:main",
 }
 
