@@ -27,6 +27,7 @@ COMMANDS = {
     "prepare": "bundle.prepare.command:main",
     "pseudo_labels": "bundle.pseudo_labels:main",
     "report": "bundle.report.command:main",
+    "send": "bundle.dicom.sending:main",
     "shift": "bundle.shift.command:main",
     "suggest": "bundle.suggest.command:main",
     "verify": "bundle.share.verify:main",
