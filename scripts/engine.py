@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
+from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from scripts.methods import Objective
@@ -85,7 +86,7 @@ class SemiSupervisedTrainer(Trainer):
         method: the objective, or a DistributedDataParallel around it; moved to ``device``, in channels_last format.
         optimizer: over the objective's parameters.
         lr_scheduler: stepped after every iteration.
-        epoch_length: iterations per epoch; default one pass of the loader, i.e. over the unlabelled slices.
+        epoch_length: iterations per epoch; default one pass of the loader, i.e. over the unlabeled slices.
         seed: seed of views, dropout and CutMix.
         amp: mixed precision where the device has it, see :func:`autocast_dtype`.
         supervised_share: share of the training, at its beginning, that learns from labeled images alone: pseudo-labels
@@ -119,6 +120,7 @@ class SemiSupervisedTrainer(Trainer):
             epoch_length=epoch_length,
             non_blocking=True,
             decollate=False,
+            event_names=[*IterationEvents],
             handlers=train_handlers,
         )
         self.method: nn.Module = cast(Any, method).to(self.state.device, memory_format=torch.channels_last)
@@ -164,6 +166,9 @@ class SemiSupervisedTrainer(Trainer):
         enabled = self.dtype is not None
         with torch.autocast(device.type, dtype=self.dtype, enabled=enabled, cache_enabled=False):
             losses: dict[str, Tensor] = self.method(batch)
+        # An objective computes predictions and losses in one pass: both events follow it.
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
         # One transfer for all of them, before the backward pass: a broken loss must not reach the weights.
         values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
         output = dict(zip(losses, values, strict=True))
@@ -174,11 +179,13 @@ class SemiSupervisedTrainer(Trainer):
                 + f". {NOT_FINITE}"
             )
         self.grad_scaler.scale(losses["loss"]).backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.objective.after_step()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
         if self.method is not self.objective and self.state.iteration % self.state.epoch_length == 0:
             # Batch statistics are per process: before validation all take the first one's, whose weights are saved.
             for buffer in self.objective.buffers():

@@ -26,7 +26,7 @@ from torch import nn
 
 from scripts.data.checks import add_or_raise
 from scripts.data.layouts.custom import IMAGE_SUFFIXES
-from scripts.utils.licences import UNSTATED, inherited_terms, join_terms, write_terms
+from scripts.utils.licences import UNSTATED, inherited_licenses, unique_licenses, write_terms
 from scripts.utils.provenance import read_record, write_record
 from scripts.utils.tensors import load_tensors
 
@@ -123,7 +123,12 @@ class PublishWeights:
         self.active = _datastore(data) is not None
         self.network = network
         # The configured data set is not what this network learns from.
-        self.origin = {"data": "custom", "split": "MONAI Label datastore", "split_sha256": None, "license": TERMS}
+        self.origin: dict[str, Any] = {
+            "data": "custom",
+            "split": "MONAI Label datastore",
+            "split_sha256": None,
+            "license": [TERMS],
+        }
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
@@ -146,7 +151,7 @@ class PublishWeights:
             loaded = load_tensors(path)
             if state.keys() == loaded.keys() and all(torch.equal(v.cpu(), loaded[key]) for key, v in state.items()):
                 self.origin["continues_sha256"] = record["sha256"]
-                self.origin["license"] = join_terms(TERMS, *inherited_terms(record))
+                self.origin["license"] = unique_licenses(TERMS, *inherited_licenses(record))
                 return
 
     def _correct_records(self, engine: Engine) -> None:
@@ -156,7 +161,7 @@ class PublishWeights:
         for path in self.source.parent.glob("*.pt"):
             if record := read_record(path):
                 write_record(path, {**record, **self.origin})
-        write_terms(self.source.parent, "studies of a MONAI Label datastore", str(self.origin["license"]))
+        write_terms(self.source.parent, "studies of a MONAI Label datastore", self.origin["license"])
 
     def _publish(self, engine: Engine) -> None:
         if getattr(engine.state, "rank", 0) != 0:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
+from monai.engines.utils import IterationEvents
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
@@ -85,6 +86,28 @@ def test_every_iteration_is_seeded_by_itself() -> None:
         engine.run()
         results.append(torch.cat([p.flatten() for p in method.parameters()]))
     assert torch.equal(*results)
+
+
+def test_monai_handlers_see_the_events_of_an_iteration() -> None:
+    """Gradients are there after the backward pass, and the weights have moved when the model is completed."""
+    net = network()
+    engine = trainer(FixMatch(net), epochs=1)
+    seen: list[tuple[str, bool, bool]] = []
+    begin = net.head.weight.detach().clone()
+    for event in IterationEvents:
+        engine.add_event_handler(
+            event,
+            lambda name=event.name: seen.append(
+                (name, net.head.weight.grad is not None, not torch.equal(net.head.weight, begin))
+            ),
+        )
+    engine.run()
+    assert seen[:4] == [
+        ("FORWARD_COMPLETED", False, False),
+        ("LOSS_COMPLETED", False, False),
+        ("BACKWARD_COMPLETED", True, False),
+        ("MODEL_COMPLETED", True, True),
+    ]
 
 
 def test_resume_equals_uninterrupted(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from scripts.data import LabelValuesd
 from scripts.monai_label import PublishWeights, run_folder, unlabeled_studies
 from scripts.utils.errors import FaultsError
-from scripts.utils.licences import SYNTHETIC, join_terms, split_terms
+from scripts.utils.licences import SYNTHETIC, licenses_line
 from scripts.utils.provenance import read_record, write_record
 
 
@@ -211,7 +211,7 @@ def test_only_a_finished_training_is_published(tmp_path: Path) -> None:
     stopped = read_record(run / "model.pt")
     assert stopped is not None
     assert stopped["data"] == "custom", "somebody may put these weights to use"
-    assert split_terms(stopped["license"])[1:] == ["terms"]
+    assert stopped["license"][1:] == ["terms"]
     train(run, served, records, served)
     assert served.read_bytes() == (run / "model.pt").read_bytes() != old
     assert sorted(p.name for p in served.parent.iterdir()) == ["LICENSE.txt", "model.json", "model.pt"]
@@ -247,7 +247,7 @@ def test_weights_carry_the_terms_of_those_that_they_began_with(
     save_weights(models / "model.pt", license="terms")
     save_weights(models / "earlier.pt", license="other terms")
     save_weights(models / "synthetic.pt", license=SYNTHETIC, synthetic=True)
-    save_weights(models / "continued.pt", license=join_terms(SYNTHETIC, "terms of the first"), synthetic=True)
+    save_weights(models / "continued.pt", license=licenses_line([SYNTHETIC, "terms of the first"]), synthetic=True)
     save_weights(models / "unknown.pt")
     (models / "unknown.json").unlink()
     origin = start and read_record(models / start)
@@ -257,8 +257,8 @@ def test_weights_carry_the_terms_of_those_that_they_began_with(
         assert record is not None
         assert (record["data"], record["split"], record["labeled_cases"]) == ("custom", "MONAI Label datastore", 1)
         assert record["split_sha256"] is None
-        assert record["license"].startswith("not stated")
-        assert split_terms(record["license"])[1:] == ([inherited] if inherited else [])
+        assert record["license"][0].startswith("not stated")
+        assert record["license"][1:] == ([inherited] if inherited else [])
         assert record.get("continues_sha256") == (origin["sha256"] if origin else None)
         text = (folder / "LICENSE.txt").read_text()
         assert "trained on: studies of a MONAI Label datastore\nLicence of these data: not stated" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scripts.handlers.checkpoints import RunCheckpoint
 from scripts.metrics import MEASURES
-from scripts.utils.files import replacing, write_text
+from scripts.utils.files import replacing, write_csv, write_text
 
 __all__ = ["CHECKPOINTS", "PARTS", "collect", "write_comparison"]
 
@@ -75,12 +74,7 @@ def write_comparison(folder: Path, rows: Sequence[dict[str, Any]], part: str, co
     Returns:
         The tables with the names of the files.
     """
-    stream = io.StringIO()
-    fields = [key for key in rows[0] if key != "command"]
-    writer = csv.DictWriter(stream, fields, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    write_text(folder / f"{part}.csv", stream.getvalue())
+    write_csv(folder / f"{part}.csv", rows, [key for key in rows[0] if key != "command"])
     text = tables(rows, part, command)
     write_text(folder / f"{part}.md", text)
     draw_curves(folder, rows, folder / "curves.png")

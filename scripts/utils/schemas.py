@@ -84,6 +84,12 @@ SLICE_AXIS: Schema = {
 }
 
 
+LICENSE: Schema = {
+    "oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 100}],
+    "description": f"a licence or a list of them, each {_HARMLESS}",
+}
+
+
 def _or_null(schema: Schema) -> Schema:
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     return {**schema, "type": [*kinds, "null"], "description": f"{schema['description']}, or null"}
@@ -195,7 +201,7 @@ SCHEMAS: dict[str, Schema] = {
         code=TEXT,
         sha256=SHA256,
         continues_sha256=SHA256,
-        license=TEXT,
+        license=LICENSE,
     ),
     "checkpoint": _object(
         "the state of a run",
