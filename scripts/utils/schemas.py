@@ -128,10 +128,10 @@ SCHEMAS: dict[str, Schema] = {
     "datalist": {
         **_object(
             "a datalist",
-            training=_ENTRIES,
-            validation=_ENTRIES,
-            test=_ENTRIES,
-            testing=_ENTRIES,
+            training=_or_null(_ENTRIES),
+            validation=_or_null(_ENTRIES),
+            test=_or_null(_ENTRIES),
+            testing=_or_null(_ENTRIES),
             labels={
                 "type": "object",
                 "propertyNames": NAME,

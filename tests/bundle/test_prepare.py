@@ -106,7 +106,7 @@ def test_what_label_files_store_and_the_names_of_classes_are_kept(photographs: P
     main("custom", str(photographs), str(first), in_channels=3, label_values=[0, 255])
     content = json.loads(first.read_text())
     assert content["label_values"] == [0, 255]
-    assert content["labels"] == {"0": "background", "1": "class 1"}
+    assert content["labels"] == {"0": "background", "1": "1"}
     content["labels"] = {"0": "skin", "1": "lesion", "2": "no class of it"}
     first.write_text(json.dumps(content))
     main("custom", str(first), str(second), in_channels=3)
@@ -374,7 +374,8 @@ def test_a_list_that_changed_and_is_faulty_is_no_crash(
         main("custom", str(tmp_path / "b.json"), str(tmp_path / "c.json"), num_classes=3)
     printed = capsys.readouterr().out
     assert printed.count("changed since the datalist was made") == 1
-    assert printed.count("expected entries with an image's path in 'training'") == 2
+    assert printed.count("image: expected the path of one file, found ['two.nii.gz', 'modalities.nii.gz']") == 1
+    assert printed.count("expected an entry with an image's path, found 7") == 1
 
 
 def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

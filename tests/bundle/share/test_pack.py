@@ -255,7 +255,7 @@ def test_a_datalist_names_bundle_and_classes(trained: Trained, datalist: Path, t
     bundle = tmp_path / "semsim_knee_photos_segmentation"
     train = read(bundle / "configs" / "train.json")
     assert (train["in_channels"], train["num_classes"], train["anti_aliasing"]) == (3, 3, True)
-    assert train["class_names"] == {"1": "bone", "2": "class 2"}
+    assert train["class_names"] == {"1": "bone", "2": "2"}
     assert str(tmp_path) not in (bundle / "configs" / "train.json").read_text()
 
 
