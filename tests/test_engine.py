@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,13 @@ def test_monai_handlers_see_the_events_of_an_iteration() -> None:
     engine = trainer(FixMatch(net), epochs=1)
     seen: list[tuple[str, bool, bool]] = []
     begin = net.head.weight.detach().clone()
+
+    def note(name: str) -> None:
+        moved = not torch.equal(net.head.weight, begin)
+        seen.append((name, net.head.weight.grad is not None, moved))
+
     for event in IterationEvents:
-        engine.add_event_handler(
-            event,
-            lambda name=event.name: seen.append(
-                (name, net.head.weight.grad is not None, not torch.equal(net.head.weight, begin))
-            ),
-        )
+        engine.add_event_handler(event, partial(lambda name, _: note(name), event.name))
     engine.run()
     assert seen[:4] == [
         ("FORWARD_COMPLETED", False, False),

@@ -194,7 +194,13 @@ def train(
     trainer = Engine(step)
     if start:  # MONAI Label's own handler is the first
         trainer.add_event_handler(Events.STARTED, lambda: network.load_state_dict(torch.load(start)))
-    known = {"data": "acdc", "split": "acdc.json", "split_sha256": "0", "labeled_cases": 1, "image_size": image_size}
+    known = {
+        "data": "acdc",
+        "split": "acdc.json",
+        "split_sha256": "0" * 64,
+        "labeled_cases": 1,
+        "image_size": image_size,
+    }
     trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), lambda: save_weights(run / "model.pt", **known))
     PublishWeights(str(run), str(served), records, network).attach(trainer)
     trainer.run([0], max_epochs=2)

@@ -24,7 +24,7 @@ from bundle.share.card import read_evaluation, results_table, weights_table
 from bundle.share.pack import main as pack
 from scripts.networks import UNet
 from scripts.utils.licences import SYNTHETIC, licenses_line, terms_text
-from scripts.utils.provenance import file_digest, read_record
+from scripts.utils.provenance import file_digest, read_record, trained_options
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -97,8 +97,9 @@ def test_configs_stand_alone_at_the_size_of_the_weights(packed: Path) -> None:
     assert read(configs / "inference.json")["image_size"]["default"] == 48
     original = ConfigParser.load_config_files([str(ROOT / "configs" / n) for n in ("train.json", "monai_label.json")])
     assert original["train"]["handlers"][-1]["_target_"] == "scripts.monai_label.PublishWeights"
-    assert {k: v for k, v in train.items() if k not in overlay and k != "image_size"} == {
-        k: v for k, v in original.items() if k not in overlay and k != "image_size"
+    changed = {*overlay, "image_size", *trained_options(folder_of(packed) / "models" / "model.pt")}
+    assert {k: v for k, v in train.items() if k not in changed} == {
+        k: v for k, v in original.items() if k not in changed
     }
 
 
