@@ -25,6 +25,8 @@ COMMANDS = {
     "pack": "bundle.share.pack:main",
     "prepare": "bundle.prepare.command:main",
     "pseudo_labels": "bundle.pseudo_labels:main",
+    "shift": "bundle.shift.command:main",
+    "suggest": "bundle.suggest.command:main",
     "verify": "bundle.share.verify:main",
 }
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bundle.compare.forecast import COVERAGE, Forecast, fit_power_law
 from scripts.handlers.checkpoints import RunCheckpoint
 from scripts.metrics import MEASURES
 from scripts.utils.files import replacing, write_csv, write_text
@@ -99,11 +100,60 @@ def tables(rows: Sequence[dict[str, Any]], part: str, command: str) -> str:
     for group in groups:
         labeled, size, iterations = group
         lines += ["", f"### {labeled} labelled, {size} px, {iterations:,} iterations", "", *_table(rows, group, part)]
+    lines += _learning_curves(rows, _networks(part)[0])
     return "\n".join(lines) + "\n"
 
 
+def _networks(part: str) -> list[str]:
+    """Both networks, first the one that ranks."""
+    return ["last", "best"] if part == "val" else ["best", "last"]
+
+
+def _learning_curves(rows: Sequence[dict[str, Any]], network: str) -> list[str]:
+    """For each method and ablation with three numbers of labels or more: the power law and what it foresees.
+
+    The last column is the law's own test: the largest number of labels, foreseen from the smaller ones.
+    """
+    table = []
+    variants: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["labeled"] is not None:
+            key = (row["method"], row["overlay"], row["image_size"])
+            variants.setdefault(key, []).append((row["labeled"], row[f"{network}_dsc"]))
+    for (method, overlay, size), points in sorted(variants.items()):
+        if (law := fit_power_law(*zip(*points, strict=True))) is None:
+            continue
+        counts = sorted({count for count, _ in points})
+        measured = {count: [dice for other, dice in points if other == count] for count in counts}
+        twice = 2 * counts[-1]
+        cells = [method, "" if overlay == "default" else f"`{overlay}`", str(size)]
+        cells.append(", ".join(f"{count:g}: {statistics.mean(dices):.3f}" for count, dices in measured.items()))
+        cells += [f"{law.scale:.3f} n^-{law.exponent:.2f}", f"{twice:g}: {_foreseen(law.forecast(twice))}"]
+        earlier = fit_power_law(*zip(*(point for point in points if point[0] < counts[-1]), strict=True))
+        held = "" if earlier is None else f"{counts[-1]:g}: {_foreseen(earlier.forecast(counts[-1]))}"
+        table.append(f"| {' | '.join([*cells, held])} |")
+    if not table:
+        return []
+    titles = ["method", "ablation", "px", f"labels: {network} DSC", "1 - DSC", "forecast", "largest from the smaller"]
+    return [
+        "",
+        "### Learning curve",
+        "",
+        f"A power law through all runs, least squares of the logarithms; in brackets where {COVERAGE:.0%} of single "
+        "runs are expected.",
+        "",
+        f"| {' | '.join(titles)} |",
+        "|---" * len(titles) + "|",
+        *table,
+    ]
+
+
+def _foreseen(forecast: Forecast) -> str:
+    return f"{forecast.dice:.3f} ({forecast.low:.3f} to {forecast.high:.3f})"
+
+
 def _table(rows: Sequence[dict[str, Any]], group: tuple[Any, ...], part: str) -> list[str]:
-    networks = ["last", "best"] if part == "val" else ["best", "last"]
+    networks = _networks(part)
     titles = [f"{name} {title}" for name in networks for title in (*(t for t, _ in _SHOWN.values()), "one empty")]
     lines = [f"| method | ablation | seeds | {' | '.join(titles)} | s |", "|---" * (len(titles) + 4) + "|"]
     variants: dict[tuple[str, str], list[dict[str, Any]]] = {}

@@ -101,13 +101,14 @@ class SemiSupervisedLoader:
             ``torch.distributed`` where initialised, else 0.
         world_size: number of processes. Default: as for ``rank``, else 1.
         requires_unlabeled: whether the method learns from unlabelled slices.
+        requires_labeled: whether there must be labelled slices; a federated site may have none.
 
     Attributes:
         iteration: number of the next batch.
 
     Raises:
-        ValueError: when ``dataset`` has no labelled slice, or none that is unlabelled and the method needs them; or for
-            a batch size or seed that is none.
+        ValueError: when ``dataset`` has no labelled slice where there must be one, or none that is unlabelled and the
+            method needs them; or for a batch size or seed that is none.
     """
 
     def __init__(
@@ -118,12 +119,16 @@ class SemiSupervisedLoader:
         rank: int | None = None,
         world_size: int | None = None,
         requires_unlabeled: bool = False,
+        requires_labeled: bool = True,
     ) -> None:
         for name, value, lowest in (("batch_size", batch_size, 1), ("seed", seed, 0)):
             if not isinstance(value, int) or value < lowest:
                 raise ValueError(f"{name}: expected a whole number of at least {lowest}, found {value!r}.")
-        if len(dataset.labeled) == 0:
-            raise ValueError(f"none of the {len(dataset)} training slices has a label: training needs labelled cases.")
+        if len(dataset.labeled) == 0 and (requires_labeled or len(dataset) == 0):
+            raise ValueError(
+                f"none of the {len(dataset)} training slices has a label: training needs labelled cases. (In federated "
+                "training a site may have none, with a method that does without; see configs/federated.json.)"
+            )
         if requires_unlabeled and len(dataset.unlabeled) == 0:
             raise ValueError(
                 "the method learns from unlabelled images, but the training data has none (a record without a label is "
@@ -148,7 +153,7 @@ class SemiSupervisedLoader:
 
         Yields:
             ``{"image": float32 [B, C, H, W], "label": uint8 [B, 1, H, W], "unlabeled": float32 [B, C, H, W]}``;
-            ``"unlabeled"`` is absent if there are no unlabelled slices.
+            ``"unlabeled"`` is absent if there are no unlabelled slices, the others if there are no labelled ones.
         """
         while True:
             batch = self.batch(self.iteration)
@@ -157,8 +162,10 @@ class SemiSupervisedLoader:
 
     def batch(self, iteration: int) -> dict[str, torch.Tensor]:
         """The batch of one iteration, see :meth:`__iter__`."""
-        items = [self.dataset[i] for i in self._indices(0, iteration)]
-        batch = {key: torch.stack([item[key] for item in items]) for key in ("image", "label")}
+        batch = {}
+        if len(self.dataset.labeled):
+            items = [self.dataset[i] for i in self._indices(0, iteration)]
+            batch = {key: torch.stack([item[key] for item in items]) for key in ("image", "label")}
         if len(self.dataset.unlabeled):
             batch["unlabeled"] = torch.stack([self.dataset[i]["image"] for i in self._indices(1, iteration)])
         return {k: v.pin_memory() for k, v in batch.items()} if torch.cuda.is_available() else batch

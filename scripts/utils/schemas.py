@@ -107,6 +107,36 @@ def _map(title: str, keys: Schema, values: Schema) -> Schema:
     return {"type": "object", "propertyNames": keys, "additionalProperties": values, "description": title}
 
 
+_POSITIVE: Schema = {"type": "number", "minimum": 0, "maximum": 1e9, "description": "a number from 0"}
+_CALIBRATION = _object(
+    "what validation and training cases taught, a JSON object",
+    part=NAME,
+    cases=COUNT,
+    temperature={"type": "number", "minimum": 0.1, "maximum": 10, "description": "a number from 0.1 to 10"},
+    dice=_map(
+        "fits by class",
+        CLASS,
+        _object(
+            "a fit from score to Dice",
+            ["scores", "dices", "margin", "error", "cases", "values"],
+            scores=_list("a list of numbers from 0 to 1", SHARE),
+            dices=_list("a list of numbers from 0 to 1", SHARE),
+            margin=_POSITIVE,
+            error=SHARE,
+            cases=COUNT,
+            values=COUNT,
+        ),
+    ),
+    images=_map(
+        "ranges by feature",
+        {
+            "enum": ["dark", "middle", "bright", "roughness", "height_mm", "width_mm"],
+            "description": "a feature of images",
+        },
+        {"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 2, "description": "two numbers, [low, high]"},
+    ),
+)
+
 _ENTRY = {
     **_object(
         "an entry with an image's path",
@@ -202,6 +232,7 @@ SCHEMAS: dict[str, Schema] = {
         sha256=SHA256,
         continues_sha256=SHA256,
         license=LICENSE,
+        calibration=_CALIBRATION,
     ),
     "checkpoint": _object(
         "the state of a run",
