@@ -128,7 +128,8 @@ def test_table_and_picture_are_written_with_the_command(done: tuple[Path, str], 
     top = text.splitlines()[1]
     assert top.startswith(f"python -m bundle compare --methods supervised --seeds 0,1 --overlays {BROKEN},default ")
     assert f"--dataset_dir {phantom} " in top
-    assert top.endswith("--labeled 2 '--train#trainer#max_epochs' 2 '--train#trainer#epoch_length' 1")
+    assert f" --labeled 2 --output {folder} " in top
+    assert top.endswith("--batch_size 2 '--train#trainer#max_epochs' 2 '--train#trainer#epoch_length' 1")
     assert "| supervised |  | 0, 1 |" in text
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     html = (folder / "val.html").read_text()
