@@ -21,10 +21,15 @@ COMMANDS = {
     "bench": "bundle.bench.command:main",
     "compare": "bundle.compare.command:main",
     "demo": "bundle.demo:main",
+    "doctor": "bundle.doctor:main",
     "import": "bundle.dicom.importing:main",
     "pack": "bundle.share.pack:main",
     "prepare": "bundle.prepare.command:main",
     "pseudo_labels": "bundle.pseudo_labels:main",
+    "report": "bundle.report.command:main",
+    "send": "bundle.dicom.sending:main",
+    "shift": "bundle.shift.command:main",
+    "suggest": "bundle.suggest.command:main",
     "verify": "bundle.share.verify:main",
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from monai.engines import Trainer
+from monai.engines import IterationEvents, SupervisedTrainer
 from torch import Tensor, nn
 
 from scripts.methods import Objective
@@ -71,12 +71,13 @@ def poly_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: max(0.0, 1 - i / total_iterations) ** power)
 
 
-class SemiSupervisedTrainer(Trainer):
+class SemiSupervisedTrainer(SupervisedTrainer):
     """MONAI trainer that minimises an :class:`scripts.methods.Objective`.
 
     Every iteration begins by seeding PyTorch with a function of (seed, process, iteration), and the loader is a
     function of (seed, iteration) too: a resumed run needs no random state to go on exactly as it would have. The
-    trainer's output is a list of one dict of floats, the objective's named losses.
+    trainer's output is a list of one dict of floats, the objective's named losses. Of MONAI's ``IterationEvents``,
+    ``FORWARD_COMPLETED`` and ``LOSS_COMPLETED`` come together: an objective predicts and compares in one call.
 
     Args:
         device: where to train.
@@ -91,6 +92,11 @@ class SemiSupervisedTrainer(Trainer):
         supervised_share: share of the training, at its beginning, that learns from labeled images alone: pseudo-labels
             of a network that knows nothing teach it that everything is background, and such a step costs a third.
         train_handlers: MONAI or Ignite handlers.
+        total_iterations: length of the objective's schedules where this training is a part of a longer one; default
+            ``max_epochs * epoch_length``.
+
+    Attributes:
+        network: the deployed network, which MONAI's federated client exchanges.
 
     Raises:
         ValueError: if ``max_epochs`` or ``epoch_length`` is no whole number from 1.
@@ -110,20 +116,25 @@ class SemiSupervisedTrainer(Trainer):
         amp: bool | str = False,
         supervised_share: float = 0.0,
         train_handlers: Sequence[Any] | None = None,
+        total_iterations: int | None = None,
     ) -> None:
         check_values(max_epochs=max_epochs, **({} if epoch_length is None else {"epoch_length": epoch_length}))
+        objective = cast(Objective, getattr(method, "module", method))
         super().__init__(
             device=device,
             max_epochs=max_epochs,
-            data_loader=train_data_loader,
+            train_data_loader=train_data_loader,
+            network=objective.network,
+            optimizer=optimizer,
+            loss_function=objective.supervised_loss,
             epoch_length=epoch_length,
             non_blocking=True,
             decollate=False,
-            handlers=train_handlers,
+            train_handlers=train_handlers,
         )
         self.method: nn.Module = cast(Any, method).to(self.state.device, memory_format=torch.channels_last)
-        self.objective = cast(Objective, getattr(method, "module", method))
-        self.optimizer = optimizer
+        self.objective = objective
+        self.total_iterations = total_iterations
         self.lr_scheduler = lr_scheduler
         self.seed = seed
         if not 0 <= supervised_share <= 1:
@@ -141,7 +152,8 @@ class SemiSupervisedTrainer(Trainer):
 
     def _tell_length(self) -> None:
         """Schedules of the objective's own run over the whole training."""
-        total = cast(int, self.state.max_epochs) * cast(int, self.state.epoch_length)
+        whole = cast(int, self.state.max_epochs) * cast(int, self.state.epoch_length)
+        total = self.total_iterations or whole
         self.objective.total_iterations = total
         self.objective.supervised_iterations = round(self.supervised_share * total)
 
@@ -164,6 +176,8 @@ class SemiSupervisedTrainer(Trainer):
         enabled = self.dtype is not None
         with torch.autocast(device.type, dtype=self.dtype, enabled=enabled, cache_enabled=False):
             losses: dict[str, Tensor] = self.method(batch)
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
         # One transfer for all of them, before the backward pass: a broken loss must not reach the weights.
         values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
         output = dict(zip(losses, values, strict=True))
@@ -174,11 +188,13 @@ class SemiSupervisedTrainer(Trainer):
                 + f". {NOT_FINITE}"
             )
         self.grad_scaler.scale(losses["loss"]).backward()
+        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.objective.after_step()
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
         if self.method is not self.objective and self.state.iteration % self.state.epoch_length == 0:
             # Batch statistics are per process: before validation all take the first one's, whose weights are saved.
             for buffer in self.objective.buffers():

@@ -19,6 +19,7 @@ import resource
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -66,11 +67,11 @@ EARLY = "error: interrupted before the bundle's own code was there to say so"
 FORK = multiprocessing.get_context("fork")
 
 
-def command(words: list[str], log: Path, limit: int | None) -> None:
-    """Be MONAI's command line, in a process of one's own."""
-    with log.open("w") as stream:
-        for number in (1, 2):
-            os.dup2(stream.fileno(), number)
+def command(words: list[str], log: int, limit: int | None) -> None:
+    """Be MONAI's command line, in a process of one's own that prints into a pipe."""
+    for number in (1, 2):
+        os.dup2(log, number)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
     os.chdir(ROOT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
@@ -132,14 +133,18 @@ class Soak:
         """
         self.number += 1
         log = self.folder / f"log-{self.number}.txt"
-        process = FORK.Process(target=command, args=(words, log, limit))
+        with log.open("wb") as stream:  # another process writes it, whose files have no limit
+            printer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=stream)
+        assert printer.stdin is not None
+        process = FORK.Process(target=command, args=(words, printer.stdin.fileno(), limit))
         process.start()
         process.join(after)
         if process.is_alive() and process.pid is not None:
             os.kill(process.pid, end or signal.SIGKILL)
             process.join(60)
+        printer.communicate()
         code = process.exitcode if process.exitcode is not None else 999
-        return code, log.read_text(errors="replace") if log.is_file() else ""
+        return code, log.read_text(errors="replace")
 
     def judge(self, action: str, mishap: str, words: list[str], code: int, log: str, fault: str) -> None:
         """Sort a run that was left to end by what came of it.
@@ -226,7 +231,8 @@ class Soak:
             mishap = f"{mishap}, resumed"
         elif mishap == "damaged checkpoint":
             self.run(words)
-            self.spoil(folder / "checkpoint.pt")
+            if (folder / "checkpoint.pt").is_file():
+                self.spoil(folder / "checkpoint.pt")
             words = [*words, "--resume=True"]
         limit = self.random.choice([0, 1000, 300_000, 3_000_000]) if mishap == "full disk" else None
         code, log = self.run(words, limit=limit)

@@ -480,7 +480,7 @@ def test_a_killed_run_resumes_to_the_same_weights(phantom: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("overlay", "overrides", "message"),
     [
-        ("fixmatch", {"labeled": 0}, "labeled=0"),
+        ("fixmatch", {"labeled": 0}, "none of the .* training slices has a label"),
         ("fixmatch", {"labeled": 99}, "labeled=99"),
         ("fixmatch", {"labeled": 6}, "learns from unlabelled images"),
         ("semsim", {**VARIANTS, "method#gate": "both"}, "gate: expected one of"),

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bundle.compare.results import CHECKPOINTS, PARTS, collect, write_comparison
-from bundle.compare.runs import PLAIN, Run, command_line, plan, store
+from bundle.compare.runs import PLAIN, Run, command_line, labeled_counts, plan, store
 from bundle.workflows import ROOT, execute, isolated
 from scripts.utils.errors import one_line
 
@@ -33,6 +33,7 @@ def main(
     methods: str | Sequence[str],
     seeds: int | Sequence[int] = 0,
     overlays: str | Sequence[str] = PLAIN,
+    labeled: int | float | str | Sequence[float] | None = None,
     config_file: str | Sequence[str] = (),
     output: str = str(ROOT / "output" / "compare"),
     part: str = "val",
@@ -49,25 +50,31 @@ def main(
         seeds: seed or seeds.
         overlays: ablations: names or paths of overlays in ``configs/ablations``, or single values as ``ID=VALUE`` with
             ``::`` for ``#`` in the id (``method::regions=8``); ``default`` is the method as it is.
+        labeled: number of labelled cases, or several with commas between: each is trained with every method, ablation
+            and seed. From three on, a power law is fitted to the results (1 - DSC falls as a power of the number of
+            labels) and says what twice the largest number may reach; default: what the configuration says.
         config_file: config files after ``configs/train.json`` and before the method's, for example
             ``configs/cpu.json``.
         output: folder of the runs, the tables and the picture.
         part: part of the data set that is reported, ``val`` or ``test``.
         jobs: runs at a time; each gets its share of the threads that PyTorch would use, and memory must hold them all.
-        **overrides: further config overrides of all runs, for example ``--labeled 3``.
+        **overrides: further config overrides of all runs, for example ``--batch_size 4``.
 
     Raises:
         ValueError: see :func:`bundle.compare.runs.plan` and :func:`bundle.compare.runs.store`, or if there is no such
             part or no job.
         FileNotFoundError: if there is no such config file.
     """
-    command = command_line(methods, seeds, overlays, config_file, output, part, overrides)
+    counts = labeled_counts(labeled)
+    if len(counts) == 1:
+        overrides["labeled"] = counts.pop()
+    command = command_line(methods, seeds, overlays, config_file, output, part, overrides, counts)
     folder = Path(output).resolve()
     if part not in PARTS:
         raise ValueError(f"part: expected one of {', '.join(PARTS)}, found {part}.")
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs: expected a whole number from 1, found {jobs}.")
-    runs = plan(methods, seeds, overlays, config_file, overrides)
+    runs = plan(methods, seeds, overlays, config_file, overrides, counts)
     store(folder, runs, config_file, overrides, command)
     threads = max(1, torch.get_num_threads() // jobs)
     left = sum(not _finished(folder / run.name, part) for run in runs)

@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 from bundle.workflows import CONFIGS, method_names
 from scripts.utils.files import write_text
 
-__all__ = ["PLAIN", "Run", "command_line", "plan", "store"]
+__all__ = ["PLAIN", "Run", "command_line", "labeled_counts", "plan", "store"]
 
 PLAIN = "default"
 """The overlay that changes nothing: a method as it is."""
@@ -39,20 +39,25 @@ class Run:
         seed: seed of the training.
         configs: the whole configuration by name of the file that holds it, ``train.json`` and ``evaluate.json``;
             without the places of bundle and run, so that both may be moved.
+        labeled: number, or share, of labelled cases, where the comparison has several; else None.
     """
 
     method: str
     overlay: str
     seed: int
     configs: dict[str, dict[str, Any]]
+    labeled: float | None = None
 
     @property
     def name(self) -> str:
         """Name of the run's folder."""
-        return "-".join(re.sub(r"[^\w.=]+", "_", word) for word in (self.method, self.overlay, f"seed{self.seed}"))
+        labeled = [] if self.labeled is None else [f"labeled{self.labeled:g}"]
+        words = (self.method, self.overlay, *labeled, f"seed{self.seed}")
+        return "-".join(re.sub(r"[^\w.=]+", "_", word) for word in words)
 
     def __str__(self) -> str:
-        return f"{self.method}{'' if self.overlay == PLAIN else f', {self.overlay}'}, seed {self.seed}"
+        labeled = "" if self.labeled is None else f", {self.labeled:g} labelled"
+        return f"{self.method}{'' if self.overlay == PLAIN else f', {self.overlay}'}{labeled}, seed {self.seed}"
 
 
 def plan(
@@ -61,8 +66,17 @@ def plan(
     overlays: str | Sequence[str],
     config_file: str | Sequence[str],
     overrides: Mapping[str, Any],
+    labeled: Sequence[float] = (),
 ) -> list[Run]:
     """Every run with its whole configuration.
+
+    Args:
+        methods: see :func:`bundle.compare.command.main`.
+        seeds: likewise.
+        overlays: likewise.
+        config_file: likewise.
+        overrides: likewise.
+        labeled: numbers of labelled cases to compare; none: what the configuration says.
 
     Raises:
         ValueError: if there is no such method, ablation or config id, if a file cannot be read, if an override would
@@ -84,20 +98,23 @@ def plan(
             raise ValueError(
                 f"{name}: no option of compare, and no id of the configuration: {', '.join(sorted(known))}."
             )
-    if both := sorted(ablated & {name.replace("::", "#") for name in overrides}):
+    fixed = {name.replace("::", "#") for name in overrides} | ({"labeled"} if labeled else set())
+    if both := sorted(ablated & fixed):
         raise ValueError(f"{', '.join(both)}: set for all runs, but an ablation changes it.")
     runs: list[Run] = []
-    for method, (name, (file, values)), seed in product(methods, changes.items(), _words(seeds)):
+    for method, (name, (file, values)), count, seed in product(
+        methods, changes.items(), labeled or (None,), _words(seeds)
+    ):
         if not re.fullmatch(r"\d+", seed):
             raise ValueError(f"seeds: expected whole numbers from 0, found {seed}.")
         method_name, overlay = (Path(word).stem if word.endswith(".json") else word for word in (method, name))
         chain = [*base, files[f"method {method}"], *file]
-        own = {**values, **overrides, "seed": int(seed)}
+        own = {**values, **overrides, "seed": int(seed), **({} if count is None else {"labeled": count})}
         configs = {
             "train.json": _merged(chain, own),
             "evaluate.json": _merged([*chain, str(CONFIGS / "evaluate.json")], own),
         }
-        runs.append(Run(method_name, overlay, int(seed), configs))
+        runs.append(Run(method_name, overlay, int(seed), configs, count))
     names = [run.name for run in runs]
     if shared := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"methods, overlays: two of them have the same name, both runs would be {shared[0]}.")
@@ -218,11 +235,33 @@ def _differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
         yield f"{key} was {str(before)[:60]}, is {str(after)[:60]}"
 
 
+def labeled_counts(value: Any) -> list[float]:
+    """The option ``labeled``: numbers of labelled cases, or shares below 1, with commas between; None: none.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    try:
+        counts = [float(word) for word in _words("" if value is None else value)]
+    except ValueError:
+        counts = [-1.0]
+    if not all(0 < count < 1 or (count >= 1 and count == int(count)) for count in counts):
+        raise ValueError(f"labeled: expected numbers of labelled cases, or shares of them below 1, found {value!r}.")
+    return [count if count < 1 else int(count) for count in counts]
+
+
 def command_line(
-    methods: Any, seeds: Any, overlays: Any, config_file: Any, output: str, part: str, overrides: Mapping[str, Any]
+    methods: Any,
+    seeds: Any,
+    overlays: Any,
+    config_file: Any,
+    output: str,
+    part: str,
+    overrides: Mapping[str, Any],
+    labeled: Any = "",
 ) -> str:
     """The command line that has these arguments."""
-    given = {"methods": methods, "seeds": seeds, "overlays": overlays, "config_file": config_file}
+    given = {"methods": methods, "seeds": seeds, "overlays": overlays, "labeled": labeled, "config_file": config_file}
     lists = {key: ",".join(_words(value)) for key, value in given.items()}
     options = {**lists, "output": output, "part": part, **overrides}
     kept = {key: value for key, value in options.items() if value not in ("", PLAIN)}

@@ -24,7 +24,7 @@ from scripts.data.records import Split, split_cases
 from scripts.handlers.report import aligned
 from scripts.utils.files import check_writable, write_text
 from scripts.utils.options import check_switches
-from scripts.utils.schemas import read_json
+from scripts.utils.schemas import parse_json, read_text
 
 __all__ = ["main"]
 
@@ -239,7 +239,7 @@ def _count(title: str, lines: Sequence[str]) -> str:
 def _changed(source: str, findings: Sequence[Finding]) -> list[str]:
     """Files that are no longer what the datalist's checksums say."""
     folder = Path(os.path.abspath(source)).parent
-    content = read_json(source, "datalist")
+    content = parse_json(read_text(source), source, "datalist")  # its faults are told already
     entries = [entry for key in PARTS for entry in content.get(key) or [] if isinstance(entry, dict)]
     known = {
         os.path.normpath(folder / entry["image"]): entry["sha256"]

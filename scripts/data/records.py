@@ -254,9 +254,9 @@ def hide_labels(cases: Mapping[str, Sequence[Record]], labeled: float | None, wh
         raise ValueError(f"labeled={labeled!r}: expected a number of labelled cases, or a share of them below 1.")
     count = max(1, round(labeled * len(cases))) if 0 < labeled < 1 else int(labeled)
     whole = 0 < labeled < 1 or count == labeled
-    if not whole or not 1 <= count <= len(cases):
+    if not whole or not 0 <= count <= len(cases):
         raise ValueError(
-            f"labeled={labeled}: the number of labelled cases must be in 1..{len(cases)}, the number of train cases "
+            f"labeled={labeled}: the number of labelled cases must be in 0..{len(cases)}, the number of train cases "
             f"in {where}, or a share of them between 0 and 1."
         )
     names = list(cases)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,16 +20,17 @@ from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy
 from PIL import Image
 
+from scripts.data.dicom.volume import SOURCE, DicomVolume, dicom_module
 from scripts.data.layouts.custom import name_of
 from scripts.data.metaimage import read_header, read_voxels
 from scripts.data.nifti import LPS_TO_RAS, geometry_header
 from scripts.utils.errors import one_line
 
-__all__ = ["OUTPUT_SUFFIXES", "SaveVolumed", "VolumeWriter"]
+__all__ = ["OUTPUT_SUFFIXES", "SaveVolumed", "VolumeWriter", "segmentation_writer"]
 
 logger = logging.getLogger(__name__)
 
-OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".png")
+OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".png", ".dcm")
 
 
 class VolumeWriter(NibabelWriter):
@@ -44,6 +45,7 @@ class VolumeWriter(NibabelWriter):
         output_dtype: type of the voxels; ignored where ``label_values`` are given.
         label_values: what to write for each class, in the order of the classes; None: the classes' numbers.
         failures: takes in one line what a file could not be written for, as ``SaveImaged`` buries it in a traceback.
+        segmentation: writes DICOM SEG, see :func:`segmentation_writer`.
         **kwargs: further attributes, as :class:`monai.data.ImageWriter` takes them.
     """
 
@@ -52,9 +54,12 @@ class VolumeWriter(NibabelWriter):
         output_dtype: Any = np.float32,
         label_values: Sequence[float] | None = None,
         failures: list[str] | None = None,
+        segmentation: Callable[..., None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(output_dtype=output_dtype, **kwargs)
+        self.segmentation = segmentation
+        self.source: DicomVolume | None = None
         self.failures = [] if failures is None else failures
         self.header: nib.Nifti1Header | None = None
         self.values = None if label_values is None else np.asarray(label_values)
@@ -75,6 +80,7 @@ class VolumeWriter(NibabelWriter):
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
         """Take the affine, free of what inverting the preprocessing rounded; see :meth:`NibabelWriter.set_metadata`."""
         super().set_metadata(meta_dict, resample=resample, **options)
+        self.source = (meta_dict or {}).get(SOURCE)
         original = convert_to_numpy((meta_dict or {}).get("original_affine", self.affine))
         if np.allclose(convert_to_numpy(self.affine), original):
             self.affine = original
@@ -101,6 +107,8 @@ class VolumeWriter(NibabelWriter):
             temporary = Path(folder, target.name)
             if target.name.lower().endswith((".nii", ".nii.gz")):
                 nib.save(self._nifti(), temporary)
+            elif target.suffix.lower() == ".dcm":
+                self._write_segmentation(temporary)
             elif target.suffix.lower() == ".png":
                 # by Python's own stream: ITK says nothing where the disk is full
                 with open(temporary, "wb") as stream:
@@ -115,6 +123,12 @@ class VolumeWriter(NibabelWriter):
             # The header comes last: when it is there, the voxels that it names are.
             for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
                 os.replace(file, target.parent / file.name)
+
+    def _write_segmentation(self, target: Path) -> None:
+        """The array ``[x, y, z]`` of classes as DICOM SEG."""
+        if self.segmentation is None or self.source is None:
+            raise ValueError("DICOM SEG holds label maps of images from DICOM files: choose another output_ext.")
+        self.segmentation(convert_to_numpy(self.data_obj), self.source, target)
 
     def _nifti(self) -> nib.Nifti1Image:
         """The array ``[x, y, z]`` or ``[x, y, z, channel]`` as NIfTI."""
@@ -154,7 +168,8 @@ class SaveVolumed(SaveImaged):
     Args:
         keys: keys of channel-first label maps or probability maps.
         output_ext: one of :data:`OUTPUT_SUFFIXES`. PNG holds label maps of single slices, such as photographs.
-        label_values: see :class:`VolumeWriter`; for label maps only.
+        label_values: see :class:`VolumeWriter`; for label maps only, but not as DICOM SEG, whose segments are named.
+        segmentation: see :func:`segmentation_writer`.
         **options: of ``SaveImaged``.
 
     Raises:
@@ -167,6 +182,7 @@ class SaveVolumed(SaveImaged):
         keys: KeysCollection,
         output_ext: str = ".nii.gz",
         label_values: Sequence[float] | None = None,
+        segmentation: Callable[..., None] | None = None,
         **options: Any,
     ) -> None:
         if output_ext not in OUTPUT_SUFFIXES:
@@ -175,7 +191,11 @@ class SaveVolumed(SaveImaged):
         if root and os.path.realpath(options.get("output_dir", ".")) == os.path.realpath(root):
             raise ValueError(f"output_dir '{root}' is the folder of the images: choose another, or one below it.")
         self.failures: list[str] = []
-        writer: Any = partial(VolumeWriter, label_values=label_values, failures=self.failures)
+        if output_ext == ".dcm":
+            label_values = None
+        writer: Any = partial(
+            VolumeWriter, label_values=label_values, failures=self.failures, segmentation=segmentation
+        )
         # the map's metadata tells where it went
         options = {"separate_folder": False, "savepath_in_metadict": True, "output_name_formatter": _name, **options}
         super().__init__(keys, output_ext=output_ext, writer=writer, **options)
@@ -197,6 +217,19 @@ class SaveVolumed(SaveImaged):
             if self.failures:
                 raise ValueError(self.failures.pop()) from None
             raise
+
+
+def segmentation_writer(output_ext: str, **options: Any) -> Callable[..., None] | None:
+    """What writes DICOM SEG; None where another format is written.
+
+    Args:
+        output_ext: the files' suffix.
+        **options: of :class:`scripts.data.dicom.segmentation.SegmentationWriter`.
+
+    Raises:
+        ValueError: where the packages for DICOM are not installed, or an option is not what it should be.
+    """
+    return dicom_module("segmentation").SegmentationWriter(**options) if output_ext == ".dcm" else None
 
 
 def _name(meta: dict[str, Any], saver: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from scripts.engine import NOT_FINITE, SemiSupervisedTrainer, flag
 from scripts.handlers.resume import claim, load_parts, read_checkpoint
 from scripts.methods import Objective
 from scripts.utils.files import check_writable, replacing, sweep
+from scripts.utils.processes import from_first, gathered
 from scripts.utils.provenance import code_version, file_digest, is_synthetic, write_record
 from scripts.utils.tensors import not_finite, save_tensors
 
@@ -28,7 +30,7 @@ class RunCheckpoint:
     """Writes a run's checkpoints and resumes from them. Attach it after the validation handler.
 
     - ``checkpoint.pt``, after every epoch: all that is needed to resume.
-    - ``model.pt``: the network's weights alone, best by validation (the last ones if there is no validation). A run
+    - ``model.pt``: the network's weights alone, best by validation (the last ones where nothing is validated). A run
       that resumes from another folder takes over the one that lies there.
     - ``model_last.pt``: the network's weights after the last epoch.
     - ``model.json`` and ``model_last.json``: where these weights come from, see :mod:`scripts.utils.provenance`.
@@ -68,6 +70,7 @@ class RunCheckpoint:
         self.resume = flag(resume)
         self.evaluator = evaluator
         self.data = {**(data or {}), **(inference or {})}
+        self.trained_by: dict[str, list[str]] = {}
 
     def attach(self, engine: SemiSupervisedTrainer) -> None:
         """Register with the trainer."""
@@ -83,14 +86,14 @@ class RunCheckpoint:
         # A commit that is made while the training runs is not the code that trains.
         precision = str(engine.dtype or torch.float32).removeprefix("torch.")
         self.current = {"code": code_version(), "precision": precision}
-        self.trained_by: dict[str, list[str]] = {}
+        _check_agreement(engine, self.current)
         path = self.output_dir / self.name if isinstance(self.resume, bool) else Path(self.resume)
         if not self.resume:
             return
-        if self.resume is True and not path.is_file():
+        if self.resume is True and not from_first(path.is_file):
             engine.logger.info(f"No {path} yet: starting anew.")
             return
-        self._load(engine, path)
+        self.restore(engine, path, cast(int, engine.state.max_epochs))
         engine.logger.info(f"Resumed from {path} after epoch {engine.state.epoch}.")
 
     def _note_current(self) -> None:
@@ -98,24 +101,36 @@ class RunCheckpoint:
         for name, value in self.current.items():
             self.trained_by[name] = list(dict.fromkeys([*self.trained_by.get(name, []), value]))
 
-    def _load(self, engine: SemiSupervisedTrainer, path: Path) -> None:
+    def restore(self, engine: SemiSupervisedTrainer, path: Path, max_epochs: int | None = None) -> None:
+        """Bring a trainer to where a checkpoint was written; of several processes the first one reads it for all.
+
+        Args:
+            engine: the trainer, built as the checkpoint's was.
+            path: the checkpoint.
+            max_epochs: length of the training, held against the checkpoint's. Default: of no account.
+
+        Raises:
+            ValueError: see the class.
+        """
         parts = self._parts(engine)
-        content = read_checkpoint(path, parts, engine.state.device)
+        content = from_first(lambda: read_checkpoint(path, parts, torch.device("cpu")))
         state = content["state"]
         for name, value in {**engine.objective.former_settings, **_protocol(engine)}.items():
             if state.get(name, value) != value:  # an option that came later is not in the file
                 raise ValueError(f"{path}: expected a run with {name} {value}, found {state[name]}.")
-        if state["epoch"] > engine.state.max_epochs:
-            raise ValueError(f"{path}: holds {state['epoch']} epochs, more than max_epochs {engine.state.max_epochs}.")
-        if state["max_epochs"] != engine.state.max_epochs:
+        if max_epochs is not None and state["epoch"] > max_epochs:
+            raise ValueError(f"{path}: holds {state['epoch']} epochs, more than max_epochs {max_epochs}.")
+        if max_epochs is not None and state["max_epochs"] != max_epochs:
             engine.logger.warning(
                 f"{path}: begun for {state['max_epochs']} epochs: learning rate and ramps now follow "
-                f"{engine.state.max_epochs}, which no uninterrupted run did."
+                f"{max_epochs}, which no uninterrupted run did."
             )
         load_parts(path, parts, content)
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
-        self.trained_by = state.get("trained_by", {name: ["unknown"] for name in self.current})
-        if self.evaluator is not None and self._bring_best(engine, path, state["best_metric_epoch"]):
+        self.trained_by = state.get("trained_by", {name: ["unknown"] for name in ("code", "precision")})
+        if self.evaluator is not None and from_first(
+            lambda: self._bring_best(engine, path, state["best_metric_epoch"])
+        ):
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
 
@@ -127,11 +142,10 @@ class RunCheckpoint:
         if not there.is_file():
             engine.logger.warning(f"{there}: the best network so far is missing; the best from here on will be kept.")
             return False
-        if engine.state.rank == 0:
-            for file in (there.with_suffix(".json"), there):
-                if file.is_file():
-                    with replacing(self.output_dir / file.name) as temporary:
-                        shutil.copyfile(file, temporary)
+        for file in (there.with_suffix(".json"), there):
+            if file.is_file():
+                with replacing(self.output_dir / file.name) as temporary:
+                    shutil.copyfile(file, temporary)
         return True
 
     def _epoch(self, engine: SemiSupervisedTrainer) -> None:
@@ -148,6 +162,8 @@ class RunCheckpoint:
         }
         if self._best_epoch() == engine.state.epoch:
             self._save_network(engine, "model.pt", {"validation_dice": state["best_metric"]})
+        elif self._best_epoch() < 0:
+            self._save_network(engine, "model.pt", {})
         content = {name: part.state_dict() for name, part in self._parts(engine).items()}
         if engine.state.rank == 0:
             save_tensors({**content, "state": state}, self.output_dir / self.name)
@@ -187,6 +203,27 @@ def _protocol(engine: SemiSupervisedTrainer) -> dict[str, Any]:
     }
     loader = engine.data_loader
     return protocol | data_protocol(loader) if isinstance(loader, SemiSupervisedLoader) else protocol
+
+
+def _check_agreement(engine: SemiSupervisedTrainer, current: Mapping[str, str]) -> None:
+    """Refuse processes that would train different things, each by its own files and options.
+
+    Raises:
+        ValueError: in all processes alike, naming the first difference.
+    """
+    own = {**_protocol(engine), **current}
+    if isinstance(engine.data_loader, SemiSupervisedLoader):
+        # a cached volume is named after the content of its files
+        names = sorted(volume.image_file.name for volume in engine.data_loader.dataset.volumes)
+        own["data"] = hashlib.sha256("".join(names).encode()).hexdigest()[:12]
+    first, *others = gathered(own)
+    for number, other in enumerate(others, start=1):
+        for name in first.keys() | other.keys():
+            if first.get(name) != other.get(name):
+                raise ValueError(
+                    f"Process {number} trains with {name} {other.get(name)}, the first one with {first.get(name)}: "
+                    "data, code and options must be the same on every machine."
+                )
 
 
 def data_protocol(loader: SemiSupervisedLoader) -> dict[str, Any]:
@@ -258,6 +295,8 @@ def guard_output(output_dir: str, resume: bool | str) -> None:
         FileExistsError: if another process trains in ``output_dir``, or it holds a run's checkpoint, or weights other
             than those that the run comes with, and ``resume`` is False or names another file.
     """
+    if os.environ.get("RANK", "0") != "0":
+        return  # of torchrun's processes, which come here before they know one another, only the first writes
     path, weights = Path(output_dir) / RunCheckpoint.name, Path(output_dir) / "model.pt"
     resume = flag(resume)
     if isinstance(resume, str) and not Path(resume).is_file():
@@ -274,8 +313,7 @@ def guard_output(output_dir: str, resume: bool | str) -> None:
             f"{weights}: weights stand here, which training would replace. Choose another --output_dir."
         )
     check_writable(output_dir)
-    # torchrun's processes come here before they know one another
-    if os.environ.get("RANK", "0") == "0" and Path(output_dir).is_dir():
+    if Path(output_dir).is_dir():
         claim(output_dir).release()
 
 

@@ -60,6 +60,8 @@ class Objective(nn.Module):
 
     Attributes:
         requires_unlabeled: whether the objective learns from unlabelled images.
+        requires_labeled: whether it needs labelled images in every batch; those that do not take batches without
+            ``image`` and ``label``, such as a federated site without labels has.
         iteration: number of the current iteration, from 0; the trainer sets it before each, also on resuming.
         total_iterations: length of the training; the trainer sets it at its start.
         supervised_iterations: so many iterations at the beginning see labeled images alone, whatever the objective;
@@ -67,6 +69,7 @@ class Objective(nn.Module):
     """
 
     requires_unlabeled = True
+    requires_labeled = True
     iteration = 0
     total_iterations = 1
     supervised_iterations = 0
@@ -105,7 +108,7 @@ class Objective(nn.Module):
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch: of :meth:`forward` or, at the beginning, of the labeled images alone."""
-        if self.iteration >= self.supervised_iterations:
+        if self.iteration >= self.supervised_iterations or "image" not in batch:
             return cast("dict[str, Tensor]", super().__call__(batch))
         image, label = self.labeled_view(batch)
         learners = self.learners()
@@ -144,6 +147,10 @@ class Objective(nn.Module):
         loss: Tensor = self.loss(logits.float(), label[:, None])
         return loss
 
+    def supervised(self, image: Tensor, label: Tensor) -> Tensor:
+        """L_s of the network on labelled views; 0 where there are none."""
+        return self.supervised_loss(self.network(image), label) if len(image) else image.new_zeros(())
+
     @property
     def former_settings(self) -> dict[str, Any]:
         """Options that the class no longer has; an older checkpoint is resumed only if it holds these values."""
@@ -163,7 +170,10 @@ class Objective(nn.Module):
         return math.exp(-5 * (1 - t) ** 2)
 
     def labeled_view(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Weak views of the labelled images ``[B, C, H, W]`` and their labels ``[B, H, W]``."""
+        """Weak views of the labeled images ``[B, C, H, W]`` and their labels ``[B, H, W]``; B is 0 without any."""
+        if "image" not in batch:
+            none = batch["unlabeled"][:0]
+            return none, none[:, 0].to(torch.uint8)
         image, label = self.weak.labeled(batch["image"], batch["label"])
         return image, label[:, 0]
 

@@ -23,6 +23,8 @@ class FixMatch(Objective):
     each under the batch statistics of its own.
     """
 
+    requires_labeled = False
+
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch."""
         views = self.weak_views(batch)
@@ -30,7 +32,7 @@ class FixMatch(Objective):
 
         with torch.no_grad():
             target = self.pseudo_labels(views)["decoder"]
-        supervised = self.supervised_loss(self.network(views.image), views.label)
+        supervised = self.supervised(views.image, views.label)
         prediction = self.network(strong.image)
         passed = strong.paste(target.confidence) >= self.threshold
         consistency = self.dice(prediction, strong.paste(target.label), passed)

@@ -28,6 +28,8 @@ class UniMatch(Objective):
         **kwargs: of :class:`scripts.methods.Objective`.
     """
 
+    requires_labeled = False
+
     def __init__(self, *, feature_dropout: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.feature_dropout = feature_dropout
@@ -43,7 +45,7 @@ class UniMatch(Objective):
             target = pseudo_label(self.target_network.decode(taught).float().softmax(dim=1))
         perturbed = self.network.decode([F.dropout2d(f, self.feature_dropout) for f in features])
 
-        supervised = self.supervised_loss(self.network(image), label)
+        supervised = self.supervised(image, label)
         predictions = [self.network(view.image) for view in views]
         strong = [
             self.dice(prediction, view.paste(target.label), view.paste(target.confidence) >= self.threshold)

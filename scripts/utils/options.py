@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from fire.parser import DefaultParseValue
-from monai.bundle import ConfigParser, run
+from monai.bundle import ConfigParser, ConfigWorkflow, run, run_workflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from scripts.utils.errors import MONAI_PROGRAM, one_line
@@ -76,7 +76,7 @@ def check_paths(words: Sequence[str]) -> None:
 
 
 def check_options() -> None:
-    """Refuse an option of ``python -m monai.bundle run`` that its config files have no id for.
+    """Refuse an option of ``python -m monai.bundle run`` or ``run_workflow`` that its config files have no id for.
 
     MONAI would add it to the configuration, where nothing reads it: a misspelt ``--labelled 3`` would train with the
     default, and so would ``--train#max_epochs 5``. The same holds for an id of an overlay that nothing refers to, if it
@@ -98,7 +98,9 @@ def check_options() -> None:
     files = _files(chosen) if isinstance(chosen, str) else [*chosen]
     config = ConfigParser.load_config_files(files)
     tracking: Any = DEFAULT_MLFLOW_SETTINGS
-    own = [name for name, option in inspect.signature(run).parameters.items() if option.kind is not option.VAR_KEYWORD]
+    commands: Any = (run_workflow, ConfigWorkflow) if words[:1] == ["run_workflow"] else (run,)
+    takes = [option for command in commands for option in inspect.signature(command).parameters.values()]
+    own = [option.name for option in takes if option.kind is not option.VAR_KEYWORD]
     others = {*own, *tracking["configs"]} - {*tracking["handlers_id"]}
     for name in options:
         if name not in others and (missing := _missing(re.split("#|::", name), config)):

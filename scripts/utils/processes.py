@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-__all__ = ["gathered", "join_processes", "rank_and_count", "worker_method"]
+__all__ = ["from_first", "gathered", "join_processes", "rank_and_count", "worker_method"]
 
 Value = TypeVar("Value")
 
@@ -54,3 +55,25 @@ def gathered(value: Value) -> list[Value]:
     values: list[Value | None] = [None] * count
     dist.all_gather_object(values, value)
     return values  # type: ignore[return-value]
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """What the first process makes, in every process: machines that share no storage then agree.
+
+    Args:
+        make: called in the first process only; its result can be pickled. What it raises is raised in all of them.
+    """
+    rank, count = rank_and_count()
+    if count == 1:
+        return make()
+    made: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            made[0] = make()
+        except Exception as error:
+            made[1] = error
+    dist.broadcast_object_list(made, 0)
+    if made[1] is not None:
+        raise made[1]
+    result: Value = made[0]
+    return result

@@ -101,6 +101,36 @@ def _map(title: str, keys: Schema, values: Schema) -> Schema:
     return {"type": "object", "propertyNames": keys, "additionalProperties": values, "description": title}
 
 
+_POSITIVE: Schema = {"type": "number", "minimum": 0, "maximum": 1e9, "description": "a number from 0"}
+_CALIBRATION = _object(
+    "what validation and training cases taught, a JSON object",
+    part=NAME,
+    cases=COUNT,
+    temperature={"type": "number", "minimum": 0.1, "maximum": 10, "description": "a number from 0.1 to 10"},
+    dice=_map(
+        "fits by class",
+        CLASS,
+        _object(
+            "a fit from score to Dice",
+            ["scores", "dices", "margin", "error", "cases", "values"],
+            scores=_list("a list of numbers from 0 to 1", SHARE),
+            dices=_list("a list of numbers from 0 to 1", SHARE),
+            margin=_POSITIVE,
+            error=SHARE,
+            cases=COUNT,
+            values=COUNT,
+        ),
+    ),
+    images=_map(
+        "ranges by feature",
+        {
+            "enum": ["dark", "middle", "bright", "roughness", "height_mm", "width_mm"],
+            "description": "a feature of images",
+        },
+        {"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 2, "description": "two numbers, [low, high]"},
+    ),
+)
+
 _ENTRY = {
     **_object(
         "an entry with an image's path",
@@ -122,10 +152,10 @@ SCHEMAS: dict[str, Schema] = {
     "datalist": {
         **_object(
             "a datalist",
-            training=_ENTRIES,
-            validation=_ENTRIES,
-            test=_ENTRIES,
-            testing=_ENTRIES,
+            training=_or_null(_ENTRIES),
+            validation=_or_null(_ENTRIES),
+            test=_or_null(_ENTRIES),
+            testing=_or_null(_ENTRIES),
             labels={
                 "type": "object",
                 "propertyNames": NAME,
@@ -195,7 +225,12 @@ SCHEMAS: dict[str, Schema] = {
         code=TEXT,
         sha256=SHA256,
         continues_sha256=SHA256,
+        labeled_sha256=_list(
+            "digests of studies",
+            {"type": "string", "pattern": r"^[0-9a-f]{16}\Z", "description": "16 hexadecimal digits"},
+        ),
         license=TEXT,
+        calibration=_CALIBRATION,
     ),
     "checkpoint": _object(
         "the state of a run",

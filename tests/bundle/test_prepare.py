@@ -15,6 +15,7 @@ from PIL import Image
 
 from bundle.prepare import command as prepare
 from bundle.prepare.command import main
+from bundle.prepare.montage import draw_montage
 from bundle.workflows import execute
 from scripts.data import cohort_axis, dataset_records
 from scripts.phantoms import make_phantom_cohort
@@ -106,7 +107,7 @@ def test_what_label_files_store_and_the_names_of_classes_are_kept(photographs: P
     main("custom", str(photographs), str(first), in_channels=3, label_values=[0, 255])
     content = json.loads(first.read_text())
     assert content["label_values"] == [0, 255]
-    assert content["labels"] == {"0": "background", "1": "class 1"}
+    assert content["labels"] == {"0": "background", "1": "1"}
     content["labels"] = {"0": "skin", "1": "lesion", "2": "no class of it"}
     first.write_text(json.dumps(content))
     main("custom", str(first), str(second), in_channels=3)
@@ -374,7 +375,8 @@ def test_a_list_that_changed_and_is_faulty_is_no_crash(
         main("custom", str(tmp_path / "b.json"), str(tmp_path / "c.json"), num_classes=3)
     printed = capsys.readouterr().out
     assert printed.count("changed since the datalist was made") == 1
-    assert printed.count("expected entries with an image's path in 'training'") == 2
+    assert printed.count("image: expected the path of one file, found ['two.nii.gz', 'modalities.nii.gz']") == 1
+    assert printed.count("expected an entry with an image's path, found 7") == 1
 
 
 def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,7 +437,7 @@ def test_phantoms_of_every_kind_are_sound(
 ) -> None:
     small: dict = {"size": (60, 90)} if kind == "isic" else {"size": (56, 72), "spacing": (3.0, 3.6), "slices": (3, 4)}
     root = Path(make_phantom_cohort(tmp_path / "cohort", patients=(3, 1, 1), kind=kind, **small))
-    splits = None if kind == "isic" else str(root / "splits.json")
+    splits = str(root / "splits.json")
     target = tmp_path / "list.json"
     main(kind, str(root), str(target), splits=splits)
     content, printed = json.loads(target.read_text()), capsys.readouterr().out
@@ -500,3 +502,12 @@ def test_a_coloured_label_is_one_fault(photographs: Path, tmp_path: Path, capsys
     with pytest.raises(SystemExit, match="1 fault in"):
         main("custom", str(root), str(tmp_path / "a.json"), in_channels=3, label_values=[0, 255])
     assert "found 3 channels, expected a label of one" in capsys.readouterr().out
+
+
+def test_a_slice_of_one_row_is_drawn(tmp_path: Path) -> None:
+    image = np.arange(8 * 4, dtype=np.float32).reshape(8, 1, 4)
+    save_nifti(tmp_path / "a.nii.gz", image, np.int16)
+    save_nifti(tmp_path / "a_gt.nii.gz", image > 9, np.uint8)
+    record = {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "a_gt.nii.gz"), "case": "a"}
+    draw_montage([record], tmp_path / "picture.png", 2, {})
+    assert Image.open(tmp_path / "picture.png").size[0] > 0

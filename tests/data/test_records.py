@@ -29,7 +29,7 @@ def test_seeded_split_of_few_cases() -> None:
     assert seeded_split([], 0.5) == {"train": [], "val": []}
 
 
-@pytest.mark.parametrize(("labeled", "count"), [(1, 1), (3, 3), (0.03, 1), (0.3, 12), (None, 40)])
+@pytest.mark.parametrize(("labeled", "count"), [(0, 0), (1, 1), (3, 3), (0.03, 1), (0.3, 12), (None, 40)])
 def test_labels_of_later_cases_are_hidden(labeled: float | None, count: int) -> None:
     cases = {str(i): [{"image": f"{i}.png", "label": f"{i}_m.png", "case": str(i)}] for i in range(40)}
     records = hide_labels(cases, labeled, "a test")
@@ -38,7 +38,7 @@ def test_labels_of_later_cases_are_hidden(labeled: float | None, count: int) -> 
     assert all("label" in r for of_case in cases.values() for r in of_case)
 
 
-@pytest.mark.parametrize("labeled", [0, -1, 41, 1.5, True, "many"])
+@pytest.mark.parametrize("labeled", [-1, 41, 1.5, True, "many"])
 def test_labelled_counts_out_of_range(labeled: float) -> None:
     cases = {str(i): [{"image": f"{i}.png", "label": f"{i}_m.png"}] for i in range(40)}
     with pytest.raises(ValueError, match="labeled="):

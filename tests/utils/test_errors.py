@@ -177,3 +177,17 @@ def test_the_name_of_what_takes_all_options_is_none(monkeypatch: pytest.MonkeyPa
 def test_other_programs_have_options_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["pytest", "--config_file", str(CONFIGS / "train.json"), "--verbose"])
     check_options()
+
+
+def test_run_workflow_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["run_workflow", "--workflow_name", "ConfigWorkflow", "--workflow_type", "inference"]
+    words += ["--config_file", str(CONFIGS / "inference.json"), "--image_size", "64"]
+    program = str(Path("site-packages", "monai", "bundle", "__main__.py"))
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    check_options()
+    monkeypatch.setattr(sys, "argv", [program, *words, "--imagesize", "64"])
+    with pytest.raises(ValueError, match="did you mean --image_size"):
+        check_options()
+    monkeypatch.setattr(sys, "argv", [program, "run", *words[1:]])  # `run` would take it for an id of the config
+    with pytest.raises(ValueError, match="--workflow_name"):
+        check_options()

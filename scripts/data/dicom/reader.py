@@ -10,7 +10,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import SpaceKeys, ensure_tuple
 
-from scripts.data.dicom.volume import DicomVolume, dicom_module
+from scripts.data.dicom.volume import SOURCE, DicomVolume, dicom_module
 
 __all__ = ["DicomReader"]
 
@@ -53,6 +53,7 @@ class DicomReader(ImageReader):
             "original_affine": img.affine.copy(),
             "space": SpaceKeys.RAS,
             "spatial_shape": np.asarray(array.shape[:3]),
+            SOURCE: img,  # for DICOM SEG
             "original_channel_dim": -1 if array.ndim == 4 else float("nan"),
         }
         return array, meta

@@ -14,7 +14,7 @@ import numpy as np
 
 from scripts.utils.files import files_below
 
-__all__ = ["DicomVolume", "Frame", "dicom_module", "holds_dicom", "pseudonym", "starts_as_dicom"]
+__all__ = ["SOURCE", "DicomVolume", "Frame", "dicom_module", "holds_dicom", "pseudonym", "starts_as_dicom"]
 
 # A file without a preamble begins with an element of group 2 or 8, and that with its type (explicit VR), or with the
 # length of one of those that come first, a short one (implicit VR).
@@ -23,7 +23,9 @@ _BARE = re.compile(
     rb"|\x08\0[\x00\x01\x05\x08\x16\x18]\0[\x02-\x40]\0\0\0",
     re.DOTALL,
 )
-PACKAGES = "pydicom highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-libjpeg"
+SOURCE = "dicom_volume"
+"""Where an image's metadata holds the :class:`DicomVolume` that it was read from."""
+PACKAGES = "pydicom highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-libjpeg dicomweb-client"
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,16 @@ def holds_dicom(path: Path) -> bool:
 
 
 def dicom_module(name: str) -> ModuleType:
-    """A module of :mod:`scripts.data.dicom`, imported where it is needed.
+    """A module of :mod:`scripts.data.dicom`, or of another package, imported where it is needed.
+
+    Args:
+        name: of the module; one of another package has a dot in its name.
 
     Raises:
-        ValueError: where the packages that read DICOM are not installed.
+        ValueError: where the packages for DICOM are not installed.
     """
     try:
-        return import_module(f"scripts.data.dicom.{name}")
+        return import_module(name if "." in name else f"scripts.data.dicom.{name}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("scripts"):
             raise

@@ -182,6 +182,7 @@ def _content(path: Path) -> tuple[dict[str, Any], list[Fault]]:
     for fault in found:
         if len(fault.where) < 2 or fault.where[0] not in PARTS:
             raise ValueError(f"{path}: {fault.what}")
+    content = {key: value for key, value in content.items() if value is not None}
     if not any(key in content for key in PARTS) and not (path.name == DESCRIPTION and description_of(path.parent)):
         raise ValueError(f"{path}: expected a datalist with lists under {', '.join(PARTS)}, found none of them.")
     return content, found

@@ -123,7 +123,9 @@ def test_each_data_set_is_described(
     data = metadata["network_data_format"]
     assert data["inputs"]["image"]["modality"] == ("photograph" if dataset == "isic" else "MR")
     assert data["inputs"]["image"]["num_channels"] == channels == len(data["inputs"]["image"]["channel_def"])
-    assert data["outputs"]["pred"]["channel_def"] == {str(i): name for i, name in enumerate(classes)}
+    named = ["right ventricle of heart", "myocardium", "left ventricle of heart"] if dataset == "acdc" else classes[1:]
+    assert data["outputs"]["pred"]["channel_def"] == {str(i): name for i, name in enumerate(["background", *named])}
+    assert metadata["label_classes"].endswith(", ".join(f"{i}: {name}" for i, name in enumerate(classes)))
     assert words in metadata["data_source"]
     assert "synthetic" not in metadata["data_source"]
 
@@ -255,7 +257,7 @@ def test_a_datalist_names_bundle_and_classes(trained: Trained, datalist: Path, t
     bundle = tmp_path / "semsim_knee_photos_segmentation"
     train = read(bundle / "configs" / "train.json")
     assert (train["in_channels"], train["num_classes"], train["anti_aliasing"]) == (3, 3, True)
-    assert train["class_names"] == {"1": "bone", "2": "class 2"}
+    assert train["class_names"] == {"1": "bone", "2": "2"}
     assert str(tmp_path) not in (bundle / "configs" / "train.json").read_text()
 
 

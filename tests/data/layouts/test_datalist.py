@@ -87,7 +87,10 @@ def test_without_a_validation_list_labelled_cases_validate_whole(folder: Path) -
         ({"training": [{"label": "../0_m.nii.gz"}]}, "training: entry 1: lacks image"),
         ({"training": [{"image": "../0.nii.gz", "label": 3}]}, "entry 1: label: expected the path of one file"),
         ({"training": [{"image": "../0.nii.gz", "label": ""}]}, "entry 1: label: expected the path of one file"),
-        ({"training": [entry(0)], "validation": {"image": "x"}}, "validation: expected a list of entries, found"),
+        (
+            {"training": [entry(0)], "validation": {"image": "x"}},
+            "validation: expected a list of entries, or null, found",
+        ),
         ({"training": [entry(0), {**entry(1), "label": "../0_m.nii.gz"}]}, r"have the same label '.*0_m\.nii\.gz'"),
         ({"training": [entry(0)], "label_values": [0, True]}, "label_values: entry 2: expected a number, found True"),
         ({"training": [entry(0)], "label_values": [0, 0]}, "label_values: expected different numbers"),

@@ -1,0 +1,1 @@
+"""``python -m bundle suggest``: which cases to label next."""

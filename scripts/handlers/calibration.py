@@ -1,0 +1,204 @@
+"""Calibration in an evaluation: errors of the probabilities, and what validation cases teach about later results."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.metrics import CalibrationErrorMetric
+from monai.transforms import Transform
+from torch import Tensor
+
+from scripts.data import VolumeDataset
+from scripts.handlers.quality import PASSES
+from scripts.metrics import dice
+from scripts.quality.agreement import agreement
+from scripts.quality.fit import DiceFit, fit_dice
+from scripts.quality.images import image_features, training_ranges
+from scripts.quality.record import Calibration, read_calibration, write_calibration
+from scripts.quality.temperature import contour_band, fit_temperature, near_foreground
+from scripts.utils.files import write_text
+from scripts.utils.threads import in_threads
+
+__all__ = ["CalibrationFit", "CalibrationReport"]
+
+logger = logging.getLogger(__name__)
+
+VOXELS = 20_000
+"""Voxels of a case and region that a temperature is fitted on and errors are measured on, at most."""
+
+
+class _Voxels:
+    """Logits and true classes of voxels drawn from every case of an evaluation, by region.
+
+    ``foreground``: near what prediction or label show; ``contours``: near the label's contours; ``all``: anywhere. The
+    engine's output holds ``logits`` and ``label`` on the image's own grid.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all cases."""
+        self.parts: dict[str, list[tuple[Tensor, Tensor]]] = {"foreground": [], "contours": [], "all": []}
+        self.generator = torch.Generator().manual_seed(0)
+
+    def add(self, item: Mapping[str, Any]) -> None:
+        """Draw the voxels of one case, at most :data:`VOXELS` of each region."""
+        logits = torch.as_tensor(item["logits"]).float().cpu()
+        label = torch.as_tensor(item["label"])[0].long().cpu()
+        if label.ndim == 2:
+            logits, label = logits[..., None], label[..., None]
+        near = near_foreground(logits.argmax(0), label)
+        for region, mask in (("foreground", near), ("contours", contour_band(label)), ("all", torch.ones_like(near))):
+            index = mask.flatten().nonzero()[:, 0]
+            index = index[torch.randperm(len(index), generator=self.generator)[:VOXELS]]
+            if len(index):
+                self.parts[region].append((logits.flatten(1)[:, index].T, label.flatten()[index]))
+
+    def region(self, name: str) -> tuple[Tensor, Tensor]:
+        """Logits ``[N, K]`` and classes ``[N]`` of all cases.
+
+        Raises:
+            ValueError: if no case has such a voxel.
+        """
+        if not self.parts[name]:
+            raise ValueError(f"no prediction or label of the evaluated cases has voxels of region '{name}'.")
+        logits, label = zip(*self.parts[name], strict=True)
+        return torch.cat(logits), torch.cat(label)
+
+    def errors(self, temperature: float) -> dict[str, float]:
+        """Expected calibration error of the confidence in each region, over all cases."""
+        found = {}
+        for name in (name for name, cases in self.parts.items() if cases):
+            logits, label = self.region(name)
+            confidence, pred = (logits / temperature).softmax(1).max(1)
+            metric = CalibrationErrorMetric()
+            metric(y_pred=confidence[None, None], y=(pred == label)[None, None])
+            found[name] = float(torch.as_tensor(metric.aggregate()))
+        return found
+
+
+class CalibrationReport:
+    """Handler that measures how far probabilities are from the shares of voxels that are right.
+
+    ``calibration.json`` in ``output_dir`` has the expected calibration error of the most probable class (Guo et al.,
+    by MONAI's ``CalibrationErrorMetric`` with 20 bins): how far confidence is from the share of voxels that are right,
+    by region, of the probabilities as the network gives them and with the temperature in the weights' record. Attach it
+    after :class:`CalibrationFit`.
+
+    Args:
+        output_dir: folder of the evaluation.
+        checkpoint: file of the weights.
+    """
+
+    def __init__(self, output_dir: str | Path, checkpoint: str | Path) -> None:
+        self.output_dir = Path(output_dir)
+        self.checkpoint = checkpoint
+        self.voxels = _Voxels()
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a MONAI evaluator that decollates; its output has ``logits`` beside ``label``."""
+        engine.add_event_handler(Events.STARTED, self.voxels.clear)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _add(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        for item in output:
+            self.voxels.add(item)
+
+    def _write(self) -> None:
+        temperature = read_calibration(self.checkpoint).temperature
+        before, after = self.voxels.errors(1.0), self.voxels.errors(temperature)
+        content = {"temperature": temperature, "expected_calibration_error": {"before": before, "after": after}}
+        write_text(self.output_dir / "calibration.json", json.dumps(content, indent=4) + "\n")
+        regions = ", ".join(f"{before[region]:.4f} -> {after[region]:.4f} {region}" for region in before)
+        how = f"with temperature {temperature:.2f}" if temperature != 1 else "no temperature is fitted"
+        print(f"expected calibration error ({how}): {regions}")
+
+
+class CalibrationFit:
+    """Handler that fits temperature and predicted Dice on validation cases and keeps them in the weights' record.
+
+    The engine's output holds for each case ``pred`` and ``label``, label maps on the image's own grid, ``logits`` there
+    and the passes of :class:`scripts.handlers.quality.ViewPasses`.
+
+    Args:
+        checkpoint: file of weights with a record, whose entry ``calibration`` is replaced.
+        part: the part of the data set that is evaluated.
+        num_classes: number of classes, background included.
+        training: gives the training records, whose images' features are what others are held against.
+        preprocessing: of these, to an ``image`` as the network takes it.
+        channels: of an image.
+
+    Raises:
+        ValueError: if ``part`` is not ``val``: weights have seen the training cases, and what they are tested on must
+            teach them nothing.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        part: str,
+        num_classes: int,
+        training: Callable[[], Sequence[Mapping[str, str]]],
+        preprocessing: Transform,
+        channels: int,
+    ) -> None:
+        if part != "val":
+            raise ValueError(f"calibrate: expected part val, the validation cases, found part {part}.")
+        self.checkpoint = checkpoint
+        self.num_classes = num_classes
+        self.training = training
+        self.preprocessing = preprocessing
+        self.channels = channels
+        self.voxels = _Voxels()
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a MONAI evaluator that decollates."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.COMPLETED, self._fit)
+
+    def _start(self, engine: Engine) -> None:
+        self.voxels.clear()
+        self.pairs: dict[int, list[tuple[float, float, str]]] = defaultdict(list)
+        records: Any = engine.state.dataloader
+        self.cases = {str(record["image"]): str(record.get("case", record["image"])) for record in records.dataset.data}
+
+    def _add(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        for item in output:
+            self.voxels.add(item)
+            file = str(item["image"].meta["filename_or_obj"])
+            pred, label = (item[key][0].cpu().numpy() for key in ("pred", "label"))
+            for c, found in enumerate(agreement(item[PASSES]), start=1):
+                self.pairs[c].append((found.score, dice(pred == c, label == c), self.cases[file]))
+
+    def _fit(self) -> None:
+        fits: dict[int, DiceFit] = {}
+        for c, pairs in self.pairs.items():
+            if fit := fit_dice(*zip(*pairs, strict=True)):
+                fits[c] = fit
+        calibration = Calibration(fit_temperature(*self.voxels.region("foreground")), fits, self._image_ranges())
+        cases = len({case for pairs in self.pairs.values() for *_, case in pairs})
+        path = write_calibration(self.checkpoint, calibration, {"part": "val", "cases": cases})
+        print(f"{path}: temperature {calibration.temperature:.2f}", end="")
+        if fits:
+            errors = ", ".join(f"{fit.error:.3f} (class {c})" for c, fit in fits.items())
+            print(f"; predicted Dice, mean absolute error on cases left out: {errors}")
+        else:
+            print(f"; {cases} validation cases are too few to predict a Dice from")
+
+    def _image_ranges(self) -> dict[str, list[float]]:
+        records: list[Any] = [{"image": record["image"]} for record in self.training()]
+        images = VolumeDataset(records, self.preprocessing, self.channels)
+        features = in_threads(lambda index: image_features(images[index]["image"]), range(len(images)))
+        return training_ranges(features)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from scripts.handlers.calibration import CalibrationFit, CalibrationReport, _Voxels
+from scripts.quality.record import read_calibration
+from scripts.utils.provenance import read_record
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_evaluation_fits_on_validation_cases(
+    tmp_path: Path, phantom: Path, trained: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = trained()
+    workflow = ConfigWorkflow(
+        config_file=[str(ROOT / "configs" / name) for name in ("train.json", "evaluate.json")],
+        logging_file=False,
+        workflow_type="infer",
+        bundle_root=str(ROOT),
+        dataset_dir=str(phantom),
+        splits=str(phantom / "splits.json"),
+        output_dir=str(tmp_path / "eval"),
+        checkpoint=str(weights),
+        image_size=48,
+        device="cpu",
+        calibrate=True,
+    )
+    workflow.initialize()
+    workflow.run()
+    calibration = read_calibration(weights)
+    record = read_record(weights)
+    assert record is not None
+    assert record["calibration"]["cases"] == 2
+    assert calibration.dice == {}, "two patients are too few to predict a Dice from"
+    assert calibration.images == {}, "twelve training images are too few"
+    content = json.loads((tmp_path / "eval" / "calibration.json").read_text())
+    assert content["temperature"] == calibration.temperature != 1
+    errors = content["expected_calibration_error"]
+    assert set(errors["before"]) == {"foreground", "contours", "all"}
+    assert errors["before"] != errors["after"]
+    assert "2 validation cases are too few" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["test", "train", "all"])
+def test_other_parts_teach_nothing(part: str) -> None:
+    with pytest.raises(ValueError, match=f"calibrate: expected part val, .* found part {part}"):
+        CalibrationFit("model.pt", part, 2, list, lambda x: x, 1)  # type: ignore[arg-type]
+
+
+def item(logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"logits": logits, "label": label[None]}
+
+
+def test_error_is_that_of_the_confidence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.zeros(20, 20, 2, dtype=torch.long)
+    label[5:15, 5:15] = torch.randint(1, 3, (10, 10, 2), generator=generator)
+    logits = torch.randn(3, 20, 20, 2, generator=generator) * 2
+    voxels = _Voxels()
+    voxels.add(item(logits, label))
+    probability = (logits / 1.5).softmax(0)
+    confidence, pred = (x.flatten().numpy() for x in probability.max(0))
+    right = pred == label.flatten().numpy()
+    expected = 0.0
+    for low in np.arange(20) / 20:
+        inside = (confidence >= low) & (confidence < low + 0.05)
+        if inside.any():
+            expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    assert voxels.errors(1.5)["all"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_case_without_foreground_counts_where_it_has_voxels(tmp_path: Path, trained: Callable[..., Path]) -> None:
+    report = CalibrationReport(tmp_path, trained())
+    background = torch.zeros(2, 6, 6)
+    background[0] = 3.0
+    report.voxels.add(item(background, torch.zeros(6, 6)))
+    report._write()
+    before = json.loads((tmp_path / "calibration.json").read_text())["expected_calibration_error"]["before"]
+    assert set(before) == {"all"}
+    assert before["all"] == pytest.approx(1 - torch.sigmoid(torch.tensor(3.0)).item(), abs=1e-5)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.data import MetaTensor
+
+from scripts.handlers.quality import PASSES, QualityReport, ViewPasses
+from scripts.quality.fit import fit_dice
+from scripts.quality.record import Calibration, write_calibration
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture
+def infer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    def run(source: Path, weights: Path, **options: Any) -> Path:
+        monkeypatch.chdir(tmp_path)
+        workflow = ConfigWorkflow(
+            config_file=str(ROOT / "configs" / "inference.json"),
+            logging_file=False,
+            workflow_type="infer",
+            bundle_root=str(ROOT),
+            dataset_dir=str(source),
+            output_dir=str(tmp_path / "out"),
+            checkpoint=str(weights),
+            device="cpu",
+            quality=True,
+            **options,
+        )
+        workflow.initialize()
+        workflow.run()
+        return tmp_path / "out"
+
+    return run
+
+
+def save(path: Path, seed: int, shape: tuple[int, int, int] = (40, 44, 3)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.random.default_rng(seed).random(shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(array, np.diag([-1.5, -2.0, 8.0, 1.0])), path)
+
+
+def calibrated(weights: Path) -> Path:
+    scores = [0.2, 0.4, 0.5, 0.7, 0.8]
+    fit = fit_dice(scores, [0.3, 0.6, 0.6, 0.8, 0.9], list("abcde"))
+    assert fit is not None
+    write_calibration(weights, Calibration(2.0, {1: fit, 3: fit}, {"dark": [0.9, 1.0]}), {})
+    return weights
+
+
+def test_inference_writes_what_its_results_are_worth(
+    tmp_path: Path, trained: Callable[..., Path], infer: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("a/one.nii.gz", "b/two.nii.gz")):
+        save(tmp_path / "in" / name, number)
+    weights = calibrated(trained())
+    out = infer(tmp_path / "in", weights)
+    rows = read(out / "quality.csv")
+    assert sorted({row["case"] for row in rows}) == ["a/one", "b/two"]
+    assert [row["class"] for row in rows] == ["RV", "Myo", "LV"] * 2
+    assert "2 of 2 need a look" in capsys.readouterr().out
+    for row in rows:
+        label = np.asarray(nib.Nifti1Image.from_filename(out / f"{row['case']}_seg.nii.gz").dataobj)
+        volume = np.count_nonzero(label == ["RV", "Myo", "LV"].index(row["class"]) + 1) * 1.5 * 2.0 * 8.0 / 1000
+        assert float(row["ml"]) == pytest.approx(volume, abs=1e-4)
+        assert "intensities unlike the training images'" in row["flags"]
+        assert bool(row["predicted_dice"]) == (row["class"] != "Myo"), "a class without a fit has an empty column"
+        if row["predicted_dice"]:
+            assert float(row["low"]) <= float(row["predicted_dice"]) <= float(row["high"])
+            assert ("low predicted Dice" in row["flags"]) == (float(row["predicted_dice"]) < 0.7)
+    content = json.loads((out / "a" / "one_seg.json").read_text())
+    assert content["map"] == "one_seg.nii.gz"
+    assert set(content["classes"]) == {"RV", "Myo", "LV"}
+
+    # what these weights segmented earlier stays in the table, what was removed or is other weights' does not
+    save(tmp_path / "in" / "c" / "three.nii.gz", 3)
+    (out / "a" / "one_seg.nii.gz").rename(out / "elsewhere.nii.gz")
+    other = {**content, "case": "other", "map": "two_seg.nii.gz", "weights_sha256": "0"}
+    (out / "b" / "other_seg.json").write_text(json.dumps(other))
+    infer(tmp_path / "in" / "c", weights)
+    assert sorted({row["case"] for row in read(out / "quality.csv")}) == ["b/two", "three"]
+
+
+def test_probabilities_are_calibrated_and_labels_stay(
+    tmp_path: Path, trained: Callable[..., Path], infer: Callable[..., Path]
+) -> None:
+    save(tmp_path / "in" / "x.nii.gz", 0)
+    weights = trained()
+    out = infer(tmp_path / "in", weights, save_probabilities=True)
+    found = {}
+    for name in ("seg", "prob"):
+        found[name] = np.asarray(nib.Nifti1Image.from_filename(out / f"x_{name}.nii.gz").dataobj)
+    calibrated(weights)
+    infer(tmp_path / "in", weights, save_probabilities=True)
+    calm = np.asarray(nib.Nifti1Image.from_filename(out / "x_prob.nii.gz").dataobj)
+    logits = np.log(found["prob"]) / 2.0
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    assert np.allclose(calm, expected, atol=1e-4)
+    assert np.array_equal(np.asarray(nib.Nifti1Image.from_filename(out / "x_seg.nii.gz").dataobj), found["seg"])
+
+
+class Evaluator:
+    """What the handlers read of an evaluator."""
+
+    def __init__(self, output: Any) -> None:
+        self.state = type("State", (), {"output": output, "device": torch.device("cpu")})
+        self.amp, self.amp_kwargs = False, {}
+        self.network = torch.nn.Conv2d(1, 2, 3, padding=1)
+        self.inferer: Any = lambda image, network: network(image)
+
+    def mode(self, network: torch.nn.Module) -> torch.no_grad:
+        network.eval()
+        return torch.no_grad()
+
+
+def test_passes_of_a_batch_lie_on_its_grid() -> None:
+    engine = Evaluator({"image": torch.rand(2, 1, 6, 6)})
+    with torch.no_grad():
+        engine.state.output["pred"] = engine.network(engine.state.output["image"])
+    ViewPasses(engine.inferer).predict(engine)
+    passes = engine.state.output[PASSES]
+    assert passes.shape == (2, 4, 2, 6, 6)
+    assert torch.equal(passes[:, 0], engine.state.output["pred"])
+    # a filter that looks the same from all sides gives the same in all views
+    engine.network.weight.data.fill_(0.1)
+    with torch.no_grad():
+        engine.state.output["pred"] = engine.network(engine.state.output["image"])
+    ViewPasses(engine.inferer).predict(engine)
+    for other in engine.state.output[PASSES][:, 1:].unbind(1):
+        torch.testing.assert_close(other, engine.state.output["pred"])
+
+
+def test_worst_comes_first_and_photographs_have_no_volume(tmp_path: Path, trained: Callable[..., Path]) -> None:
+    report = QualityReport(tmp_path, 2, trained(in_channels=1, num_classes=2), {"1": "lesion"})
+    report._start()
+    square = torch.zeros(1, 12, 12, 1)
+    square[:, 3:9, 3:9] = 1
+    sure = torch.cat([8 - 16 * square, 16 * square - 8]).expand(4, -1, -1, -1, -1)
+    unsure = sure.clone() / 40
+    nothing = torch.zeros_like(sure)
+    nothing[:, 0] = 9.0
+    for name, passes in (("sure", sure), ("unsure", unsure), ("empty", nothing)):
+        (tmp_path / f"{name}_seg.png").touch()
+        label = passes[0].argmax(0, keepdim=True).float()
+        meta = {"filename_or_obj": f"{name}.png"}
+        image = MetaTensor(square, meta=meta)
+        pred = MetaTensor(label, meta={**meta, "saved_to": str(tmp_path / f"{name}_seg.png")})
+        report._judge(Evaluator([{"image": image, "pred": pred, PASSES: passes}]))  # type: ignore[arg-type]
+    report._write()
+    rows = read(tmp_path / "quality.csv")
+    assert [row["case"] for row in rows] == ["empty", "unsure", "sure"]
+    assert [row["flags"] for row in rows] == ["empty, passes disagree", "passes disagree", ""]
+    assert {row["ml"] for row in rows} == {row["predicted_dice"] for row in rows} == {""}

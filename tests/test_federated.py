@@ -1,0 +1,139 @@
+"""Federated training with MONAI's own client, on phantoms: two sites over several rounds."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import ExtraItems
+from monai.fl.utils.exchange_object import ExchangeObject
+from torch import Tensor
+
+from bundle.workflows import ROOT
+from scripts.engine import poly_schedule
+from scripts.federated import planned_iterations
+from scripts.losses import pseudo_label
+from scripts.utils.errors import root_cause
+from tests.methods.common import METHODS, build, make_batch, run, values
+
+ROUNDS, LENGTH = 3, 2
+
+
+def site(phantom: Path, output: Path, method: str = "fixmatch", **overrides: Any) -> MonaiAlgo:
+    """A client with one epoch of two iterations per round."""
+    files = [str(ROOT / "configs" / name) for name in ("train.json", f"methods/{method}.json", "federated.json")]
+    options = {
+        "bundle_root": str(ROOT),
+        "dataset_dir": str(phantom),
+        "splits": str(phantom / "splits.json"),
+        "cache_dir": str(phantom.parent / "federated-cache"),
+        "output_dir": str(output),
+        "device": "$torch.device('cpu')",
+        "+imports": ["$import torch"],
+        "labeled": 2,
+        "image_size": 32,
+        "batch_size": 2,
+        "rounds": ROUNDS,
+        "train#trainer#epoch_length": LENGTH,
+        **overrides,
+    }
+    client = MonaiAlgo(
+        bundle_root=str(ROOT), config_train_filename=files, train_kwargs=options, config_evaluate_filename=None
+    )
+    client.initialize({ExtraItems.CLIENT_NAME: output.name})
+    return client
+
+
+def weights(client: MonaiAlgo) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in client.trainer.network.state_dict().items()}
+
+
+def average(sites: list[MonaiAlgo], received: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over the sites of what they send, added to what they received."""
+    differences = [client.get_weights().weights for client in sites]
+    return {
+        name: value + torch.stack([torch.as_tensor(d[name]).float() for d in differences]).mean(0).to(value.dtype)
+        for name, value in received.items()
+    }
+
+
+@pytest.mark.parametrize("labels_at_second", [2, 0])
+def test_two_sites_over_three_rounds(phantom: Path, tmp_path: Path, labels_at_second: int) -> None:
+    sites = [site(phantom, tmp_path / "a"), site(phantom, tmp_path / "b", labeled=labels_at_second, seed=1)]
+    received = weights(sites[0])
+    schedule = poly_schedule(torch.optim.SGD([torch.zeros(1)], lr=0.01), ROUNDS * LENGTH)
+    for number in range(ROUNDS):
+        for client in sites:
+            seen: dict[str, Tensor] = {}
+            hook = client.trainer.method.register_forward_pre_hook(
+                lambda module, _, seen=seen: seen.update(
+                    {k: v.clone() for k, v in module.network.state_dict().items() if k not in seen}
+                )
+            )
+            client.train(ExchangeObject(weights=received))
+            hook.remove()
+            assert all(torch.equal(seen[name], value) for name, value in received.items()), "another start"
+            moved = [(weights(client)[n] - v).abs().mean() for n, v in received.items() if "weight" in n]
+            assert torch.stack(moved).mean() > 1e-6, f"nothing learnt in round {number}"
+            assert client.trainer.state.epoch == number + 1
+            objective = client.trainer.objective
+            assert (objective.iteration, objective.total_iterations) == ((number + 1) * LENGTH - 1, ROUNDS * LENGTH)
+            rate = client.trainer.optimizer.param_groups[0]["lr"]
+            assert rate == pytest.approx(schedule.lr_lambdas[0]((number + 1) * LENGTH) * 0.01)
+        received = average(sites, received)
+
+
+def test_a_site_that_was_stopped_goes_on_with_the_weights_that_it_receives(phantom: Path, tmp_path: Path) -> None:
+    first = site(phantom, tmp_path / "run", method="mean_teacher")
+    received = weights(first)
+    first.train(ExchangeObject(weights=received))
+    again = site(phantom, tmp_path / "run", method="mean_teacher", resume=True)
+    other = {name: value + 0.5 if value.is_floating_point() else value for name, value in received.items()}
+    began = copy.deepcopy(first.trainer.objective.teacher.state_dict())
+    assert all(torch.equal(v, again.trainer.objective.teacher.state_dict()[k]) for k, v in began.items() if k[0] != "_")
+    assert again.trainer.state.epoch == 1
+    for client in (first, again):
+        client.train(ExchangeObject(weights=other))
+    a, b = (client.trainer.objective.state_dict() for client in (first, again))
+    assert all(torch.equal(a[name], b[name]) for name in a if isinstance(a[name], Tensor))
+
+
+@pytest.mark.parametrize("rounds", [None, 0, True, 2.5])
+def test_the_number_of_rounds_must_be_known(rounds: Any) -> None:
+    with pytest.raises(ValueError, match="rounds: expected the number of federated rounds"):
+        planned_iterations(rounds, 1, 10)
+    assert planned_iterations(3, 2, 10) == 60
+
+
+def test_methods_that_need_labels_refuse_a_site_without(phantom: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as info:
+        site(phantom, tmp_path / "run", method="bcp", labeled=0)
+    assert re.search(r"none of the \d+ training slices has a label", str(root_cause(info.value)))
+
+
+WITHOUT_LABELS = sorted(name for name in METHODS if not METHODS[name].requires_labeled)
+
+
+@pytest.mark.parametrize("name", WITHOUT_LABELS)
+def test_without_labels_the_consistency_alone_is_learnt(name: str) -> None:
+    batch = {"unlabeled": make_batch()["unlabeled"]}
+    objective = build(name, threshold=0.3)
+    losses = run(objective, batch)
+    found = values(losses)
+    assert found["loss_supervised"] == 0
+    assert found["loss"] > 0
+    losses["loss"].backward()
+    assert objective.network.head.weight.grad.any()
+
+
+def test_without_labels_fixmatch_is_half_its_consistency() -> None:
+    objective = build("fixmatch", threshold=0.3)
+    found = values(run(objective, {"unlabeled": make_batch()["unlabeled"]}))
+    assert found["loss"] == pytest.approx(found["loss_consistency"] / 2)
+    target = pseudo_label(objective.network(make_batch()["unlabeled"]).softmax(1))
+    assert 0 < found["coverage_decoder"] <= float((target.confidence > 0).float().mean())
