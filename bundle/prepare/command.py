@@ -168,7 +168,7 @@ def _judge(
     missing, absent = _missing(split, allow_missing)
     torn, doubled = twins(findings)
     changed = _changed(source, everything) if _is_datalist(source) else []
-    bare, unscored = _unlabelled(findings)
+    bare, unscored = _unlabeled(findings)
     faults = [fault for finding in everything for fault in finding.faults]
     notes = [note for finding in everything for note in finding.notes]
     return [*missing, *faults, *torn, *changed, *bare], [*absent, *notes, *label_like(everything), *doubled, *unscored]
@@ -204,7 +204,7 @@ def _left_out(source: str, split: Split, by_image: bool) -> list[str]:
     return notes
 
 
-def _unlabelled(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
+def _unlabeled(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
     """Labels that training (faults), or selection and scoring (notes), would miss."""
     faults, notes = [], []
     bare = {
@@ -285,12 +285,12 @@ def _write(
 ) -> list[Path]:
     """Write the datalist and, where there are labels to outline, its picture; returns their paths."""
     write_text(target, json.dumps(_datalist(findings, target.parent, dataset, settings, where), indent=1) + "\n")
-    labelled = [finding.record for of_part in findings.values() for finding in of_part if finding.classes]
-    if not labelled:
+    labeled = [finding.record for of_part in findings.values() for finding in of_part if finding.classes]
+    if not labeled:
         return [target]
     picture = target.with_name(f"{target.stem}_montage.png")
     draw_montage(
-        labelled,
+        labeled,
         picture,
         settings["num_classes"],
         settings["class_colors"],

@@ -1,6 +1,6 @@
 """Phantom cohorts: synthetic patients in the official layouts, to try the bundle without anybody's data.
 
-Anatomy and contrast vary between patients more than noise does, because that is what makes few labelled patients a
+Anatomy and contrast vary between patients more than noise does, because that is what makes few labeled patients a
 poor sample; around what is to be found lie structures that look like it. The kinds are named as the layouts:
 
 - ``acdc``: short-axis cardiac cine MRI, NIfTI; 1 right ventricle (RV), 2 myocardium (Myo), 3 left ventricular cavity.
