@@ -140,13 +140,10 @@ def _settings(dataset: str, source: str, in_channels: Any, num_classes: Any, lab
     settings = {key: parser.get_parsed_content(key) for key in keys}
     names, values = read_class_values(source) if _is_datalist(source) else ({}, None)
     # beside the parser, which would execute a text of the datalist that looks like code
+    stored = values if label_values is None else label_values
     if num_classes is None and dataset == "custom" and names:
-        num_classes = max(map(int, names)) + 1
-    given = {
-        "in_channels": in_channels,
-        "num_classes": num_classes,
-        "label_values": values if label_values is None else label_values,
-    }
+        num_classes = len(stored) if stored else max(map(int, names)) + 1
+    given = {"in_channels": in_channels, "num_classes": num_classes, "label_values": stored}
     settings |= {key: value for key, value in given.items() if value is not None}
     settings["class_names"] = {**settings["class_names"], **names}
     check_class_values(settings["num_classes"], settings["label_values"])

@@ -42,6 +42,9 @@ class SegmentationReport:
     is true. Photographs (2-D) have none. ``one_empty`` counts where only prediction or label has a class,
     ``both_empty`` where neither has.
 
+    ``MetricsSaver`` writes one file per metric with a column per class; it has neither the counts of empty masks
+    nor voxels beside mm, and its files are not renamed into place. Hence the tables are written here.
+
     Evaluation is meant for one process; under several, the first alone writes what it scored itself.
 
     Args:

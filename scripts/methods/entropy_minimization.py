@@ -17,7 +17,7 @@ class EntropyMinimization(RampedConsistency):
     """``L_s + w(t) L_ent``: every pixel should be given to one class.
 
     ``L_ent = mean -(sum_c p_c ln p_c) / ln C``, in [0, 1], over the pixels of labeled and unlabeled images alike,
-    as SSL4MIS has it; it is logged as ``loss_consistency``.
+    as in SSL4MIS; it is logged as ``loss_consistency``.
 
     Trained and deployed: the network's 1,813,764 parameters (1 channel, 4 classes). The loss is SSL4MIS's. ADVENT
     itself takes the entropy of the unlabeled images only, at a fixed weight of .001, beside an adversarial variant

@@ -36,7 +36,7 @@ class SSNet(RampedConsistency):
     - L_s is this project's; the code's 2-D script minimises the Dice loss alone.
     - The heads see ``samples`` random pixels of each foreground class instead of all pixels of the batch: the same
       mean in expectation at a fraction of the cost, but their batch norms see the classes in equal parts.
-    - The memory takes the pixels that score highest, as the paper has it; the code sorts in ascending order.
+    - The memory takes the pixels that score highest, as in the paper; the code sorts in ascending order.
     - The code also has selectors for the memory's features and for the background. The former's weights are divided
       by themselves, the latter meets an empty memory: both have no effect and are left out.
     - The clean prediction in L_adv is that of L_s, not one more pass with other dropout.

@@ -49,7 +49,7 @@ def check_readable(path: str | Path) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file under another name and rename it at the end: whoever reads it never sees half of it.
+    """Write a file under another name and rename it at the end: a reader never sees a partial file.
 
     Args:
         path: the file; it replaces one of this name, its folder is created if need be.
