@@ -152,6 +152,7 @@ _ENTRY = {
     ),
     "type": ["object", "string"],
     "pattern": FILE["pattern"],
+    "maxLength": FILE["maxLength"],
 }
 _ENTRIES = _list("a list of entries", _ENTRY)
 
