@@ -22,7 +22,7 @@ LABEL_INSTALLED := $(LABEL_VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz soak lint bench label-demo test-label clean
+.PHONY: help demo test test-oldest fuzz soak lint bench label-env label-demo test-label clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,15 @@ demo: $(INSTALLED)  ## train on synthetic hearts with few labels, evaluate, segm
 
 test: $(INSTALLED)  ## run the tests (SEMSIM_DATA=folder adds those on real data, SEMSIM_SLOW=1 the longest)
 	$(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# uv resolves to the lower bounds of pyproject.toml; they are what they are because the tests pass there.
+OLDEST_VENV ?= .venv-oldest
+test-oldest:  ## run the tests with the oldest packages that pyproject.toml allows
+	python3 -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST_VENV)/bin/uv pip install --quiet --python $(OLDEST_VENV)/bin/python --resolution lowest-direct \
+	    --requirement pyproject.toml --extra dev --extra share
+	$(OLDEST_VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 fuzz: $(INSTALLED)  ## spoil lists, records, weights, archives and images at random, EXAMPLES=2000 of each kind
 	SEMSIM_FUZZ=$(or $(EXAMPLES),2000) $(PYTHON) -m pytest tests/test_fuzz.py --capture=no --quiet
@@ -50,6 +59,8 @@ lint: $(INSTALLED)  ## check style, types and JSON
 bench: $(INSTALLED)  ## time training steps, inference, input pipeline and metrics on this machine
 	$(PYTHON) -m bundle bench
 
+label-env: $(LABEL_INSTALLED)  ## the environment of a MONAI Label server
+
 label-demo: $(LABEL_INSTALLED)  ## a MONAI Label server on synthetic studies: segment, annotate, train, segment
 	$(LABEL_PYTHON) -m bundle.label.demo
 
@@ -57,7 +68,7 @@ test-label: $(LABEL_INSTALLED)  ## test the bundle in a real MONAI Label server
 	$(LABEL_PYTHON) -m pytest tests/bundle/label
 
 clean:  ## remove the environments, the tools' caches and what the demos made; leave output/, eval/ and models/ alone
-	rm -rf $(VENV) $(LABEL_VENV) demo label-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL_VENV) $(OLDEST_VENV) demo label-demo .pytest_cache .mypy_cache .ruff_cache
 	find bundle scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: requirements.txt
@@ -67,12 +78,16 @@ $(VENV)/.installed: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	@touch $@
 
+# PyTorch first and no build isolation: sam2, which MONAI Label needs, would download another one (5.4 GB) to be built.
 # Beside a CPU-only PyTorch, pip's torchvision is importable with bundle/label/torchvision_ops.py alone: it says why.
 $(LABEL_VENV)/.installed: requirements-label.txt bundle/label/torchvision_ops.py
 	@python3 -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else \
 	    f"the pinned packages need Python 3.11 or 3.12, python3 is {sys.version.split()[0]}")'
 	python3 -m venv $(LABEL_VENV)
-	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-label.txt
+	$(LABEL_VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar on \
+	    setuptools wheel $$(grep '^torch==' requirements-label.txt)
+	$(LABEL_VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar on --no-build-isolation \
+	    --requirement requirements-label.txt
 	@site=$$($(LABEL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	    cp bundle/label/torchvision_ops.py "$$site" && echo 'import torchvision_ops' > "$$site/torchvision_ops.pth"
 	@touch $@

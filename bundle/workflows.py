@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,18 @@ def isolated(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Result of a function run in a process of its own: its peak memory is its own, and so is its end.
 
     Args:
-        work: a function of a module; the first call's module is imported once, for this and all later calls.
+        work: a function of a module; the first call's module is imported once, for this and all later calls, but on
+            Windows for each.
         *args: its arguments.
         **kwargs: its keyword arguments.
 
     Raises:
         concurrent.futures.process.BrokenProcessPool: if the process is killed.
     """
-    context = get_context("forkserver")
-    context.set_forkserver_preload([work.__module__])
+    served = "forkserver" in get_all_start_methods()  # not on Windows
+    context = get_context("forkserver" if served else "spawn")
+    if served:
+        context.set_forkserver_preload([work.__module__])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(work, *args, **kwargs).result()
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from scripts.views import StrongView, WeakView, coin, uniform
+from scripts.views import WeakView, coin, uniform
 
-__all__ = ["AugmentedStrongView", "AugmentedView"]
+__all__ = ["AugmentedView"]
 
 
 class AugmentedView(WeakView):
@@ -147,27 +147,6 @@ class AugmentedView(WeakView):
         deviation = uniform(0, 1, *one, device=device) * self.noise
         x = either(x + torch.randn(image.shape).to(device, non_blocking=True) * deviation, x)
         return x.clamp(0, 1)
-
-
-class AugmentedStrongView(StrongView):
-    """A strong view whose intensities vary as those of labeled images do, in place of brightness and contrast alone.
-
-    What the teacher sees as the scanner gave it, the student sees as another scanner might have: gamma, bias field,
-    resolution and noise of :meth:`AugmentedView.vary_intensity`, then blur and CutMix.
-
-    Args:
-        intensity: probability of each intensity augmentation.
-        blur: see :class:`scripts.views.StrongView`.
-        cutmix: likewise.
-    """
-
-    def __init__(self, intensity: float = 0.5, blur: float = 0.5, cutmix: float = 0.5) -> None:
-        super().__init__(blur=blur, cutmix=cutmix)
-        self.intensity = intensity
-        self._variation = AugmentedView(intensity=intensity)
-
-    def _jitter(self, image: Tensor) -> Tensor:
-        return self._variation.vary_intensity(image)
 
 
 def _log_uniform(limits: tuple[float, float], *size: int, device: torch.device) -> Tensor:

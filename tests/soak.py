@@ -71,6 +71,7 @@ def command(words: list[str], log: int, limit: int | None) -> None:
     """Be MONAI's command line, in a process of one's own that prints into a pipe."""
     for number in (1, 2):
         os.dup2(log, number)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
     os.chdir(ROOT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
@@ -230,7 +231,8 @@ class Soak:
             mishap = f"{mishap}, resumed"
         elif mishap == "damaged checkpoint":
             self.run(words)
-            self.spoil(folder / "checkpoint.pt")
+            if (folder / "checkpoint.pt").is_file():
+                self.spoil(folder / "checkpoint.pt")
             words = [*words, "--resume=True"]
         limit = self.random.choice([0, 1000, 300_000, 3_000_000]) if mishap == "full disk" else None
         code, log = self.run(words, limit=limit)

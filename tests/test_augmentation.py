@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from scripts.augmentation import AugmentedStrongView, AugmentedView
+from scripts.augmentation import AugmentedView
 
 NOTHING = {"degrees": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0, "elastic": 0.0}
 
@@ -128,13 +128,3 @@ def test_one_seed_one_view_also_on_rgb() -> None:
 def test_ranges_are_checked() -> None:
     with pytest.raises(ValueError, match="scale: expected a smallest and a largest positive factor"):
         AugmentedView(scale=(1.4, 0.7))
-
-
-def test_strong_view_varies_intensities_alone_and_pastes_boxes() -> None:
-    """Without blur and boxes: every pixel where it was. A box holds the partner's pixels, varied like the partner."""
-    image = (torch.arange(32, dtype=torch.float32) / 40).expand(16, 1, 32, 32).clone()
-    mixed = AugmentedStrongView(intensity=1.0, blur=0.0, cutmix=0.0)(image)
-    assert not mixed.box.any()
-    assert (mixed.image - image).abs().amax(dim=(1, 2, 3)).min() > 0.01
-    quiet = AugmentedStrongView(intensity=0.0, blur=0.0, cutmix=1.0)(torch.rand(6, 1, 32, 32))
-    assert quiet.box.flatten(1).any(dim=1).all()

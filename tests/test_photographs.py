@@ -132,7 +132,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_and_both_reports(cohort: Path, tmp_path: Path) -> None:
-    data = {"dataset_dir": str(cohort), "image_size": 32}
+    data = {"dataset_dir": str(cohort), "image_size": 32, "splits": None}
     settings = {**data, "cache_dir": str(tmp_path / "cache"), "output_dir": str(tmp_path / "run"), "labeled": 0.5}
     settings |= {"batch_size": 2, "train#trainer#max_epochs": 2, "train#trainer#epoch_length": 2}
     flow = workflow("train", "train.json", OVERLAY, "methods/fixmatch.json", **settings)

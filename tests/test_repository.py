@@ -71,6 +71,11 @@ def test_project_ranges_hold_the_pins(card: dict, pins: dict[str, str]) -> None:
     assert project["version"] == card["version"]
 
 
+def test_readme_and_project_name_the_same_python() -> None:
+    (least,) = re.findall(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert f"Python {least} or newer" in (ROOT / "README.md").read_text()
+
+
 def test_installed_packages_are_the_pins(pins: dict[str, str]) -> None:
     if not (ROOT / ".venv" / "bin" / "python").exists() or Path(sys.prefix) != ROOT / ".venv":
         pytest.skip("not in the environment that make installs")

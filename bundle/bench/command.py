@@ -140,6 +140,7 @@ def _print_inference(images: list[str], folder: str, image_size: int, repeats: i
     network, chain = isolated(inference, images, folder, image_size, repeats, device)
     print(f"\ninference     {network:8.3f} s per {SLICES}-slice volume in the network")
     print(f"              {chain:8.3f} s from file to saved label on the original grid")
+    print(f"              {60 / chain:8.1f} volumes per minute and process")
 
 
 def _print_input(

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bundle.compare.forecast import COVERAGE, Forecast, fit_power_law
-from scripts.handlers.checkpoints import RunCheckpoint
+from bundle.report.evaluation import read_scores
+from bundle.report.events import run_state, seconds, validation_curve
+from bundle.report.page import Cell, Code, Heading, Section, Table, Text, number, text, write_page
+from bundle.report.several import score_sections, settings_section
 from scripts.metrics import MEASURES
 from scripts.utils.files import replacing, write_text
 
@@ -30,8 +31,12 @@ PARTS = ("val", "test")
 GROUP = ("labeled", "image_size", "iterations")
 """What the runs of one table share."""
 
+FORECAST = (
+    f"A power law through all runs, least squares of the logarithms; in brackets where {COVERAGE:.0%} of single runs "
+    "are expected."
+)
+
 _SHOWN = {"dsc": ("DSC", 3), "hd95_voxels": ("HD95", 1), "assd_voxels": ("ASSD", 1)}
-_CURVE = "val_mean_dice"
 
 
 def collect(folder: Path, part: str) -> list[dict[str, Any]]:
@@ -54,18 +59,18 @@ def collect(folder: Path, part: str) -> list[dict[str, Any]]:
         command = row.pop("command")
         parser = ConfigParser(ConfigParser.load_config_file(run / "train.json"))
         row |= {name: parser.get_parsed_content(name) for name in ("labeled", "image_size")}
-        row |= {"iterations": _state(run)["iteration"], "part": part}
+        row |= {"iterations": run_state(run)["iteration"], "part": part}
         for name, path in summaries.items():
             with path.open(newline="", encoding="utf-8") as stream:
                 mean = next(line for line in csv.DictReader(stream) if line["class"] == "mean")
             row |= {f"{name}_{m}": float(mean[f"{m}_mean"]) if mean[f"{m}_mean"] else None for m in MEASURES}
             row[f"{name}_one_empty"] = int(mean["one_empty"])
-        rows.append({**row, "seconds": _seconds(run), "command": command})
+        rows.append({**row, "seconds": seconds(run), "command": command})
     return rows
 
 
 def write_comparison(folder: Path, rows: Sequence[dict[str, Any]], part: str, command: str) -> str:
-    """Write ``PART.csv``, ``PART.md`` and ``curves.png``.
+    """Write ``PART.csv``, ``PART.md``, ``PART.html`` and ``curves.png``.
 
     Args:
         folder: of the comparison.
@@ -82,10 +87,48 @@ def write_comparison(folder: Path, rows: Sequence[dict[str, Any]], part: str, co
     writer.writeheader()
     writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     write_text(folder / f"{part}.csv", stream.getvalue())
-    text = tables(rows, part, command)
-    write_text(folder / f"{part}.md", text)
+    markdown = tables(rows, part, command)
+    write_text(folder / f"{part}.md", markdown)
     draw_curves(folder, rows, folder / "curves.png")
-    return f"{text}\n{folder / part}.md, a row per run in {part}.csv, validation curves in curves.png"
+    write_comparison_page(folder, rows, part, command)
+    return (
+        f"{markdown}\n{folder / part}.md, a row per run in {part}.csv, validation curves in curves.png, "
+        f"all of it and every case in {part}.html"
+    )
+
+
+def write_comparison_page(folder: Path, rows: Sequence[dict[str, Any]], part: str, command: str) -> None:
+    """Write ``PART.html``: the tables, the scores of the network that leads case by case, and the training curves."""
+    lead = _networks(part)[0]
+    blocks: list[Any] = [Text(_explained(part))]
+    for group in _groups(rows):
+        titles, cells = _table(rows, group, part)
+        blocks.append(Table(titles, cells, _titled(group)))
+    titles, cells = learning_curves(rows, lead)
+    if cells:
+        blocks += [Heading("Learning curve"), Table(titles, cells, FORECAST)]
+    several = len({row["labeled"] for row in rows}) > 1
+    names = {row["run"]: _named(row, several) for row in rows}
+    scores = {name: read_scores(folder / run / f"{part}-{lead}") for run, name in names.items()}
+    sections = [
+        Section("Results", blocks),
+        *settings_section([(row["method"], row["overlay"], row[f"{lead}_dsc"]) for row in rows]),
+        *score_sections(scores, {name: folder / run for run, name in names.items()}),
+        Section("How this was made", [Code(line) for line in dict.fromkeys([command, *(r["command"] for r in rows)])]),
+    ]
+    write_page(
+        folder / f"{part}.html",
+        f"Comparison of {len(rows)} runs, part {part}",
+        f"Case by case and in the box plots: the {lead} network of each run",
+        sections,
+    )
+
+
+def _named(row: dict[str, Any], labeled: bool) -> str:
+    """A run's method, ablation, number of labels where that differs, and seed."""
+    parts = [row["method"], "" if row["overlay"] == "default" else row["overlay"]]
+    parts += [f"{row['labeled']:g} labelled" if labeled else "", f"seed {row['seed']}"]
+    return ", ".join(filter(None, parts))
 
 
 def tables(rows: Sequence[dict[str, Any]], part: str, command: str) -> str:
@@ -97,30 +140,52 @@ def tables(rows: Sequence[dict[str, Any]], part: str, command: str) -> str:
     lines = ["```bash", command, "```", ""]
     if earlier:
         lines += ["Some of the runs were begun by", "", "```bash", *earlier, "```", ""]
-    chosen = " The best network was chosen on these very images." if part == "val" else ""
-    lines += [
-        f"Part `{part}`.{chosen} Mean and, over several seeds, sample standard deviation; distances in voxels; "
-        "one empty: masks that were empty in only one of prediction and label, of all seeds.",
-    ]
-    groups = sorted({tuple(row[key] for key in GROUP) for row in rows}, key=lambda group: group[::-1], reverse=True)
-    for group in groups:
-        labeled, size, iterations = group
-        lines += ["", f"### {labeled} labelled, {size} px, {iterations:,} iterations", "", *_table(rows, group, part)]
-    lines += _learning_curves(rows, _networks(part)[0])
+    lines.append(_explained(part))
+    for group in _groups(rows):
+        lines += ["", f"### {_titled(group)}", "", *_markdown(*_table(rows, group, part))]
+    titles, cells = learning_curves(rows, _networks(part)[0])
+    if cells:
+        lines += ["", "### Learning curve", "", FORECAST, "", *_markdown(titles, cells)]
     return "\n".join(lines) + "\n"
 
 
+def _markdown(titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
+    """A table whose second column, the ablation, is set as code."""
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for method, overlay, *others in rows:
+        words = [method.text, f"`{overlay.text}`" if overlay.text else "", *(cell.text for cell in others)]
+        lines.append(f"| {' | '.join(words)} |")
+    return lines
+
+
+def _explained(part: str) -> str:
+    chosen = " The best network was chosen on these very images." if part == "val" else ""
+    return (
+        f"Part {part}.{chosen} Mean and, over several seeds, sample standard deviation; distances in voxels; "
+        "one empty: masks that were empty in only one of prediction and label, of all seeds."
+    )
+
+
 def _networks(part: str) -> list[str]:
-    """Both networks, first the one that ranks."""
+    """The two networks, the one that leads first: on the images that the best one was chosen on, the last."""
     return ["last", "best"] if part == "val" else ["best", "last"]
 
 
-def _learning_curves(rows: Sequence[dict[str, Any]], network: str) -> list[str]:
+def _groups(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return sorted({tuple(row[key] for key in GROUP) for row in rows}, key=lambda group: group[::-1], reverse=True)
+
+
+def _titled(group: tuple[Any, ...]) -> str:
+    labeled, size, iterations = group
+    return f"{labeled} labelled, {size} px, {iterations:,} iterations"
+
+
+def learning_curves(rows: Sequence[dict[str, Any]], network: str) -> tuple[list[str], list[list[Cell]]]:
     """For each method and ablation with three numbers of labels or more: the power law and what it foresees.
 
     The last column is the law's own test: the largest number of labels, foreseen from the smaller ones.
     """
-    table = []
+    table: list[list[Cell]] = []
     variants: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
     for row in rows:
         if row["labeled"] is not None:
@@ -132,85 +197,48 @@ def _learning_curves(rows: Sequence[dict[str, Any]], network: str) -> list[str]:
         counts = sorted({count for count, _ in points})
         measured = {count: [dice for other, dice in points if other == count] for count in counts}
         twice = 2 * counts[-1]
-        cells = [method, "" if overlay == "default" else f"`{overlay}`", str(size)]
-        cells.append(", ".join(f"{count:g}: {statistics.mean(dices):.3f}" for count, dices in measured.items()))
-        cells += [f"{law.scale:.3f} n^-{law.exponent:.2f}", f"{twice:g}: {_foreseen(law.forecast(twice))}"]
+        cells = [text(method), text("" if overlay == "default" else overlay), number(size, 0)]
+        seen = ", ".join(f"{count:g}: {statistics.mean(dices):.3f}" for count, dices in measured.items())
+        fitted = [seen, f"{law.scale:.3f} n^-{law.exponent:.2f}", f"{twice:g}: {_foreseen(law.forecast(twice))}"]
         earlier = fit_power_law(*zip(*(point for point in points if point[0] < counts[-1]), strict=True))
         held = "" if earlier is None else f"{counts[-1]:g}: {_foreseen(earlier.forecast(counts[-1]))}"
-        table.append(f"| {' | '.join([*cells, held])} |")
-    if not table:
-        return []
+        table.append([*cells, *map(text, [*fitted, held])])
     titles = ["method", "ablation", "px", f"labels: {network} DSC", "1 - DSC", "forecast", "largest from the smaller"]
-    return [
-        "",
-        "### Learning curve",
-        "",
-        f"A power law through all runs, least squares of the logarithms; in brackets where {COVERAGE:.0%} of single "
-        "runs are expected.",
-        "",
-        f"| {' | '.join(titles)} |",
-        "|---" * len(titles) + "|",
-        *table,
-    ]
+    return titles, table
 
 
 def _foreseen(forecast: Forecast) -> str:
     return f"{forecast.dice:.3f} ({forecast.low:.3f} to {forecast.high:.3f})"
 
 
-def _table(rows: Sequence[dict[str, Any]], group: tuple[Any, ...], part: str) -> list[str]:
+def _table(rows: Sequence[dict[str, Any]], group: tuple[Any, ...], part: str) -> tuple[list[str], list[list[Cell]]]:
+    """Titles and rows of the runs of a group, highest mean DSC first."""
     networks = _networks(part)
-    titles = [f"{name} {title}" for name in networks for title in (*(t for t, _ in _SHOWN.values()), "one empty")]
-    lines = [f"| method | ablation | seeds | {' | '.join(titles)} | s |", "|---" * (len(titles) + 4) + "|"]
+    measured = [f"{name} {title}" for name in networks for title in (*(t for t, _ in _SHOWN.values()), "one empty")]
     variants: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if tuple(row[key] for key in GROUP) == group:
             variants.setdefault((row["method"], row["overlay"]), []).append(row)
     ranked = sorted(variants.items(), key=lambda item: -statistics.mean(row[f"{networks[0]}_dsc"] for row in item[1]))
+    lines = []
     for (method, overlay), runs in ranked:
         runs = sorted(runs, key=lambda row: row["seed"])
-        cells = [method, "" if overlay == "default" else f"`{overlay}`", ", ".join(str(row["seed"]) for row in runs)]
+        cells = [text(method), text("" if overlay == "default" else overlay)]
+        cells.append(text(", ".join(str(row["seed"]) for row in runs)))
         for name in networks:
-            cells += [mean_and_deviation([row[f"{name}_{m}"] for row in runs], d) for m, (_, d) in _SHOWN.items()]
-            cells.append(str(sum(row[f"{name}_one_empty"] for row in runs)))
+            for measure, (_, digits) in _SHOWN.items():
+                values = [row[f"{name}_{measure}"] for row in runs]
+                cells.append(Cell(mean_and_deviation(values, digits), statistics.mean(values)))
+            cells.append(number(sum(row[f"{name}_one_empty"] for row in runs), 0))
         times = [row["seconds"] for row in runs if row["seconds"] is not None]
-        lines.append(f"| {' | '.join(cells)} | {f'{statistics.mean(times):,.0f}' if times else ''} |")
-    return lines
+        lines.append([*cells, number(statistics.mean(times) if times else None, 0)])
+    return ["method", "ablation", "seeds", *measured, "s"], lines
 
 
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:
     """Mean and, of two values and more, sample standard deviation, as text."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
-
-
-def _state(run: Path) -> dict[str, Any]:
-    """The trainer's state in a run's checkpoint."""
-    return torch.load(run / RunCheckpoint.name, map_location="cpu", mmap=True, weights_only=True)["state"]
-
-
-def _scalars(run: Path, tag: str) -> list[list[Any]]:
-    """The events of a tag, one list per event file: a run that was interrupted has several."""
-    found = []
-    for path in sorted(run.glob("events.out.tfevents.*")):
-        events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
-        if tag in events.Tags()["scalars"]:
-            found.append(events.Scalars(tag))
-    return found
-
-
-def _seconds(run: Path) -> float | None:
-    """Time from a run's first iteration to its last, without pauses between a stop and the next start."""
-    found = _scalars(run, "loss")
-    return sum(events[-1].wall_time - events[0].wall_time for events in found) if found else None
-
-
-def validation_curve(run: Path) -> dict[int, float]:
-    """Mean Dice on the validation patients by iteration; of an epoch that was trained twice, the later one."""
-    events = [event for file in _scalars(run, _CURVE) for event in file]
-    events.sort(key=lambda event: (event.step, event.wall_time))
-    length = _state(run)["epoch_length"]
-    return {event.step * length: event.value for event in events}
 
 
 def draw_curves(folder: Path, rows: Iterable[dict[str, Any]], target: Path) -> None:

@@ -7,8 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+import SimpleITK as sitk  # noqa: N813
 import torch
 
 from bundle.label.server import LabelServer, app_folder, place_bundle
@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 MODEL = "semsim_demo_segmentation"
 LABELED = 4
-EPOCHS = 6
+MINUTES = 1
 
 
 def main(output: Path = ROOT / "label-demo") -> None:
@@ -54,7 +54,7 @@ def main(output: Path = ROOT / "label-demo") -> None:
         info = server.info()
         print(f"GET  /info/             models {list(info['models'])}, labels {info['labels']}")
         print(f"                        {info['datastore']['total']} studies")
-        answer = server.infer(MODEL, unseen, output / "before.nii.gz")
+        answer = server.infer(MODEL, unseen, output / "before.nrrd")
         print(f"POST /infer/{MODEL}")
         print(f"                        {unseen}, untrained network: mean Dice {mean_dice(answer, labels[unseen]):.3f}")
         status, _ = server.score(MODEL, max_samples=3, max_workers=1)
@@ -66,10 +66,10 @@ def main(output: Path = ROOT / "label-demo") -> None:
             server.save_label(name, labels[name], segments=info["labels"])
         print(f"PUT  /datastore/label   {', '.join(annotated)}")
         begin = time.perf_counter()
-        status, log = server.train(MODEL, max_epochs=EPOCHS)
+        status, log = server.train(MODEL, minutes=MINUTES)
         print(f"POST /train/{MODEL} {status} in {time.perf_counter() - begin:.0f} s")
-        print("".join(f"    {line}\n" for line in log.splitlines() if "scripts.data" in line), end="")
-        answer = server.infer(MODEL, unseen, output / "after.nii.gz")
+        print("".join(f"    {line}\n" for line in log.splitlines() if "scripts.monai_label" in line), end="")
+        answer = server.infer(MODEL, unseen, output / "after.nrrd")
         print(f"POST /infer/{MODEL}")
         print(f"                        {unseen}, trained network: mean Dice {mean_dice(answer, labels[unseen]):.3f}")
     record = json.loads((server.app / "model" / MODEL / "models" / "model.json").read_text(encoding="utf-8"))
@@ -81,7 +81,7 @@ def main(output: Path = ROOT / "label-demo") -> None:
 
 def mean_dice(answer: Path, label: Path) -> float:
     """Mean Dice of the three structures, an absent one in both counting as 1."""
-    found, truth = (np.asarray(nib.load(path).dataobj) for path in (answer, label))  # type: ignore[attr-defined]
+    found, truth = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (answer, label))
     return float(np.mean([dice(found == k, truth == k) for k in (1, 2, 3)]))
 
 

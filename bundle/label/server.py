@@ -29,8 +29,8 @@ __all__ = ["LabelServer", "free_port", "place_bundle"]
 HOST = "127.0.0.1"
 TIMEOUT = 300.0  # seconds, of one request
 PATIENCE = 1800.0  # seconds, of a training
-# What clients ask for, whatever the study's own format.
-ANSWER = {"device": "cpu", "result_extension": ".nii.gz", "result_dtype": "uint8"}
+# What 3D Slicer asks for, whatever the study's own format.
+ANSWER = {"device": "cpu", "result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
 
 
 def place_bundle(target: Path, changes: Mapping[str, Any], network: UNet | None = None) -> Path:
@@ -73,7 +73,7 @@ class LabelServer:
 
     Args:
         folder: gets the app (``app/``) and the server's output (``server.log``).
-        studies: the datastore.
+        studies: the datastore: a folder, or the address of a DICOMweb service.
         models: names of the bundles in ``app/model/``.
         conf: further ``--conf`` pairs.
         environment: settings of the server, such as ``MONAI_LABEL_DATASTORE_FILE_EXT``.
@@ -85,7 +85,7 @@ class LabelServer:
     def __init__(
         self,
         folder: Path,
-        studies: Path,
+        studies: Path | str,
         models: Sequence[str],
         conf: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
@@ -129,8 +129,13 @@ class LabelServer:
             self._signal(signal.SIGKILL)
             self.process.wait()
 
+    def crash(self) -> None:
+        """End the server alone, as when it crashes."""
+        self.process.kill()
+        self.process.wait()
+
     def _signal(self, number: signal.Signals) -> None:
-        """To the server and to its trainings, which outlive a server that crashed."""
+        """To the server and to the trainings that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
@@ -157,17 +162,18 @@ class LabelServer:
         return self._json(self.session.get(f"{self.url}/datastore/?output=all", timeout=TIMEOUT))
 
     def infer(self, model: str, image: str, target: Path, **params: Any) -> Path:
-        """Segment a study.
+        """Segment a study; the request is 3D Slicer's, with every option that the server offers.
 
         Args:
             model: name of the model.
             image: id of the study.
-            target: the label map's file.
-            **params: of the request.
+            target: the label map's file, NRRD.
+            **params: options with another value, such as ``model_filename``.
         """
+        options = _first_of(self.info()["models"][model]["config"])
         answer = self.session.post(
             f"{self.url}/infer/{model}?image={image}&output=image",
-            data={"params": json.dumps({**ANSWER, **params})},
+            data={"params": json.dumps({**options, **ANSWER, **params})},
             timeout=TIMEOUT,
         )
         self._check(answer)
@@ -197,20 +203,40 @@ class LabelServer:
         self._check(answer)
 
     def train(self, model: str, **params: Any) -> tuple[str, str]:
-        """Train a model and wait until it is done.
+        """Train a model and wait until it is done, see :meth:`start_training`.
+
+        Returns:
+            status (``DONE`` or ``ERROR``) and what the training wrote.
+        """
+        return self._task("train", model, self._training_options(model, params))
+
+    def start_training(self, model: str, **params: Any) -> None:
+        """Begin to train a model.
 
         The request is 3D Slicer's: every option that the server offers, of a list the first entry.
 
         Args:
             model: name of the model.
-            **params: options with another value, such as ``max_epochs`` and ``val_split``.
-
-        Returns:
-            status (``DONE`` or ``ERROR``) and what the training wrote.
+            **params: options with another value, such as ``minutes`` and ``val_split``.
         """
-        offered = self.info()["trainers"][model]["config"]
-        options = {key: value[0] if isinstance(value, list) else value for key, value in offered.items()}
-        return self._task("train", model, {**options, "device": "cpu", **params})
+        options = self._training_options(model, params)
+        self._check(self.session.post(f"{self.url}/train/{model}", json=options, timeout=TIMEOUT))
+
+    def stop_training(self) -> None:
+        """End the training that runs."""
+        self._check(self.session.delete(f"{self.url}/train/", timeout=TIMEOUT))
+
+    def training(self) -> dict[str, Any]:
+        """The latest training: its status and what it wrote last."""
+        return self._json(self.session.get(f"{self.url}/train/", timeout=TIMEOUT))
+
+    def segment_unlabeled(self, model: str) -> str:
+        """Fetch and segment all studies without a final label and wait; the status."""
+        params = {"device": "cpu", "multi_gpu": False, "save_label": True, "label_tag": "original", "max_workers": 1}
+        return self._task("batch/infer", f"{model}?images=unlabeled", params)[0]
+
+    def _training_options(self, model: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        return {**_first_of(self.info()["trainers"][model]["config"]), "device": "cpu", **params}
 
     def score(self, method: str, **params: Any) -> tuple[str, str]:
         """Score the studies without a label for active learning and wait; see :meth:`train`."""
@@ -225,7 +251,8 @@ class LabelServer:
             if time.monotonic() > end:
                 raise RuntimeError(f"{kind} of {name} did not end: see {self.log}.")
             time.sleep(0.5)
-            status = self._json(self.session.get(f"{self.url}/{kind}/", timeout=TIMEOUT))["status"]
+            place = kind if kind.startswith("batch") else f"{kind}/"
+            status = self._json(self.session.get(f"{self.url}/{place}", timeout=TIMEOUT))["status"]
         with self.log.open("rb") as stream:
             stream.seek(begin)
             return status, stream.read().decode("utf-8", "replace")
@@ -239,6 +266,11 @@ class LabelServer:
     def _check(answer: requests.Response) -> None:
         if not answer.ok:
             raise RuntimeError(f"{answer.request.method} {answer.url}: {answer.status_code} {answer.text[:500]}")
+
+
+def _first_of(offered: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the server offers as a viewer sends them: of a list the first entry."""
+    return {key: value[0] if isinstance(value, list) else value for key, value in offered.items()}
 
 
 def app_folder(folder: Path) -> Path:

@@ -53,7 +53,9 @@ def draw_montage(
         axis.imshow(shown if shown.shape[-1] == 3 else shown[..., 0], cmap="gray")
         for number in range(1, num_classes):
             mask = np.equal(label[..., k].T, number)
-            if mask.any():
+            if min(mask.shape) < 2 and mask.any():  # matplotlib draws no outline in a single row
+                axis.imshow(np.where(mask, 1.0, np.nan), cmap="spring", alpha=0.5)
+            elif mask.any():
                 axis.contour(mask, levels=[0.5], colors=[colors.get(str(number), f"C{number}")], linewidths=1)
         axis.set_title(Path(record["case"]).name, fontsize=7)
     figure.tight_layout()

@@ -147,7 +147,7 @@ def model_card(
         evaluations: what these weights reached.
         method_overlay: file in ``configs/methods`` that trains the weights' method.
     """
-    classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    classes = {"0": "background", **overlay["class_names"]}
     files = ["train.json", *([f"methods/{method_overlay}"] if method_overlay else [])]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         metadata,

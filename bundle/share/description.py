@@ -77,7 +77,10 @@ def describe(
         image |= {"modality": "photograph", "format": "rgb" if channels == 3 else "magnitude"}
     elif overlay["layout"] == "custom":
         image["modality"] = "n/a"  # CT, MR: nobody told
-    metadata["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(classes), "channel_def": classes}
+    # MONAI Label and 3D Slicer find a structure's colour by the name that their tables have, the first synonym.
+    synonyms = overlay.get("class_synonyms", {})
+    named = {number: synonyms.get(number, [title])[0] for number, title in classes.items()}
+    metadata["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(classes), "channel_def": named}
     return metadata
 
 

@@ -199,16 +199,17 @@ def _record(weights: Path, overlay: Mapping[str, Any], evaluations: Sequence[Eva
 def _write_configs(
     folder: Path, overlay: Mapping[str, Any], record: Mapping[str, Any], trained: Mapping[str, Any], metadata: dict
 ) -> None:
-    """The configs: inference.json with the data set's overlay merged in, train.json with MONAI Label's as well."""
+    """The configs: train.json and inference.json with the data set's overlay and MONAI Label's merged in."""
     folder.mkdir(parents=True)
     for name in CONFIGS:
         shutil.copyfile(ROOT / "configs" / name, folder / name)
     for name in FOLDERS:
         shutil.copytree(ROOT / "configs" / name, folder / name)
-    train = ConfigParser.load_config_files(
-        [str(ROOT / "configs" / name) for name in ("train.json", "monai_label.json")]
+    train, inference = (
+        ConfigParser.load_config_files([str(ROOT / "configs" / name) for name in names])
+        for names in (("train.json", "monai_label.json"), ("inference.json", "monai_label_inference.json"))
     )
-    inference, cpu = (_read_json(folder / name) for name in ("inference.json", "cpu.json"))
+    cpu = _read_json(folder / "cpu.json")
     train |= overlay
     inference |= {key: value for key, value in overlay.items() if key in inference}
     # A network works on slices like those that it was trained on: all three workflows take them.

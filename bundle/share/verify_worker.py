@@ -113,7 +113,10 @@ def schema_holds(bundle: Bundle) -> None:
         copy = Path(folder) / "schema.json"
         if bundle.schema:
             shutil.copyfile(bundle.schema, copy)
-        verify_metadata(meta_file=bundle.config("metadata.json"), filepath=str(copy))
+        try:
+            verify_metadata(meta_file=bundle.config("metadata.json"), filepath=str(copy))
+        except OSError as error:
+            raise ValueError(f"the schema cannot be downloaded ({error}): name a local copy by --schema") from None
 
 
 def properties(bundle: Bundle) -> None:

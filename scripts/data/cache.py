@@ -18,10 +18,17 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, RandomizableTrait
 
-from scripts.data.checks import check_class_settings, check_classes, check_finite, check_grids, remarks
+from scripts.data.checks import (
+    add_or_raise,
+    check_class_settings,
+    check_classes,
+    check_finite,
+    check_grids,
+    remarks,
+)
 from scripts.data.fingerprint import fingerprint
 from scripts.data.readers import voxel_files
-from scripts.utils.errors import FaultsError, WriteError, fault_line
+from scripts.utils.errors import WriteError, fault_line
 from scripts.utils.files import check_writable, replacing, update_digest, write_text
 from scripts.utils.processes import gathered, rank_and_count
 from scripts.utils.threads import in_threads
@@ -62,7 +69,11 @@ class Volume:
 
 
 def cached_volumes(
-    data: Sequence[Mapping[str, Any]], preprocessing: Compose, cache_dir: str | Path, num_classes: int
+    data: Sequence[Mapping[str, Any]],
+    preprocessing: Compose,
+    cache_dir: str | Path,
+    num_classes: int,
+    faults: list[str] | None = None,
 ) -> list[Volume]:
     """Preprocess records, or find them preprocessed by an earlier run.
 
@@ -78,6 +89,7 @@ def cached_volumes(
             records lack one. Their attributes must not change with use.
         cache_dir: folder of the entries, created if missing.
         num_classes: label values must be 0..num_classes - 1; at most 256.
+        faults: where given, faulty records are left out and a line for each is added here.
 
     Returns:
         one volume per record, in order.
@@ -98,17 +110,20 @@ def cached_volumes(
 
     stems = in_threads(lambda record: _try(_stem, record, root, settings), data)
     # The share is one of all entries: what is missing changes while the others are at work.
-    entries = [entry for entry in _share(list(zip(data, stems, strict=True))) if isinstance(entry[1], Path)]
-    there = in_threads(lambda entry: _is_there(*entry), entries)
+    entries = [entry for entry in _share(list(enumerate(stems))) if isinstance(entry[1], Path)]
+    there = in_threads(lambda entry: _is_there(data[entry[0]], entry[1]), entries)
     missing = [entry for entry, found in zip(entries, there, strict=True) if not found]
     if missing:
         logger.info("preprocessing %d volumes -> %s", len(missing), root)
-    results = in_threads(lambda job: _try(_store, *job, preprocessing, num_classes), missing, "preprocessing")
-    own = [r for r in [*stems, *results] if isinstance(r, str)]
-    faults = list(dict.fromkeys(line for lines in gathered(own) for line in lines))
-    if faults:
-        raise FaultsError(faults)
-    volumes = [_open(record, stem) for record, stem in zip(data, stems, strict=True)]
+    results = in_threads(
+        lambda job: _try(_store, data[job[0]], job[1], preprocessing, num_classes), missing, "preprocessing"
+    )
+    outcomes = [*enumerate(stems), *zip((number for number, _ in missing), results, strict=True)]
+    own = {number: outcome for number, outcome in outcomes if isinstance(outcome, str)}
+    faulty = {number: line for lines in gathered(own) for number, line in lines.items()}
+    add_or_raise([faulty[number] for number in sorted(faulty)], faults)
+    pairs = enumerate(zip(data, stems, strict=True))
+    volumes = [_open(record, stem) for number, (record, stem) in pairs if number not in faulty]
     _tell_remarks(volumes)
     return volumes
 

@@ -32,7 +32,7 @@ def find_images(
     """List the images to segment.
 
     Args:
-        source: an image file (NIfTI, MetaImage, PNG, JPEG or DICOM); a folder, whose images are those of
+        source: an image file (NIfTI, MetaImage, NRRD, PNG, JPEG or DICOM); a folder, whose images are those of
             :func:`scripts.data.layouts.custom.image_files`: no labels, nor what inference writes, and the volumes in
             its DICOM files, see :func:`scripts.data.dicom.find.find_volumes`; or a datalist JSON, see
             :func:`scripts.data.layouts.datalist.read_datalist`, of which ``test`` and ``testing`` are taken, else

@@ -1,8 +1,9 @@
-"""Reading images: NIfTI, MetaImage and photographs, which the suffix of a file tells apart."""
+"""Reading images: NIfTI, MetaImage, NRRD and photographs, which the suffix of a file tells apart."""
 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from scripts.data.photographs import PhotographReader, is_photograph
 __all__ = ["LoadVolumed", "MetaImageReader", "is_photograph", "read_grid", "voxel_files"]
 
 VOLUME_SUFFIXES = (".mhd", ".mha")
+NRRD = ".nrrd"
 FEW = 16  # values of a label map
 
 # ITK's warnings name no file and speak of what is read all the same, such as an sform without scale
@@ -71,6 +73,28 @@ class MetaImageReader(ImageReader):
         return array, meta
 
 
+class NrrdReader(MetaImageReader):
+    """Reads NRRD (``.nrrd``), as 3D Slicer writes it, likewise."""
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether all file names end in this format's suffix."""
+        return all(Path(name).suffix.lower() == NRRD for name in ensure_tuple(filename))
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Read one file, see :meth:`MetaImageReader.read`."""
+        files = ensure_tuple(data)
+        if len(files) != 1:
+            raise ValueError(f"expected one file per image, found {len(files)}: {', '.join(map(str, files))}.")
+        shape, affine = read_grid(files[0])
+        try:
+            array = sitk.GetArrayFromImage(sitk.ReadImage(str(files[0]), imageIO="NrrdImageIO"))
+        except RuntimeError:
+            raise ValueError(f"{files[0]} is no image of this type, damaged or cut short.") from None
+        array = array.reshape(*shape[::-1], -1)
+        array = array if array.shape[3] > 1 else array[..., 0]
+        return array.transpose(2, 1, 0, *range(3, array.ndim)), affine
+
+
 class LoadVolumed(LoadImaged):
     """``LoadImaged`` by the bundle's own readers.
 
@@ -88,7 +112,7 @@ class LoadVolumed(LoadImaged):
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
             # expanding "~" would make plain paths of DICOM volumes
             super().__init__(keys, allow_missing_keys=allow_missing_keys, expanduser=False)
-        for reader in (NiftiReader(), MetaImageReader(), PhotographReader(), DicomReader()):
+        for reader in (NiftiReader(), MetaImageReader(), NrrdReader(), PhotographReader(), DicomReader()):
             self._loader.register(reader)
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
@@ -120,7 +144,7 @@ def _few_values(array: np.ndarray) -> bool:
 
 
 def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Where the voxels of a NIfTI or MetaImage volume lie, by its header alone.
+    """Where the voxels of a NIfTI, MetaImage or NRRD volume lie, by its header alone.
 
     Args:
         path: the file.
@@ -133,24 +157,39 @@ def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
         FileNotFoundError: where it is missing.
     """
     path = Path(path)
-    if path.suffix.lower() not in VOLUME_SUFFIXES:
+    nrrd = path.suffix.lower() == NRRD
+    if not nrrd and path.suffix.lower() not in VOLUME_SUFFIXES:
         image = open_nifti(path)
         return (*image.shape, 1, 1)[:3], itk_affine(image.header)
-    header = read_header(path)
+    shape = _check_attached(path) if nrrd else read_header(path).shape
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("MetaImageIO")  # which ITK does not find by a suffix in capitals
+    reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")  # ITK does not find it by a suffix in capitals
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
         dims = reader.GetDimension()
+        if dims not in (2, 3):
+            raise ValueError(f"expected an image of 2 or 3 dimensions, found {dims}.")
+        shape = shape or reader.GetSize()
         affine = np.eye(4)  # a flat image lies in the plane z = 0
         affine[:dims, :dims] = np.reshape(reader.GetDirection(), (dims, dims)) * np.asarray(reader.GetSpacing())
         affine[:dims, 3] = reader.GetOrigin()
-        return (*header.shape, 1)[:3], check_affine(LPS_TO_RAS @ affine)
+        return (*shape, 1)[:3], check_affine(LPS_TO_RAS @ affine)
     except RuntimeError:
         raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _check_attached(path: Path) -> tuple[int, ...]:
+    """Refuse an NRRD whose voxels lie in other files: the cache would not see them change. The shape is unknown yet."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    with path.open("rb") as stream:
+        header = stream.read(1 << 16).split(b"\n\n")[0].split(b"\r\n\r\n")[0]
+    if re.search(rb"(?mi)^data ?file\s*:", header):
+        raise ValueError(f"{path}: its voxels lie in another file: save it as one NRRD.")
+    return ()
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from scripts.data.axis import THICKEST
 from scripts.data.cache import cached_volumes
+from scripts.data.checks import add_or_raise
 from scripts.data.transforms import ThroughPlaneLastd
 
 __all__ = ["SemiSupervisedLoader", "SliceDataset"]
@@ -29,10 +30,12 @@ class SliceDataset(Dataset):
         preprocessing: deterministic transforms, see :func:`scripts.data.cache.cached_volumes`.
         cache_dir: folder of the preprocessed volumes.
         num_classes: number of classes, background included.
-        unlabeled: further records, such as those of :func:`scripts.monai_label.unlabeled_studies`.
+        unlabeled: further records, such as those of :class:`scripts.monai_label.Studies`.
+        channels: number of channels that slices must have; None: those of the first.
+        faults: where given, faulty records are left out and a line for each is added here.
 
     Attributes:
-        data: the records.
+        data: the records, without those that are left out.
         labeled: indices of the labelled slices.
         unlabeled: indices of the unlabelled slices.
         slice_axis: along which axis volumes were cut, one of :data:`scripts.data.axis.AXES`.
@@ -48,17 +51,29 @@ class SliceDataset(Dataset):
         cache_dir: str | Path,
         num_classes: int,
         unlabeled: Sequence[Mapping[str, Any]] = (),
+        channels: int | None = None,
+        faults: list[str] | None = None,
     ) -> None:
-        self.data = [*data, *unlabeled]
         steps = preprocessing.flatten().transforms
         self.slice_axis = next((step.axis for step in steps if isinstance(step, ThroughPlaneLastd)), THICKEST)
-        self.volumes = cached_volumes(self.data, preprocessing, cache_dir, num_classes)
-        for volume in self.volumes:
-            if volume.shape[1:] != self.volumes[0].shape[1:]:
-                raise ValueError(
-                    f"{volume.record['image']}: preprocessed slices [C, H, W] are {list(volume.shape[1:])}, those of "
-                    f"{self.volumes[0].record['image']} are {list(self.volumes[0].shape[1:])}; all must be alike."
-                )
+        volumes = cached_volumes([*data, *unlabeled], preprocessing, cache_dir, num_classes, faults)
+        first = next((volume for volume in volumes if channels in (None, volume.shape[1])), None)
+        self.volumes = [volume for volume in volumes if first and volume.shape[1:] == first.shape[1:]]
+        self.data = [volume.record for volume in self.volumes]
+        unlike = [volume for volume in volumes if first is None or volume.shape[1:] != first.shape[1:]]
+        like = (
+            f"those of {first.record['image']} are {list(first.shape[1:])}"
+            if first
+            else f"expected {channels} channels"
+        )
+        add_or_raise(
+            [
+                f"{volume.record['image']}: preprocessed slices [C, H, W] are {list(volume.shape[1:])}, {like}; "
+                "all must be alike."
+                for volume in unlike
+            ],
+            faults,
+        )
         counts = [volume.shape[0] for volume in self.volumes]
         self._volume = np.repeat(np.arange(len(counts)), counts)
         self._slice = np.concatenate([np.arange(n) for n in counts]) if counts else np.arange(0)

@@ -29,6 +29,7 @@ class VolumeDataset(Dataset):
         num_classes: with labels: their values must be 0..num_classes - 1; at most 256.
         in_memory: preprocess all volumes now, once, instead of each time one is asked for. Faults are then found
             before anything else begins, and labels that were checked are kept in 8 bits.
+        faults: where given, volumes are preprocessed now, faulty ones are left out and a line for each is added here.
 
     Raises:
         ValueError: when ``transform`` does not fit ``num_classes``, or for a file that cannot be read or does not fit;
@@ -42,6 +43,7 @@ class VolumeDataset(Dataset):
         channels: int,
         num_classes: int | None = None,
         in_memory: bool = False,
+        faults: list[str] | None = None,
     ) -> None:
         super().__init__(data, transform)
         self.channels = channels
@@ -49,11 +51,22 @@ class VolumeDataset(Dataset):
         if num_classes is not None:
             check_class_settings(num_classes, Compose(transform).flatten().transforms)
         self._items: list[Any] = []
-        if in_memory:
+        if faults is not None:
+            items = in_threads(self._item_or_fault, range(len(data)), "reading volumes")
+            faults += [item for item in items if isinstance(item, str)]
+            self.data = [record for record, item in zip(data, items, strict=True) if not isinstance(item, str)]
+            self._items = [item for item in items if not isinstance(item, str)]
+        elif in_memory:
             self._items = in_threads(self._load_to_keep, range(len(data)), "reading volumes")
 
     def _transform(self, index: int) -> Any:
         return self._items[index] if self._items else self._load(index)
+
+    def _item_or_fault(self, index: int) -> Any:
+        try:
+            return self._load_to_keep(index)
+        except ValueError as error:
+            return str(error)
 
     def _load_to_keep(self, index: int) -> Any:
         item = self._load(index)

@@ -30,7 +30,7 @@ class RunCheckpoint:
     """Writes a run's checkpoints and resumes from them. Attach it after the validation handler.
 
     - ``checkpoint.pt``, after every epoch: all that is needed to resume.
-    - ``model.pt``: the network's weights alone, best by validation (the last ones if there is no validation). A run
+    - ``model.pt``: the network's weights alone, best by validation (the last ones where nothing is validated). A run
       that resumes from another folder takes over the one that lies there.
     - ``model_last.pt``: the network's weights after the last epoch.
     - ``model.json`` and ``model_last.json``: where these weights come from, see :mod:`scripts.utils.provenance`.
@@ -162,6 +162,8 @@ class RunCheckpoint:
         }
         if self._best_epoch() == engine.state.epoch:
             self._save_network(engine, "model.pt", {"validation_dice": state["best_metric"]})
+        elif self._best_epoch() < 0:
+            self._save_network(engine, "model.pt", {})
         content = {name: part.state_dict() for name, part in self._parts(engine).items()}
         if engine.state.rank == 0:
             save_tensors({**content, "state": state}, self.output_dir / self.name)

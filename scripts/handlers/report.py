@@ -22,7 +22,7 @@ from scripts.metrics import COUNTS, MEASURES, segmentation_scores
 from scripts.utils.files import write_text
 from scripts.utils.provenance import code_version, file_digest, read_record
 
-__all__ = ["SegmentationReport", "aligned"]
+__all__ = ["SegmentationReport", "aligned", "case_names"]
 
 CHOSEN = "These weights were chosen by their Dice on validation cases: on the same cases it flatters them."
 
@@ -132,7 +132,7 @@ class SegmentationReport:
             return
         volumes = [
             {"case": case, "class": self._name(key), **scores[key]}
-            for case, scores in zip(_case_names(self.files), self.scores, strict=True)
+            for case, scores in zip(case_names(self.files), self.scores, strict=True)
             for key in scores
         ]
         summary = [self._summary(key) for key in (self.scores[0] if self.scores else ())]
@@ -171,7 +171,7 @@ def _spacing(pred: Any) -> list[float] | None:
     return [float(size) for size in voxel_sizes(np.asarray(pred.affine))]
 
 
-def _case_names(files: Sequence[str]) -> list[str]:
+def case_names(files: Sequence[str]) -> list[str]:
     """Paths below the folder that holds all files, without suffix: equal file names stay apart."""
     root = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
     return [Path(os.path.relpath(file, root or ".")).as_posix().removesuffix(".gz").rsplit(".", 1)[0] for file in files]

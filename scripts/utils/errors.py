@@ -8,6 +8,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -114,7 +115,8 @@ def plain_output() -> None:
     """Characters that a terminal or a log cannot show are written as their code points: they end no program."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError, ValueError):  # closed, or redirected under Python's feet
+                stream.reconfigure(errors="backslashreplace")
 
 
 def plain_errors() -> None:

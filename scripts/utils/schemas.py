@@ -225,6 +225,10 @@ SCHEMAS: dict[str, Schema] = {
         code=TEXT,
         sha256=SHA256,
         continues_sha256=SHA256,
+        labeled_sha256=_list(
+            "digests of studies",
+            {"type": "string", "pattern": r"^[0-9a-f]{16}\Z", "description": "16 hexadecimal digits"},
+        ),
         license=TEXT,
         calibration=_CALIBRATION,
     ),

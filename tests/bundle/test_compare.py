@@ -24,8 +24,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bundle.__main__ import main
 from bundle.compare import command as compare
-from bundle.compare.results import collect, tables, validation_curve
+from bundle.compare.results import collect, tables
 from bundle.compare.runs import plan
+from bundle.report.events import validation_curve
 from bundle.workflows import CONFIGS, ROOT, method_names
 
 BROKEN = "method::threshold=2"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from bundle.prepare import command as prepare
 from bundle.prepare.command import main
+from bundle.prepare.montage import draw_montage
 from bundle.workflows import execute
 from scripts.data import cohort_axis, dataset_records
 from scripts.phantoms import make_phantom_cohort
@@ -436,7 +437,7 @@ def test_phantoms_of_every_kind_are_sound(
 ) -> None:
     small: dict = {"size": (60, 90)} if kind == "isic" else {"size": (56, 72), "spacing": (3.0, 3.6), "slices": (3, 4)}
     root = Path(make_phantom_cohort(tmp_path / "cohort", patients=(3, 1, 1), kind=kind, **small))
-    splits = None if kind == "isic" else str(root / "splits.json")
+    splits = str(root / "splits.json")
     target = tmp_path / "list.json"
     main(kind, str(root), str(target), splits=splits)
     content, printed = json.loads(target.read_text()), capsys.readouterr().out
@@ -501,3 +502,12 @@ def test_a_coloured_label_is_one_fault(photographs: Path, tmp_path: Path, capsys
     with pytest.raises(SystemExit, match="1 fault in"):
         main("custom", str(root), str(tmp_path / "a.json"), in_channels=3, label_values=[0, 255])
     assert "found 3 channels, expected a label of one" in capsys.readouterr().out
+
+
+def test_a_slice_of_one_row_is_drawn(tmp_path: Path) -> None:
+    image = np.arange(8 * 4, dtype=np.float32).reshape(8, 1, 4)
+    save_nifti(tmp_path / "a.nii.gz", image, np.int16)
+    save_nifti(tmp_path / "a_gt.nii.gz", image > 9, np.uint8)
+    record = {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "a_gt.nii.gz"), "case": "a"}
+    draw_montage([record], tmp_path / "picture.png", 2, {})
+    assert Image.open(tmp_path / "picture.png").size[0] > 0

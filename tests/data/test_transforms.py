@@ -13,7 +13,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd
 from PIL import Image
 
 from bundle.workflows import CONFIGS
-from scripts.data import LoadVolumed, ScaleImaged, ThroughPlaneLastd
+from scripts.data import LabelValuesd, LoadVolumed, ScaleImaged, ThroughPlaneLastd
 
 CANONICAL = np.arange(7 * 6 * 4, dtype=np.float32).reshape(7, 6, 4)  # LPS, slices last
 SPACING = (1.5, 1.4, 9.0)
@@ -158,3 +158,24 @@ def test_training_leaves_image_and_label_in_one_place(tmp_path: Path, image_size
     np.testing.assert_allclose(places["label"], places["image"], rtol=0, atol=0.1)
     true = [(np.argwhere(disc)[:, axis].mean() + 0.5) * image_size / size[axis] - 0.5 for axis in (0, 1)]
     np.testing.assert_allclose(places["image"], true, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [([0, 255, 0], [0, 1, 0]), ([0, 1, 0], [0, 1, 0]), ([0, 0, 0], [0, 0, 0]), ([1, 255, 0], None), ([0, 2, 1], None)],
+)
+def test_viewers_write_classes_where_files_store_other_values(stored: list[int], expected: list[int] | None) -> None:
+    transform = LabelValuesd("label", [0, 255])
+    label = {"label": torch.tensor(stored, dtype=torch.float32)}
+    if expected is None:
+        with pytest.raises(ValueError, match="label values must be 0, 255, found"):
+            transform(label)
+    else:
+        assert transform(label)["label"].tolist() == expected
+
+
+def test_a_viewers_classes_are_refused_where_they_could_pass_for_stored_values() -> None:
+    transform = LabelValuesd("label", [0, 2, 3])  # 2 is what the first class stores, and the second class's number
+    assert transform({"label": torch.tensor([0.0, 3.0, 2.0])})["label"].tolist() == [0, 2, 1]
+    with pytest.raises(ValueError, match="label values must be 0, 2, 3, found 1"):
+        transform({"label": torch.tensor([0.0, 1.0, 2.0])})

@@ -158,10 +158,12 @@ def test_options_of_inference_come_from_the_record(tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
     weights.write_bytes(b"weights")
     paper = {"pixel_spacing": None, "percentiles": [0, 100], "mirroring": False, "largest_component": False}
+    paper["slice_axis"] = "thickest"
     assert trained_options(weights) == paper
     write_record(weights, {"image_size": 96})
     assert trained_options(weights) == paper
     recipe = {"pixel_spacing": 2.0, "percentiles": [1, 99], "mirroring": True, "largest_component": True}
+    recipe["slice_axis"] = "coronal"
     write_record(weights, {"image_size": 96, **recipe})
     assert trained_options(weights) == recipe
     check_grid(weights, 96, recipe)
@@ -173,6 +175,7 @@ def test_options_of_inference_come_from_the_record(tmp_path: Path) -> None:
         {"percentiles": [1]},
         {"percentiles": "1"},
         {"mirroring": 1},
+        {"slice_axis": 2},
     ):
         write_record(weights, {**recipe, **wrong})
         with pytest.raises(ValueError, match=next(iter(wrong))):

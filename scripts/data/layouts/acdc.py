@@ -40,7 +40,7 @@ def acdc_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[di
         frames = [
             image
             for image in sorted(patient.glob("patient*_frame*.nii.gz"))
-            if (name := _FRAME.match(image.name)) and name[1] == patient.name
+            if (name := _FRAME.match(image.name)) and name[1] == patient.name and not image.is_dir()
         ]
         if frames and (other := folders.setdefault(patient.name, patient)) != patient:
             found.append(f"'{other}' and '{patient}' have the same name: a patient is there once.")

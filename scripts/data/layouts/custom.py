@@ -13,7 +13,7 @@ from scripts.utils.files import files_below
 
 __all__ = ["IGNORED", "IMAGE_SUFFIXES", "custom_cases", "image_files", "is_label", "name_of"]
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".png", ".jpg", ".jpeg")
 _LABEL = ("_gt", "_segmentation", "_seg", "_label", "_mask")
 # maps of probabilities, ACDC's whole cines, ISIC's superpixels, the picture that `prepare` makes
 IGNORED = ("_pred", "_prob", "_4d", "_superpixels", "_montage")

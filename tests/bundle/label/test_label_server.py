@@ -7,11 +7,13 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
@@ -22,7 +24,8 @@ from scripts.phantoms import make_phantom_cohort
 
 ROOT = Path(__file__).resolve().parents[3]
 A, B = "semsim_a_segmentation", "semsim_b_segmentation"
-SEGMENTS = ["rv", "myo", "lv"]
+SEGMENTS = ["right ventricle of heart", "myocardium", "left ventricle of heart"]
+NETWORKS = ["model.pt", "model_previous.pt", "model_candidate.pt"]
 SMALL = {"image_size": 32, "batch_size": 2}
 
 
@@ -55,14 +58,25 @@ def reference(bundle: Path, image: Path, folder: Path) -> nib.Nifti1Image:
 
 
 def same(answer: Path, expected: nib.Nifti1Image) -> bool:
-    found = nib.load(answer)
-    assert found.get_data_dtype() == np.uint8
-    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
-    return np.array_equal(np.asarray(found.dataobj).squeeze(), np.asarray(expected.dataobj).squeeze())
+    """Whether 3D Slicer gets what inference.json writes."""
+    found = sitk.ReadImage(str(answer))
+    assert found.GetPixelID() == sitk.sitkUInt8
+    array = np.asarray(expected.dataobj)
+    if array.ndim == 3 and array.shape[2] > 1:  # a photograph has no place
+        np.testing.assert_allclose(found.GetSpacing(), expected.header.get_zooms(), atol=1e-4)
+        np.testing.assert_allclose(np.multiply(found.GetOrigin(), [-1, -1, 1]), expected.affine[:3, 3], atol=1e-3)
+    return np.array_equal(sitk.GetArrayFromImage(found).T.squeeze(), array.squeeze())
 
 
 def digest(bundle: Path) -> str:
     return hashlib.sha256((bundle / "models" / "model.pt").read_bytes()).hexdigest()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 600.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing came of it"
+        time.sleep(0.2)
 
 
 class TestNifti:
@@ -112,6 +126,8 @@ class TestNifti:
         assert info["labels"] == SEGMENTS
         assert info["models"][A]["labels"] == {name: k for k, name in enumerate(SEGMENTS, 1)}
         assert info["datastore"]["total"] == 10
+        assert info["models"][A]["config"]["model_filename"] == NETWORKS
+        assert info["trainers"][A]["config"]["minutes"] == 15
 
     def test_each_copy_predicts_as_its_own_inference_config(
         self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict, tmp_path: Path
@@ -119,7 +135,7 @@ class TestNifti:
         name = sorted(cohort)[0]
         expected = [reference(bundle, cohort[name][0], tmp_path / bundle.name) for bundle in bundles]
         assert len(np.unique(np.asarray(expected[0].dataobj))) > 1
-        answers = [server.infer(model, name, tmp_path / f"{k}.nii.gz") for k, model in enumerate((A, B, A, B))]
+        answers = [server.infer(model, name, tmp_path / f"{k}.nrrd") for k, model in enumerate((A, B, A, B))]
         assert [same(answers[k], expected[k % 2]) for k in range(4)] == [True] * 4
         assert not same(answers[0], expected[1])
 
@@ -135,6 +151,7 @@ class TestNifti:
     ) -> None:
         names = sorted(cohort)
         before = [digest(bundle) for bundle in bundles]
+        untrained = server.infer(A, names[-1], tmp_path / "untrained.nrrd")
         for name in names[:2]:
             server.save_label(name, cohort[name][1], segments=SEGMENTS)
         status, log = server.train(A, max_epochs=1)
@@ -151,8 +168,13 @@ class TestNifti:
         assert record["continues_sha256"] == before[0]
         assert record["license"].startswith("not stated")
         assert "synthetic" not in record["license"] + (bundles[0] / "models" / "LICENSE.txt").read_text()
+        assert "The new network was compared with nothing" in log
         expected = reference(bundles[0], cohort[names[-1]][0], tmp_path / "reference")
-        assert same(server.infer(A, names[-1], tmp_path / "answer.nii.gz"), expected)
+        assert same(server.infer(A, names[-1], tmp_path / "answer.nrrd"), expected)
+        # Going back is a choice in the viewer's list.
+        back = server.infer(A, names[-1], tmp_path / "back.nrrd", model_filename="model_previous.pt")
+        assert back.read_bytes() == untrained.read_bytes()
+        assert same(server.infer(A, names[-1], tmp_path / "again.nrrd"), expected)
 
     def test_a_file_that_is_not_there_begins_anew(self, server: LabelServer, bundles: tuple[Path, Path]) -> None:
         before = digest(bundles[0])
@@ -161,7 +183,7 @@ class TestNifti:
         assert digest(bundles[0]) != before
         record = json.loads((bundles[0] / "models" / "model.json").read_text())
         assert "continues_sha256" not in record
-        assert sorted(path.name for path in (bundles[0] / "models").glob("*.pt")) == ["model.pt"]
+        assert sorted(path.name for path in (bundles[0] / "models").glob("*.pt")) == ["model.pt", "model_previous.pt"]
 
     def test_validation_studies_do_not_return_as_unlabelled_ones(
         self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict, tmp_path: Path
@@ -175,36 +197,71 @@ class TestNifti:
         assert "learning from 4 labelled and 5 unlabelled studies, validating on 1" in log
         assert "preprocessing 9 volumes" in log
         assert digest(bundles[0]) == before[0]
-        assert digest(bundles[1]) != before[1]
+        assert log.count("Served network on the validation studies: Dice RV") == 1
         for model, bundle in zip((A, B), bundles, strict=True):
             expected = reference(bundle, cohort[names[-1]][0], tmp_path / model)
-            assert same(server.infer(model, names[-1], tmp_path / f"{model}.nii.gz"), expected)
+            assert same(server.infer(model, names[-1], tmp_path / f"{model}.nrrd"), expected)
 
-    def test_a_broken_study_is_named_and_the_served_weights_stay(
-        self, server: LabelServer, bundles: tuple[Path, Path], tmp_path: Path
+    def test_what_cannot_be_used_is_left_out_by_name(
+        self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict, tmp_path: Path
     ) -> None:
+        """A broken study, a cine, a label that lacks a name; one whose segments come in another order counts."""
+        names = sorted(cohort)
         broken = tmp_path / "broken.nii.gz"
         broken.write_bytes(b"no image")
-        before = digest(bundles[0])
-        server.add_image("broken", broken)
+        cine = nib.Nifti1Image(np.zeros((40, 48, 3, 9), np.int16), np.eye(4))
+        nib.save(cine, tmp_path / "cine.nii.gz")
+        for path in (broken, tmp_path / "cine.nii.gz"):
+            server.add_image(path.name.removesuffix(".nii.gz"), path)
+        server.save_label(names[0], cohort[names[0]][1], segments=SEGMENTS[1:])
+        server.save_label(names[1], cohort[names[1]][1], segments=["LV", "heart_myocardium", "RV"])
         status, log = server.train(A, max_epochs=1)
-        server.remove_image("broken")
-        assert status == "ERROR"
-        assert any(line.startswith("error: ") and "broken.nii.gz" in line for line in log.splitlines()), log[-3000:]
+        for name in ("broken", "cine"):
+            server.remove_image(name)
+        server.save_label(names[0], cohort[names[0]][1], segments=SEGMENTS)
+        server.save_label(names[1], cohort[names[1]][1], segments=SEGMENTS)
+        assert status == "DONE", log[-3000:]
+        for text in ("broken.nii.gz", "cine.nii.gz", f"the final label of '{names[0]}'"):
+            assert sum("Left out: " in line and text in line for line in log.splitlines()) == 2, (
+                "at once and at the end"
+            )
+        swapped = sitk.GetArrayFromImage(sitk.ReadImage(str(bundles[0] / ".cache" / "labels" / f"{names[1]}.nii.gz")))
+        label = np.asarray(nib.load(cohort[names[1]][1]).dataobj).T.astype(int)
+        np.testing.assert_array_equal(swapped, np.array([0, 3, 2, 1])[label])
+
+    def test_a_worse_network_is_not_served(
+        self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict, tmp_path: Path
+    ) -> None:
+        """Labels that the served network drew: nothing is better on them, and a network from scratch is worse."""
+        names = sorted(cohort)
+        for number, name in enumerate(names[:5]):
+            drawn = sitk.ReadImage(str(server.infer(A, name, tmp_path / f"{number}.nrrd")))
+            sitk.WriteImage(drawn, str(tmp_path / f"{number}.nii.gz"))
+            server.save_label(name, tmp_path / f"{number}.nii.gz", segments=SEGMENTS)
+        before = digest(bundles[0])
+        status, log = server.train(A, max_epochs=1, val_split=0.5, model_filename="anew.pt")
+        for name in names[:5]:
+            server.save_label(name, cohort[name][1], segments=SEGMENTS)
+        assert status == "DONE", log[-3000:]
+        assert "The new network is worse: the served one stays, the new one is model_candidate.pt" in log
         assert digest(bundles[0]) == before
 
-    def test_a_label_that_lacks_a_segment_is_named_and_the_served_weights_stay(
-        self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict
+    def test_stopping_keeps_the_work(
+        self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict, tmp_path: Path
     ) -> None:
-        name = sorted(cohort)[0]
+        name = sorted(cohort)[-1]
         before = digest(bundles[0])
-        server.save_label(name, cohort[name][1], segments=SEGMENTS[1:])
-        status, log = server.train(A, max_epochs=1)
-        server.save_label(name, cohort[name][1], segments=SEGMENTS)
-        assert status == "ERROR"
-        line = f"error: The final label of '{name}' has the segments myo, lv, expected RV, Myo, LV in this order"
-        assert any(entry.startswith(line) for entry in log.splitlines()), log[-3000:]
+        candidate = bundles[0] / "models" / "model_candidate.pt"
+        candidate.unlink(missing_ok=True)
+        server.start_training(A, max_epochs=10000, minutes=1)
+        wait_for(candidate.is_file)
+        wait_for(lambda: any("Epoch 1 of" in line or "step" in line for line in server.training()["details"]))
+        server.stop_training()
+        assert server.training()["status"] == "STOPPED"
         assert digest(bundles[0]) == before
+        served = server.infer(A, name, tmp_path / "served.nrrd")
+        stopped = server.infer(A, name, tmp_path / "stopped.nrrd", model_filename=candidate.name)
+        assert served.read_bytes() != stopped.read_bytes()
 
     def test_scores_are_entropies(self, server: LabelServer) -> None:
         status, log = server.score(A, max_samples=2, max_workers=1)
@@ -217,15 +274,29 @@ class TestNifti:
     def test_with_every_study_labelled_training_goes_on(
         self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict
     ) -> None:
-        before = digest(bundles[0])
         for name in sorted(cohort)[5:]:
             server.save_label(name, cohort[name][1])
         status, log = server.train(A, max_epochs=1)
         assert status == "DONE", log[-3000:]
         assert "learning from 8 labelled and 0 unlabelled studies, validating on 2" in log
         assert "No study is without a label" in log
-        assert digest(bundles[0]) != before
-        assert len(list((bundles[0] / "output").iterdir())) == 3  # three trainings of this copy came to their end
+
+
+def test_a_training_ends_with_its_server(cohort: dict, tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for name in sorted(cohort)[:3]:
+        shutil.copy(cohort[name][0], studies / f"{name}.nii.gz")
+    bundle = make_bundle(app_folder(tmp_path), A)
+    before = digest(bundle)
+    with LabelServer(tmp_path, studies, [A]) as server:
+        server.save_label(sorted(cohort)[0], cohort[sorted(cohort)[0]][1], segments=SEGMENTS)
+        server.start_training(A, max_epochs=10000, minutes=1, val_split=0)
+        wait_for((bundle / "models" / "model_candidate.pt").is_file)
+        (training,) = [p for p in psutil.Process(server.process.pid).children(recursive=True) if "train" in p.cmdline()]
+        server.crash()
+        wait_for(lambda: not training.is_running() or training.status() == psutil.STATUS_ZOMBIE)
+    assert digest(bundle) == before
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".png"])
@@ -258,4 +329,4 @@ def test_other_formats(suffix: str, cohort: dict, tmp_path: Path) -> None:
         assert "learning from 2 labelled and 4 unlabelled studies, validating on 0" in log
         assert digest(bundle) != before
         expected = reference(bundle, studies / f"{names[-1]}{suffix}", tmp_path / "reference")
-        assert same(server.infer(A, names[-1], tmp_path / "answer.nii.gz"), expected)
+        assert same(server.infer(A, names[-1], tmp_path / "answer.nrrd"), expected)

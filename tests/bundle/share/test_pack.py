@@ -123,7 +123,9 @@ def test_each_data_set_is_described(
     data = metadata["network_data_format"]
     assert data["inputs"]["image"]["modality"] == ("photograph" if dataset == "isic" else "MR")
     assert data["inputs"]["image"]["num_channels"] == channels == len(data["inputs"]["image"]["channel_def"])
-    assert data["outputs"]["pred"]["channel_def"] == {str(i): name for i, name in enumerate(classes)}
+    named = ["right ventricle of heart", "myocardium", "left ventricle of heart"] if dataset == "acdc" else classes[1:]
+    assert data["outputs"]["pred"]["channel_def"] == {str(i): name for i, name in enumerate(["background", *named])}
+    assert metadata["label_classes"].endswith(", ".join(f"{i}: {name}" for i, name in enumerate(classes)))
     assert words in metadata["data_source"]
     assert "synthetic" not in metadata["data_source"]
 

@@ -10,10 +10,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
 
+from bundle.share import verify_worker
 from bundle.share.checks import ARCHIVE_CHECKS, FILE_CHECKS, archive_digest, archive_entries, archive_named
 from bundle.share.pack import main as pack
 from bundle.share.verify import main, make_cohort, run_worker, verify
@@ -52,6 +54,15 @@ def test_a_packed_bundle_passes_everything(packed: Path, schema: Path) -> None:
     assert [result for result in results if result.fault] == []
     names = [result.check for result in results]
     assert len(names) == len(set(names)) == len(ARCHIVE_CHECKS) + len(FILE_CHECKS) + 1 + 7 + 3
+
+
+def test_a_schema_that_cannot_be_downloaded_is_named_by_hand(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(**_: Any) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(verify_worker, "verify_metadata", offline)
+    with pytest.raises(ValueError, match=r"no network.*: name a local copy by --schema"):
+        verify_worker.schema_holds(verify_worker.Bundle(copy, "", {}))
 
 
 def test_what_monai_finds_is_reported(copy: Path, schema: Path) -> None:

@@ -127,7 +127,7 @@ def dataset(root: Path, part: str) -> Any:
     parser.read_config([ROOT / "configs/train.json", ROOT / "configs/datasets/isic.json"])
     for key, value in {"bundle_root": ROOT, "dataset_dir": root, "cache_dir": root / "cache"}.items():
         parser[key] = str(value)
-    parser["image_size"], parser["labeled"] = 16, None
+    parser["image_size"], parser["labeled"], parser["splits"] = 16, None, None
     parser.parse()
     try:
         return parser.get_parsed_content(f"{part}#dataset")
@@ -223,3 +223,17 @@ def test_phantom_lesions(tmp_path: Path) -> None:
         assert Path(record["image"]).read_bytes() == Path(records[1]["image"]).read_bytes()
     with pytest.raises(ValueError, match="slices"):
         make_phantom_cohort(tmp_path / "other", kind="isic", slices=(3, 4))
+
+
+def test_published_split_on_real_data(real_data: Callable[[str], Path]) -> None:
+    """The overlay's split: its lists are there, disjoint, and the paper's 3 and 10 % are the first of the list."""
+    root, splits = real_data("isic"), ROOT / "scripts/data/splits/isic.json"
+    if len(list((root / "images").glob("*"))) < 2594:
+        pytest.skip(f"{root} holds a subset of ISIC 2018")
+    val = {record["case"] for record in dataset_records("isic", root, "val", splits)}
+    assert len(val) == 756
+    for share, count, last in ((0.03, 55, "ISIC_0000085"), (181, 181, "ISIC_0000287")):
+        train = dataset_records("isic", root, "train", splits, share)
+        labeled = [record["case"] for record in train if "label" in record]
+        assert (len(train), len(labeled), labeled[-1]) == (1838, count, last)
+        assert val.isdisjoint(record["case"] for record in train)

@@ -1,0 +1,1 @@
+"""``python -m bundle report``: one page about a run, or about several side by side."""

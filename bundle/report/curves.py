@@ -1,0 +1,63 @@
+"""Training curves of one run or of several in one plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bundle.report.charts import lines
+from bundle.report.events import VALIDATION, Curve, curves
+from bundle.report.page import Block, Chart, Charts, Text
+
+__all__ = ["curve_charts"]
+
+_COVERAGE = "coverage_"
+
+
+def curve_charts(folders: Mapping[str, Path]) -> list[Block]:
+    """Losses, coverage of the pseudo-labels, validation Dice and learning rate.
+
+    Args:
+        folders: the runs' folders by name. Of one run every loss and every pseudo-label is drawn; of several the total
+            loss and the decoder's pseudo-labels.
+    """
+    logged = {name: found for name, folder in folders.items() if (found := curves(folder))}
+    if not logged:
+        return [Text("No curves: there are no TensorBoard events in the run's folder.")]
+    one = len(folders) == 1
+    panels: list[tuple[str, str, dict[str, Curve], float | None]] = []
+    if one:
+        (found,) = logged.values()
+        losses = {
+            tag.removeprefix("loss_") if tag != "loss" else "total": found[tag]
+            for tag in sorted(found)
+            if tag.startswith("loss")
+        }
+        share = {
+            tag.removeprefix(_COVERAGE).replace("_", ", "): found[tag]
+            for tag in sorted(found)
+            if tag.startswith(_COVERAGE)
+        }
+        panels += [
+            ("Losses", "loss", losses, None),
+            ("Coverage of the pseudo-labels", "share that passes", share, 1.02),
+        ]
+    else:
+        panels += [
+            ("Total loss", "loss", _of("loss", logged), None),
+            (
+                "Coverage of the decoder's foreground",
+                "share that passes",
+                _of(f"{_COVERAGE}decoder_foreground", logged),
+                1.02,
+            ),
+        ]
+    validation = _of(VALIDATION, logged)
+    rates = _of("learning_rate", logged)
+    panels += [("Validation", "mean Dice", validation, 1.02), ("Learning rate", "rate", rates, None)]
+    shown = [Chart(lines(found, title, label, top)) for title, label, found, top in panels if found]
+    return [Charts(shown)]
+
+
+def _of(tag: str, logged: Mapping[str, Mapping[str, Curve]]) -> dict[str, Curve]:
+    return {name: found[tag] for name, found in logged.items() if tag in found}

@@ -1,0 +1,90 @@
+"""The files of an evaluation, read: the one place that knows how scores lie on disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.metrics import COUNTS, MEASURES
+
+__all__ = ["MEAN", "Scores", "read_scores"]
+
+MEAN = "mean"
+"""What the rows of the mean over the foreground classes are called."""
+
+PER_VOLUME, ABOUT = "per_volume.csv", "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation says of every volume.
+
+    Attributes:
+        cases: their names, in the order of the evaluation.
+        classes: names of the foreground classes.
+        values: by class (:data:`MEAN` included) and measure or count, ``[cases]``; NaN where there is none.
+        about: part of the data set and digest of the weights; empty where the evaluation does not say.
+    """
+
+    cases: list[str]
+    classes: list[str]
+    values: dict[str, dict[str, NDArray[np.float64]]]
+    about: dict[str, Any]
+
+    @property
+    def unit(self) -> str:
+        """``mm`` where there are distances in mm, else ``voxels``."""
+        return "voxels" if np.isnan(self.values[MEAN]["hd95_mm"]).all() else "mm"
+
+
+def read_scores(folder: Path) -> Scores:
+    """Read the scores of an evaluation's folder.
+
+    Raises:
+        FileNotFoundError: if there is no table of volumes.
+        ValueError: if the table or what the evaluation says of itself is not what it should be; the file is named.
+    """
+    path = folder / PER_VOLUME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such table; an evaluation writes it.")
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    columns = ("case", "class", *MEASURES, *COUNTS)
+    if not rows:
+        raise ValueError(f"{path}: expected rows with {', '.join(columns)}; found no row.")
+    if missing := [name for name in columns if name not in rows[0]]:
+        raise ValueError(f"{path}: expected rows with {', '.join(columns)}; found no {', '.join(missing)}.")
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    names = list(dict.fromkeys(row["class"] for row in rows))
+    table: dict[tuple[str, str], dict[str, str]] = {(row["case"], row["class"]): row for row in rows}
+    if MEAN not in names or len(table) != len(rows) or len(rows) != len(cases) * len(names):
+        raise ValueError(f"{path}: expected a row for every case and class, and their {MEAN}; found others.")
+    try:
+        values = {
+            name: {
+                key: np.array([float(table[case, name][key] or "nan") for case in cases])
+                for key in (*MEASURES, *COUNTS)
+            }
+            for name in names
+        }
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected numbers, found {error}.") from None
+    return Scores(cases, [name for name in names if name != MEAN], values, _about(folder / ABOUT))
+
+
+def _about(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected what was evaluated as JSON, found {error}.") from None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path}: expected what was evaluated, found {type(about).__name__}.")
+    return about

@@ -1,0 +1,201 @@
+"""What is reported on: trained weights, the configuration that they were trained with, and their evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+from bundle.report.evaluation import Scores, read_scores
+from bundle.workflows import CONFIGS, ROOT
+from scripts.utils.errors import root_cause
+from scripts.utils.provenance import file_digest, read_record
+
+__all__ = ["NETWORKS", "Run", "find_runs", "words"]
+
+NETWORKS = {"best": "model.pt", "last": "model_last.pt"}
+"""The two networks of a run and their files."""
+
+COLOURS = ("orangered", "seagreen", "royalblue", "goldenrod", "mediumorchid", "darkturquoise", "hotpink", "olive")
+
+PLACES = ("bundle_root", "dataset_dir", "output_dir", "cache_dir", "checkpoint", "device", "splits")
+"""Config ids that say where things are, not what is computed."""
+
+
+@dataclass
+class Run:
+    """One network with the configuration that evaluates it.
+
+    Attributes:
+        name: what it is called on the page.
+        folder: the run's folder.
+        weights: file of the network's weights.
+        evaluation: folder of its scores.
+        part: part of the data set that is scored.
+        files: config files of the evaluation, merged in order.
+        overrides: config values by id.
+    """
+
+    name: str
+    folder: Path
+    weights: Path
+    evaluation: Path
+    part: str
+    files: Sequence[Path]
+    overrides: Mapping[str, Any]
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What is recorded beside the weights; empty where nothing is."""
+        return read_record(self.weights) or {}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+        return file_digest(self.weights)
+
+    @property
+    def scores(self) -> Scores:
+        """The evaluation's scores.
+
+        Raises:
+            FileNotFoundError: if there is no evaluation yet.
+            ValueError: if it cannot be read, or is one of other weights or another part.
+        """
+        scores = read_scores(self.evaluation)
+        for name, expected in (("weights_sha256", self.digest), ("part", self.part)):
+            if (found := scores.about.get(name, expected)) != expected:
+                raise ValueError(
+                    f"{self.evaluation}: is an evaluation with {name} {found}, the report is on {expected}; "
+                    "name another --evaluation."
+                )
+        return scores
+
+    def workflow(self, **overrides: Any) -> ConfigWorkflow:
+        """The evaluation as ``python -m monai.bundle run`` would start it, not yet initialised."""
+        known = {"image_size": self.record.get("image_size"), "labeled": self.record.get("labeled_cases")}
+        given = {key: value for key, value in known.items() if value is not None}
+        return ConfigWorkflow(
+            config_file=[str(file) for file in self.files],
+            meta_file=str(CONFIGS / "metadata.json"),
+            logging_file=False,
+            workflow_type="infer",
+            **{
+                **given,
+                "bundle_root": str(ROOT),
+                "checkpoint": str(self.weights),
+                "output_dir": str(self.evaluation),
+                "part": self.part,
+                **self.overrides,
+                **overrides,
+            },
+        )
+
+    @cached_property
+    def _content(self) -> ConfigWorkflow:
+        return self.workflow()
+
+    def get(self, key: str) -> Any:
+        """What a config id resolves to.
+
+        Raises:
+            ValueError: if it cannot be resolved, with what the component says, without MONAI's chain of errors.
+            FileNotFoundError: likewise.
+        """
+        try:
+            return self._content.parser.get_parsed_content(key)
+        except Exception as error:
+            if isinstance(cause := root_cause(error), (ValueError, FileNotFoundError)):
+                raise cause from None
+            raise
+
+    @cached_property
+    def settings(self) -> str:
+        """Digest of the weights and of everything in the configuration that may change what they predict."""
+        config = {key: value for key, value in self._content.parser.get().items() if key not in PLACES}
+        return hashlib.sha256(json.dumps([self.digest, config], sort_keys=True, default=str).encode()).hexdigest()
+
+    @property
+    def colours(self) -> dict[str, str]:
+        """Colour of each foreground class by its name; where the data set's overlay states none, one of our own."""
+        own = self.get("class_colors") if "class_colors" in self._content.parser else {}
+        numbers = range(1, self.get("num_classes"))
+        return {self.class_name(c): own.get(str(c), COLOURS[(c - 1) % len(COLOURS)]) for c in numbers}
+
+    def class_name(self, number: int) -> str:
+        """What the evaluation calls a foreground class."""
+        return str(self.get("class_names").get(str(number), number))
+
+
+def words(value: str | Sequence[str]) -> list[str]:
+    """Names from the command line: a list, or text with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return [str(part).strip() for part in parts if str(part).strip()]
+
+
+def find_runs(
+    places: str | Sequence[str],
+    config_file: str | Sequence[str],
+    network: str,
+    part: str,
+    evaluation: str | None,
+    overrides: Mapping[str, Any],
+) -> list[Run]:
+    """The runs that folders hold.
+
+    Args:
+        places: folders: of a training, of weights with their record, or of a comparison, which counts for all its runs
+            that are finished.
+        config_file: config files that the training was started with beside ``configs/train.json``. A comparison's runs
+            hold their own.
+        network: ``best`` or ``last``.
+        part: part of the data set that is scored.
+        evaluation: folder of the scores; default: ``PART-NETWORK`` in the run's folder.
+        overrides: config values by id.
+
+    Raises:
+        FileNotFoundError: if a folder or its weights are not there.
+        ValueError: if the network is not known, or one evaluation is named for several runs.
+    """
+    if network not in NETWORKS:
+        raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, found {network}.")
+    folders: list[Path] = []
+    for place in words(places):
+        path = Path(place).resolve()
+        inner = sorted(about.parent for about in path.glob("*/run.json") if (about.parent / NETWORKS["last"]).is_file())
+        folders += inner or [path]
+    if evaluation and len(folders) > 1:
+        raise ValueError("evaluation: names the scores of one run; leave it out for several.")
+    base = [file for file in map(Path, words(config_file)) if file.resolve() != CONFIGS / "train.json"]
+    if missing := [str(file) for file in base if not file.is_file()]:
+        raise FileNotFoundError(f"config_file: no file {', '.join(missing)}.")
+    runs = []
+    for folder in folders:
+        weights = folder / NETWORKS[network]
+        if not weights.is_file():
+            raise FileNotFoundError(f"{folder}: expected a run's folder with {weights.name}, found none.")
+        own = folder / "evaluate.json"
+        files = [own] if own.is_file() else [CONFIGS / "train.json", *base, CONFIGS / "evaluate.json"]
+        target = Path(evaluation).resolve() if evaluation else folder / f"{part}-{network}"
+        runs.append(Run(_name(folder), folder, weights, target, part, files, overrides))
+    return runs
+
+
+def _name(folder: Path) -> str:
+    """A run of a comparison by its method, ablation and seed; any other by its folder."""
+    about = folder / "run.json"
+    if not about.is_file():
+        return folder.name
+    content = json.loads(about.read_text(encoding="utf-8"))
+    parts = [content["method"], "" if content["overlay"] == "default" else content["overlay"]]
+    parts += [
+        f"{content['labeled']:g} labelled" if content.get("labeled") is not None else "",
+        f"seed {content['seed']}",
+    ]
+    return ", ".join(filter(None, parts))

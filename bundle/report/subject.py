@@ -1,0 +1,90 @@
+"""What a page is about: a run with its scores and its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bundle.report.cases import Case
+from bundle.report.evaluation import MEAN, Scores
+from bundle.report.runs import Run
+
+__all__ = ["DIGITS", "Subject", "case_id", "known", "picked", "plural"]
+
+DIGITS = {"dsc": 3, "hd95": 1, "assd": 2}
+"""Digits after the point that a score is shown with."""
+
+PICTURED = 60  # cases with pictures: of larger sets the worst, the best, and others evenly in between
+
+
+@dataclass
+class Subject:
+    """A run with what the page says of it.
+
+    Attributes:
+        run: the run.
+        scores: of its evaluation.
+        cases: the scored cases, in the same order.
+        in_mm: whether the spacing is taken for true: volumes are given in mL, distances in mm.
+    """
+
+    run: Run
+    scores: Scores
+    cases: Sequence[Case]
+    in_mm: bool
+
+    @property
+    def unit(self) -> str:
+        """Unit of the distances."""
+        if self.in_mm and not self.took_voxels_for_mm and self.scores.unit == "mm":
+            return "mm"
+        return "voxels" if self.cases[0].spacing else "pixels"
+
+    @property
+    def took_voxels_for_mm(self) -> bool:
+        """Whether the evaluation did not know the spacing that the files state: its mm are voxels."""
+        voxels, mm = (self.scores.values[MEAN][f"assd_{unit}"] for unit in ("voxels", "mm"))
+        return self.in_mm and np.allclose(voxels, mm)
+
+    def distance(self, name: str, measure: str) -> Any:
+        """HD95 or ASSD (``hd95``, ``assd``) of a class in the unit, ``[cases]``."""
+        return self.scores.values[name][f"{measure}_{'mm' if self.unit == 'mm' else 'voxels'}"]
+
+    @property
+    def titles(self) -> list[str]:
+        """What the cases are called on the page: by the last part of their path where that tells them apart."""
+        last = [name.rpartition("/")[2] for name in self.scores.cases]
+        return last if len(set(last)) == len(last) else self.scores.cases
+
+    @property
+    def order(self) -> list[int]:
+        """The cases by mean DSC, the worst first."""
+        return [int(i) for i in np.argsort(self.scores.values[MEAN]["dsc"], kind="stable")]
+
+
+def case_id(index: int) -> str:
+    """Where the pictures of a case are on the page."""
+    return f"case-{index + 1}"
+
+
+def plural(count: int, word: str) -> str:
+    """A number of things."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def picked(subject: Subject) -> list[int]:
+    """The cases that get pictures: all, or of a large set the worst, the best and others evenly in between."""
+    order = subject.order
+    if len(order) <= PICTURED:
+        return sorted(order)
+    ends = PICTURED // 3
+    between = np.linspace(ends, len(order) - ends - 1, PICTURED - 2 * ends).round().astype(int)
+    return sorted({*order[:ends], *order[-ends:], *(order[i] for i in between)})
+
+
+def known(value: float) -> float | None:
+    """The value, None where there is none."""
+    return None if np.isnan(value) else float(value)

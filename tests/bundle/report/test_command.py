@@ -1,0 +1,180 @@
+"""The report of one run and of several, made from what a training and an evaluation leave."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from bundle.__main__ import main
+from bundle.report import cases as cases_module
+from bundle.report.page import anchor
+from scripts.utils.provenance import write_record
+from tests.bundle.report.test_page import browse
+
+
+@pytest.fixture(scope="module")
+def options(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Where the phantoms are and how large the network sees them."""
+    values = {"dataset_dir": phantom, "splits": phantom / "splits.json", "cache_dir": tmp_path_factory.mktemp("cache")}
+    return [*(f"--{key}={value}" for key, value in values.items()), "--device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(trained: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder: weights with their record, and the events of a short training."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    shutil.copytree(trained().parent, folder)
+    weights, record = torch.load(folder / "model.pt"), json.loads((folder / "model.json").read_text())
+    # an untrained network that names every class somewhere
+    weights |= {"head.weight": torch.randn_like(weights["head.weight"]), "head.bias": torch.zeros(4)}
+    torch.save(weights, folder / "model.pt")
+    write_record(folder / "model.pt", record)
+    with SummaryWriter(str(folder)) as writer:
+        for step in range(1, 41):
+            for tag in ("loss", "loss_supervised", "coverage_decoder", "coverage_decoder_foreground", "learning_rate"):
+                writer.add_scalar(tag, 1 / step, step)
+        for epoch in (1, 2):
+            writer.add_scalar("val_mean_dice", epoch / 4, epoch)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path, options: list[str]) -> Path:
+    """The report on that run."""
+    main(["report", str(run), *options])
+    return run / "val-best" / "report.html"
+
+
+def volumes(page: Path) -> list[dict[str, Any]]:
+    with (page.parent / "per_volume.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_page_holds_the_figures_of_the_evaluation(page: Path) -> None:
+    html = page.read_text()
+    rows = volumes(page)
+    means = [float(row["dsc"]) for row in rows if row["class"] == "mean"]
+    assert len(means) == 4
+    assert f"<b>{sum(means) / 4:.3f}</b>" in html
+    for row in rows:
+        assert f">{row['case'].rpartition('/')[2]}<" in html
+        assert f">{float(row['dsc']):.3f}</td>" in html
+    assert html.count('class="case" id="case-') == 4
+    for title in ("Scores", "Volumes and ejection fraction", "What went wrong", "Training", "What the network sees"):
+        assert f'<section id="{anchor(title)}">' in html
+    assert "Left out" not in html, "nothing is missing for any part"
+    assert "told apart by the larger labelled ventricle" in html
+    assert "flatters them" in html, "the weights were chosen on these cases"
+
+
+def test_links_lead_to_pictures(page: Path) -> None:
+    html = page.read_text()
+    ids = set(re.findall(r'\bid="([^"]+)"', html))
+    links = set(re.findall(r'<a href="#([^"]+)"', html))
+    assert {link for link in links if link.startswith("case-")} == {f"case-{n}" for n in range(1, 5)}
+    assert links <= ids
+
+
+def test_a_browser_shows_it_without_complaint(page: Path) -> None:
+    shown, console = browse(page)
+    assert console == []
+    assert "<th" in shown
+    assert '<button type="button">' in shown, "scripts ran"
+
+
+def test_second_report_runs_no_network(
+    page: Path, run: Path, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (page.parent / "per_volume.csv").stat().st_mtime_ns
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network ran again")
+
+    monkeypatch.setattr(cases_module, "_predict", refuse)
+    monkeypatch.setattr("bundle.report.features._network", refuse)
+    first = page.read_text()
+    main(["report", str(run), *options])
+    assert "report.html" in capsys.readouterr().out
+    assert page.read_text() == first
+    assert (page.parent / "per_volume.csv").stat().st_mtime_ns == before
+
+
+def test_spacing_that_is_not_true_gives_no_volumes(run: Path, page: Path, options: list[str], tmp_path: Path) -> None:
+    target = tmp_path / "voxels.html"
+    main(["report", str(run), *options, "--millimetres=False", f"--output={target}"])
+    html = target.read_text()
+    assert "distances are in voxels" in html
+    assert "HD95, mm" not in html
+    assert "ejection fraction: r" not in html
+
+
+def test_several_runs_stand_side_by_side(
+    run: Path, page: Path, options: list[str], trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    other, target = tmp_path / "two", tmp_path / "both.html"
+    shutil.copytree(trained().parent, other)
+    weights = {name: value * 1.5 for name, value in torch.load(other / "model.pt").items()}
+    torch.save(weights, other / "model.pt")
+    write_record(other / "model.pt", {"data": "acdc", "image_size": 48, "labeled_cases": 2})
+    main(["report", f"{run},{other}", *options, f"--output={target}"])
+    html = target.read_text()
+    for title in ("Scores", "Pictures", "Case by case", "Training"):
+        assert f'<section id="{anchor(title)}">' in html
+    for folder in (run, other):
+        (mean,) = {
+            f"{sum(values) / len(values):.3f}"
+            for values in [[float(r["dsc"]) for r in volumes(folder / "val-best" / "x") if r["class"] == "mean"]]
+        }
+        assert f">{mean}</td>" in html
+    _, console = browse(target)
+    assert console == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--network=middle"], "network: expected one of best, last, found middle"),
+        (["--millimetres=maybe"], "millimetres: expected True or False"),
+        (["--config_file=none.json"], "config_file: no file none.json"),
+        (["--network=last"], "expected a run's folder with model_last.pt"),
+        (["--evaluation=EMPTY", "--part=test"], "is an evaluation with part val"),
+        (["--dataset_dir=EMPTY"], "no case in dataset_dir"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    run: Path,
+    page: Path,
+    options: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: list[str],
+    message: str,
+) -> None:
+    place = page.parent if "--part=test" in changes else tmp_path
+    given = [change.replace("EMPTY", str(place)) for change in changes]
+    with pytest.raises(SystemExit):
+        main(["report", str(run), *options, *given])
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert message in line
+
+
+def test_an_evaluation_of_other_weights_is_refused(
+    run: Path, page: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    weights = {name: value * 2 for name, value in torch.load(other / "model.pt").items()}
+    torch.save(weights, other / "model.pt")
+    write_record(other / "model.pt", json.loads((run / "model.json").read_text()))
+    with pytest.raises(SystemExit):
+        main(["report", str(other), *options])
+    assert "is an evaluation with weights_sha256" in capsys.readouterr().err

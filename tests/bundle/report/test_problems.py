@@ -1,0 +1,46 @@
+"""What is named as having gone wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bundle.report.evaluation import MEAN, Scores
+from bundle.report.problems import empty_predictions, outliers, unlike_training
+from tests.bundle.report.common import make_case
+
+
+def test_classes_on_one_side_only_are_named() -> None:
+    cases = [make_case([9, 5, 7], [9, 5, 7]), make_case([9, 1234, 0], [9, 0, 3]), make_case([9, 0, 0], [9, 0, 0])]
+    assert [(p.case, p.what) for p in empty_predictions(cases, ["RV", "LV"])] == [
+        (1, "RV: nothing predicted, 1,234 voxels in the label"),
+        (1, "LV: 3 voxels predicted, none in the label"),
+    ]
+
+
+def test_outliers_lie_below_tukeys_fence_or_far_from_the_labels_volume() -> None:
+    dice = np.array([0.80, 0.82, 0.84, 0.86, 0.50])
+    # quartiles .80 and .84: the fence is .80 - 1.5 * .04 = .74
+    scores = Scores(list("abcde"), ["LV"], {"LV": {"dsc": dice}, MEAN: {"dsc": dice}}, {})
+    predicted = [100, 150, 151, 67, 66]
+    cases = [make_case([0, 100], [0, n]) for n in predicted]
+    assert [(p.case, p.what) for p in outliers(cases, scores)] == [
+        (4, "DSC LV 0.500 (fence 0.740)"),
+        (4, "DSC mean 0.500 (fence 0.740)"),
+        (2, "volume LV × 1.51"),
+        (4, "volume LV × 0.66"),
+    ]
+
+
+def test_cases_outside_the_training_range_are_named() -> None:
+    ranges = {"mean intensity": (0.1, 0.2), "field of view": (100.0, 200.0)}
+    cases = [
+        make_case([0], [0], intensity=(0.2, 0.1), size=(60, 80, 3)),  # 120 and 160 mm: 140
+        make_case([0], [0], intensity=(0.209, 0.1), size=(100, 100, 3)),  # 200 mm, within 5 %
+        make_case([0], [0], intensity=(0.3, 0.1), size=(200, 200, 3)),
+        make_case([0], [0], intensity=(0.05, 0.1), spacing=None),
+    ]
+    assert [(p.case, p.what) for p in unlike_training(cases, ranges)] == [
+        (2, "mean intensity 0.300, in training 0.100-0.200"),
+        (2, "field of view 400 mm, in training 100-200"),
+        (3, "mean intensity 0.050, in training 0.100-0.200"),
+    ]

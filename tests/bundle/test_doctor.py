@@ -1,0 +1,53 @@
+"""The doctor: every line is there, right where it can be checked, and told where it cannot be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from bundle.__main__ import main
+from scripts.data import SemiSupervisedLoader
+from tests.workflows import workflow
+
+NAMES = ["bundle", "system", "packages", "device", "precision", "memory", "disk"]
+NAMES += ["data, train", "data, validate", "training", "time"]
+
+
+def ask(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, str]:
+    main(["doctor", "--device=cpu", "--image_size=32", "--batch_size=2", *options])
+    lines = [re.split(r"\s{2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    return dict(lines)
+
+
+def test_it_tells_what_a_training_would_do(phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = {"dataset_dir": str(phantom), "splits": str(phantom / "splits.json"), "cache_dir": str(tmp_path / "cache")}
+    told = ask(capsys, "--labeled=2", *(f"--{key}={value}" for key, value in places.items()))
+    assert list(told) == NAMES
+    assert f"torch {torch.__version__.partition('+')[0]}" in told["packages"]
+    assert told["device"].startswith("cpu: ")
+    assert told["data, train"] == "6 cases, 12 images; labelled 2 cases, 4 images"
+    assert told["data, validate"] == "2 cases, 4 images; labelled 2 cases, 4 images"
+    assert not (tmp_path / "cache").exists(), "nothing is written"
+    # as many steps as a training would take, which preprocesses the volumes to know
+    flow = workflow("train", "train.json", labeled=2, image_size=32, batch_size=2, output_dir=str(tmp_path), **places)
+    loader: SemiSupervisedLoader = flow.parser.get_parsed_content("train#dataloader")
+    assert told["training"].startswith("SemSim, 32 px, 2 labelled and as many unlabelled slices a step, ")
+    assert told["training"].endswith(f"{300 * len(loader):,} steps")
+    assert re.match(r"\d+\.\d\d s a step \(the fastest of 3, random images\), \d+\.\d h for all of them", told["time"])
+
+
+def test_what_is_missing_does_not_hide_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = ask(capsys, f"--dataset_dir={tmp_path / 'none'}", "--steps=0", "--train#trainer#epoch_length=7")
+    assert list(told) == NAMES
+    assert told["data, train"].startswith("not known: dataset_dir ")
+    assert told["training"].endswith("2,100 steps")
+    assert told["time"] == "not measured"
+
+
+def test_a_config_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["doctor", "--config_file=none.json"])
+    assert "config_file: no file none.json." in capsys.readouterr().err

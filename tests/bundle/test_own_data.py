@@ -1,0 +1,74 @@
+"""The documented way of a data set of one's own, command by command: prepare, train, evaluate, pack, verify."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = "'configs/train.json','configs/datasets/custom.json','configs/methods/fixmatch.json'"
+
+
+def python(*words: object) -> str:
+    """Output of a command that a user types in the repository's folder, under a terminal that knows ASCII only."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    line = [sys.executable, *map(str, words)]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    """Six volumes with a bright block, whose labels are called as nnU-Net has them; the last one has none."""
+    for name in ("imagesTr", "labelsTr"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    affine = np.diag([-1.5, -1.5, 8, 1])
+    for i in range(6):
+        label = np.zeros((40, 48, 3), np.uint8)
+        label[10 + i : 25, 12:30] = 1
+        image = 80 * label + rng.normal(40, 8, label.shape)
+        nib.save(nib.Nifti1Image(image.astype(np.int16), affine), tmp_path / "set" / "imagesTr" / f"s{i}_0000.nii.gz")
+        if i < 5:
+            nib.save(nib.Nifti1Image(label, affine), tmp_path / "set" / "labelsTr" / f"s{i}.nii.gz")
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "ball": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps({**about, "numTraining": 5}))
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_from_a_folder_to_a_bundle(volumes: Path, tmp_path: Path, named: bool) -> None:
+    """Classes are called the same in list, record, scores and bundle, whether somebody named them or not."""
+    if not named:
+        about = json.loads((volumes / "dataset.json").read_text())
+        (volumes / "dataset.json").write_text(json.dumps({**about, "labels": {"background": 0}}))
+    listed, run, scores, packed = (tmp_path / name for name in ("list.json", "run", "scores", "packed"))
+    classes = [] if named else ["--num_classes", 2]
+    python("-m", "bundle", "prepare", "custom", "--source", volumes, "--output", listed, *classes)
+    given = ["--dataset_dir", listed, "--num_classes", 2, "--image_size", 48, "--cache_dir", tmp_path / "cache"]
+    short = ["--batch_size", 2, "--train#trainer#max_epochs", 1, "--train#trainer#epoch_length", 2]
+    run_monai = ("-m", "monai.bundle", "run")
+    python(*run_monai, "training", "--config_file", f"[{CONFIGS}]", *given, *short, "--output_dir", run)
+    evaluation = ["--config_file", f"[{CONFIGS},'configs/evaluate.json']", "--checkpoint", run / "model.pt"]
+    printed = python(*run_monai, "evaluating", *evaluation, *given, "--output_dir", scores)
+    assert "\\xb1" in printed, "what ASCII lacks is written in another way"
+    python("-m", "bundle", "pack", listed, run / "model.pt", packed, "--evaluation", scores)
+    (archive,) = packed.glob("*.zip")
+    assert "Nothing of the bundle was executed" in python("-m", "bundle", "verify", archive)
+
+    name = "ball" if named else "1"
+    assert json.loads(listed.read_text())["labels"] == {"0": "background", "1": name}
+    assert json.loads((run / "model.json").read_text())["class_names"] == {"1": name}
+    with (scores / "summary.csv").open(newline="") as stream:
+        assert [row["class"] for row in csv.DictReader(stream)] == [name, "mean"]
+    (bundle,) = (path for path in packed.iterdir() if path.is_dir())
+    assert json.loads((bundle / "configs" / "train.json").read_text())["class_names"] == {"1": name}
