@@ -20,7 +20,7 @@ from scripts.handlers.checkpoints import RunCheckpoint, data_protocol
 from scripts.methods import Objective
 from scripts.similarity import majority_labels
 from scripts.utils.errors import root_cause
-from scripts.utils.files import write_text
+from scripts.utils.files import write_csv
 from scripts.utils.tensors import load_tensors
 
 __all__ = ["count_pseudo_labels", "hidden_records", "load_run", "main", "scores"]
@@ -74,7 +74,7 @@ def main(
     rows = [{"kind": kind, **row} for kind, count in counts.items() for row in scores(count)]
     table = [list(rows[0]), *(["" if value is None else str(value) for value in row.values()] for row in rows)]
     path = Path(output) if output else Path(run, "pseudo_labels.csv")
-    write_text(path, "".join(",".join(line) + "\n" for line in table))
+    write_csv(path, rows)
     print(f"{checkpoint}, iteration {iteration}, threshold {objective.threshold}: {batches} batches of ", end="")
     print(f"{hidden.batch_size} of {len(hidden.dataset)} slices, {len(records)} volumes with a hidden label: {path}")
     print("\n".join("".join(f"{cell:>13}" for cell in line) for line in table))

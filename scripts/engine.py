@@ -86,7 +86,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         method: the objective, or a DistributedDataParallel around it; moved to ``device``, in channels_last format.
         optimizer: over the objective's parameters.
         lr_scheduler: stepped after every iteration.
-        epoch_length: iterations per epoch; default one pass of the loader, i.e. over the unlabelled slices.
+        epoch_length: iterations per epoch; default one pass of the loader, i.e. over the unlabeled slices.
         seed: seed of views, dropout and CutMix.
         amp: mixed precision where the device has it, see :func:`autocast_dtype`.
         supervised_share: share of the training, at its beginning, that learns from labeled images alone: pseudo-labels
@@ -176,6 +176,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         enabled = self.dtype is not None
         with torch.autocast(device.type, dtype=self.dtype, enabled=enabled, cache_enabled=False):
             losses: dict[str, Tensor] = self.method(batch)
+        # An objective computes predictions and losses in one pass: both events follow it.
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         # One transfer for all of them, before the backward pass: a broken loss must not reach the weights.

@@ -36,8 +36,8 @@ class WeakView(nn.Module):
         mode: ``flip``: both in-plane axes, each with probability .5. ``rotate_flip``: SSL4MIS's recipe, with
             probability .5 a quarter-turn multiple and one flip, else with probability .5 a rotation of at most
             20 degrees. ``none``: the image as it is.
-        shared: one draw for the whole batch instead of one per image (an objective takes it for labelled and
-            unlabelled images alike), so that the regions of Eq. 8 stay aligned.
+        shared: one draw for the whole batch instead of one per image (an objective takes it for labeled and
+            unlabeled images alike), so that the regions of Eq. 8 stay aligned.
 
     Raises:
         ValueError: for another mode, or in forward for a quarter turn of an image that is not square.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
+from monai.engines.utils import IterationEvents
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
@@ -85,6 +87,28 @@ def test_every_iteration_is_seeded_by_itself() -> None:
         engine.run()
         results.append(torch.cat([p.flatten() for p in method.parameters()]))
     assert torch.equal(*results)
+
+
+def test_monai_handlers_see_the_events_of_an_iteration() -> None:
+    """Gradients are there after the backward pass, and the weights have moved when the model is completed."""
+    net = network()
+    engine = trainer(FixMatch(net), epochs=1)
+    seen: list[tuple[str, bool, bool]] = []
+    begin = net.head.weight.detach().clone()
+
+    def note(name: str) -> None:
+        moved = not torch.equal(net.head.weight, begin)
+        seen.append((name, net.head.weight.grad is not None, moved))
+
+    for event in IterationEvents:
+        engine.add_event_handler(event, partial(lambda name, _: note(name), event.name))
+    engine.run()
+    assert seen[:4] == [
+        ("FORWARD_COMPLETED", False, False),
+        ("LOSS_COMPLETED", False, False),
+        ("BACKWARD_COMPLETED", True, False),
+        ("MODEL_COMPLETED", True, True),
+    ]
 
 
 def test_resume_equals_uninterrupted(tmp_path: Path) -> None:

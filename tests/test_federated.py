@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from monai.fl.client import MonaiAlgo
-from monai.fl.utils.constants import ExtraItems
+from monai.bundle import ConfigWorkflow
+from monai.fl.client import MonaiAlgo, MonaiAlgoStats
+from monai.fl.utils.constants import ExtraItems, FlStatistics
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
@@ -137,3 +138,26 @@ def test_without_labels_fixmatch_is_half_its_consistency() -> None:
     assert found["loss"] == pytest.approx(found["loss_consistency"] / 2)
     target = pseudo_label(objective.network(make_batch()["unlabeled"]).softmax(1))
     assert 0 < found["coverage_decoder"] <= float((target.confidence > 0).float().mean())
+
+
+def test_statistics_of_the_labeled_records(phantom: Path, tmp_path: Path) -> None:
+    """MONAI's analyser reads a label for every image."""
+    workflow = ConfigWorkflow(
+        config_file=[str(ROOT / "configs" / name) for name in ("train.json", "statistics.json")],
+        workflow_type="train",
+        logging_file=False,
+        bundle_root=str(ROOT),
+        dataset_dir=str(phantom),
+        splits=str(phantom / "splits.json"),
+        cache_dir=str(tmp_path / "cache"),
+        output_dir=str(tmp_path / "run"),
+        labeled=2,
+        image_size=32,
+    )
+    client = MonaiAlgoStats(bundle_root=str(ROOT), workflow=workflow)
+    client.initialize({ExtraItems.CLIENT_NAME: "site", ExtraItems.APP_ROOT: str(tmp_path)})
+    asked = {FlStatistics.HIST_BINS: [10], FlStatistics.HIST_RANGE: [[0, 300]]}
+    found = client.get_data_stats(asked).statistics
+    assert found is not None
+    assert found["train"][FlStatistics.DATA_COUNT] == 4  # two patients of two volumes
+    assert found["train"][FlStatistics.FAIL_COUNT] == 0

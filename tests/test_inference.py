@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.nn import functional as F  # noqa: N812
 
-from scripts.data.images import evaluation_records, find_images, find_labelled, source_root
+from scripts.data.images import evaluation_records, find_images, find_labeled, source_root
 from scripts.data.layouts.custom import custom_cases
 from scripts.handlers.weights import load_network_weights
 from scripts.networks import UNet
@@ -184,12 +184,12 @@ def test_images_that_would_share_a_result_are_refused(tmp_path):
 def test_labels_are_paired_by_name(tmp_path):
     touch(tmp_path, "p1/a.nii.gz", "p1/a_gt.nii.gz", "p2/b.jpg", "p2/b_segmentation.png", "p3/c.nii.gz")
     expected = [("p1/a.nii.gz", "p1/a_gt.nii.gz"), ("p2/b.jpg", "p2/b_segmentation.png")]
-    assert pairs(find_labelled(tmp_path), tmp_path) == expected
+    assert pairs(find_labeled(tmp_path), tmp_path) == expected
     assert pairs(evaluation_records("no such layout", tmp_path, "all"), tmp_path) == expected
     with pytest.raises(FileNotFoundError, match="has a label"):
-        find_labelled(tmp_path / "p3")
+        find_labeled(tmp_path / "p3")
     with pytest.raises(FileNotFoundError, match="neither a folder of images nor a datalist"):
-        find_labelled(tmp_path / "p4")
+        find_labeled(tmp_path / "p4")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_labels_are_paired_by_name(tmp_path):
 def test_what_training_takes_for_a_label_evaluation_scores_and_inference_leaves(tmp_path, image, label):
     touch(tmp_path, image, label)
     assert pairs([r for of_case in custom_cases(tmp_path).values() for r in of_case], tmp_path) == [(image, label)]
-    assert pairs(find_labelled(tmp_path), tmp_path) == [(image, label)]
+    assert pairs(find_labeled(tmp_path), tmp_path) == [(image, label)]
     assert names(find_images(tmp_path), tmp_path) == [image]
 
 

@@ -234,7 +234,7 @@ def plain_prototypes(features: Tensor, labels: Tensor, classes: int, rows: int, 
     return table
 
 
-def labelled_batch(classes: int = 5) -> tuple[Tensor, Tensor]:
+def labeled_batch(classes: int = 5) -> tuple[Tensor, Tensor]:
     """Three images, 6 x 8: class 2 in one region of two images, 3 in image 0 alone, 4 nowhere."""
     torch.manual_seed(0)
     features = torch.randn(3, 7, 6, 8)
@@ -247,7 +247,7 @@ def labelled_batch(classes: int = 5) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(("regions", "rows", "columns"), [(1, 1, 1), (2, 2, 2), (3, 3, 2), (4, 3, 4), (99, 6, 8)])
 def test_prototypes_equal_loops(regions: int, rows: int, columns: int) -> None:
-    features, labels = labelled_batch()
+    features, labels = labeled_batch()
     found = region_prototypes(features, labels, 5, regions)
     assert found.vectors.shape == (3, rows, columns, 5, 7)
     assert found.present.tolist() == [True, True, True, True, False]
@@ -258,7 +258,7 @@ def test_prototypes_equal_loops(regions: int, rows: int, columns: int) -> None:
 
 
 def test_prototypes_fall_back_in_order() -> None:
-    features, labels = labelled_batch()
+    features, labels = labeled_batch()
     vectors = region_prototypes(features, labels, 5, 2).vectors
     own = features[0, :, :2, :3].flatten(1).mean(1)
     other = features[1, :, 4:, 5:].flatten(1).mean(1)
@@ -271,13 +271,13 @@ def test_prototypes_fall_back_in_order() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_prototypes_take_labels_as_they_come(dtype: torch.dtype) -> None:
-    features, labels = labelled_batch()
+    features, labels = labeled_batch()
     found = region_prototypes(features, labels.to(dtype), 5, 2)
     torch.testing.assert_close(found.vectors, region_prototypes(features, labels, 5, 2).vectors)
 
 
 def test_query_similarity_equals_loops() -> None:
-    features, labels = labelled_batch()
+    features, labels = labeled_batch()
     query = torch.randn(2, 7, 6, 8)
     query[1, :, 0, 0] = 0
     prototypes = region_prototypes(features, labels, 5, 2)
@@ -388,7 +388,7 @@ def test_cross_loss_stays_finite(images: int, classes_shown: int) -> None:
 
 
 def test_gradient_of_the_cross_prediction() -> None:
-    features, labels = labelled_batch()
+    features, labels = labeled_batch()
     query = torch.randn(2, 7, 6, 8)
     weight = torch.randn(2, 5, 6, 8)
 
@@ -420,7 +420,7 @@ def test_gradient_of_the_cross_prediction() -> None:
 
 
 def test_cross_prediction_under_bf16_autocast() -> None:
-    features, labels = labelled_batch()
+    features, labels = labeled_batch()
     query = torch.randn(2, 7, 6, 8)
 
     def predict(features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""``python -m bundle bench``: what this machine makes of the bundle."""
+"""``python -m bundle bench``: time and memory of the bundle on this machine."""

@@ -114,7 +114,7 @@ def matrix_rate(dtype: torch.dtype, device: str) -> float:
 
 
 def _autocast(dtype: torch.dtype, device: str) -> torch.autocast:
-    """Autocast as the trainer has it."""
+    """Autocast with the trainer's settings."""
     enabled = dtype is not torch.float32
     return torch.autocast(device, dtype=dtype if enabled else None, enabled=enabled, cache_enabled=False)
 

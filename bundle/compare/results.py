@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from bundle.report.events import run_state, seconds, validation_curve
 from bundle.report.page import Cell, Code, Heading, Section, Table, Text, number, text, write_page
 from bundle.report.several import score_sections, settings_section
 from scripts.metrics import MEASURES
-from scripts.utils.files import replacing, write_text
+from scripts.utils.files import replacing, write_csv, write_text
 
 __all__ = ["CHECKPOINTS", "PARTS", "collect", "write_comparison"]
 
@@ -81,12 +80,7 @@ def write_comparison(folder: Path, rows: Sequence[dict[str, Any]], part: str, co
     Returns:
         The tables with the names of the files.
     """
-    stream = io.StringIO()
-    fields = [key for key in rows[0] if key != "command"]
-    writer = csv.DictWriter(stream, fields, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    write_text(folder / f"{part}.csv", stream.getvalue())
+    write_csv(folder / f"{part}.csv", rows, [key for key in rows[0] if key != "command"])
     markdown = tables(rows, part, command)
     write_text(folder / f"{part}.md", markdown)
     draw_curves(folder, rows, folder / "curves.png")

@@ -140,13 +140,10 @@ def _settings(dataset: str, source: str, in_channels: Any, num_classes: Any, lab
     settings = {key: parser.get_parsed_content(key) for key in keys}
     names, values = read_class_values(source) if _is_datalist(source) else ({}, None)
     # beside the parser, which would execute a text of the datalist that looks like code
+    stored = values if label_values is None else label_values
     if num_classes is None and dataset == "custom" and names:
-        num_classes = max(map(int, names)) + 1
-    given = {
-        "in_channels": in_channels,
-        "num_classes": num_classes,
-        "label_values": values if label_values is None else label_values,
-    }
+        num_classes = len(stored) if stored else max(map(int, names)) + 1
+    given = {"in_channels": in_channels, "num_classes": num_classes, "label_values": stored}
     settings |= {key: value for key, value in given.items() if value is not None}
     settings["class_names"] = {**settings["class_names"], **names}
     check_class_values(settings["num_classes"], settings["label_values"])
@@ -171,7 +168,7 @@ def _judge(
     missing, absent = _missing(split, allow_missing)
     torn, doubled = twins(findings)
     changed = _changed(source, everything) if _is_datalist(source) else []
-    bare, unscored = _unlabelled(findings)
+    bare, unscored = _unlabeled(findings)
     faults = [fault for finding in everything for fault in finding.faults]
     notes = [note for finding in everything for note in finding.notes]
     return [*missing, *faults, *torn, *changed, *bare], [*absent, *notes, *label_like(everything), *doubled, *unscored]
@@ -207,7 +204,7 @@ def _left_out(source: str, split: Split, by_image: bool) -> list[str]:
     return notes
 
 
-def _unlabelled(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
+def _unlabeled(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
     """Labels that training (faults), or selection and scoring (notes), would miss."""
     faults, notes = [], []
     bare = {
@@ -288,12 +285,12 @@ def _write(
 ) -> list[Path]:
     """Write the datalist and, where there are labels to outline, its picture; returns their paths."""
     write_text(target, json.dumps(_datalist(findings, target.parent, dataset, settings, where), indent=1) + "\n")
-    labelled = [finding.record for of_part in findings.values() for finding in of_part if finding.classes]
-    if not labelled:
+    labeled = [finding.record for of_part in findings.values() for finding in of_part if finding.classes]
+    if not labeled:
         return [target]
     picture = target.with_name(f"{target.stem}_montage.png")
     draw_montage(
-        labelled,
+        labeled,
         picture,
         settings["num_classes"],
         settings["class_colors"],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from scripts.data import LabelValuesd, LoadVolumed, ThroughPlaneLastd
@@ -17,6 +18,7 @@ from scripts.data.axis import THICKEST
 from scripts.data.cache import stored_files
 from scripts.data.checks import check_classes, check_finite, check_grids, remarks
 from scripts.data.layouts.custom import IGNORED, is_label, name_of
+from scripts.data.nifti import geometry_header
 from scripts.data.readers import is_photograph
 from scripts.utils.errors import fault_line, one_line
 from scripts.utils.files import files_below
@@ -214,9 +216,22 @@ def _look_at_image(finding: Finding, image: MetaTensor, settings: Settings) -> N
         finding.faults.append(f"{path}: found {image.shape[0]} channels, expected {settings.in_channels}.")
     _try(finding, check_finite, image, path)
     finding.few_values = bool(image.meta["few_values"])
+    finding.notes += _left_at_one(path, image)
     finding.notes += [f"{path} {what}" for what in remarks(image.numpy(), few_values=False)]
     if bool((image == image.flatten()[0]).all()):
         finding.faults.append(f"{path}: the image is empty, all its values are {float(image.flatten()[0]):g}.")
+
+
+def _left_at_one(path: str, image: MetaTensor) -> list[str]:
+    """A note where a NIfTI's ``pixdim`` seems never to have been set: the spacing that counts may then be wrong."""
+    header = geometry_header(image.meta)
+    if header is None or not header["sform_code"] or not np.allclose(header["pixdim"][1:4], 1):
+        return []
+    sform = voxel_sizes(header.get_sform())
+    if np.allclose(sform, 1, rtol=0.01):
+        return []
+    sizes = " x ".join(f"{size:.3g}" for size in sform)
+    return [f"{path}: voxels are 1 mm by its pixdim, which counts as in ITK, and {sizes} by its sform: which is true?"]
 
 
 def _look_at_label(finding: Finding, label: MetaTensor, settings: Settings) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-from scripts.utils.licences import SYNTHETIC, split_terms
+from scripts.utils.licences import SYNTHETIC
 from scripts.utils.schemas import read_json, read_text, shown
 
 __all__ = [
@@ -110,16 +110,13 @@ def results_table(item: Evaluation, unit: str = "voxels") -> str:
     return "\n".join(lines)
 
 
-def front_matter(terms: str) -> str:
+def front_matter(licenses: Sequence[str]) -> str:
     """The block that Hugging Face reads at the top of a README: licence, library and tags.
 
     Args:
-        terms: what binds the weights, see :func:`scripts.utils.licences.join_terms`.
+        licenses: what binds the weights, see :func:`scripts.utils.licences.unique_licenses`.
     """
-    names = [
-        next((name for start, name in LICENSES.items() if text.startswith(start)), OWN_TERMS)
-        for text in split_terms(terms)
-    ]
+    names = [next((name for start, name in LICENSES.items() if text.startswith(start)), OWN_TERMS) for text in licenses]
     license_id = "-and-".join(dict.fromkeys(names))
     lines = ["library_name: monai", "pipeline_tag: image-segmentation"]
     if license_id in LICENSES.values():

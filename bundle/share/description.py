@@ -8,7 +8,7 @@ from typing import Any
 
 from bundle.share.card import Evaluation
 from bundle.workflows import ROOT
-from scripts.utils.licences import SYNTHETIC, UNSTATED, join_terms, split_terms
+from scripts.utils.licences import SYNTHETIC, UNSTATED, licenses_line, recorded_licenses, unique_licenses
 
 __all__ = ["describe"]
 
@@ -20,8 +20,8 @@ def describe(
     evaluations: Sequence[Evaluation],
     version: str | None,
     changes: str | None,
-) -> dict[str, Any]:
-    """The metadata of a bundle.
+) -> tuple[dict[str, Any], list[str]]:
+    """The metadata of a bundle, and the licences that bind its weights.
 
     Args:
         own: what the data set's own metadata say in place of the repository's, from ``bundle/share/metadata``.
@@ -46,7 +46,8 @@ def describe(
         metadata["description"] += (
             " These weights were trained on synthetic images only: they show that the bundle works."
         )
-    metadata["data_license"] = _terms(metadata["data_license"], record.get("license"))
+    licenses = _licenses(metadata["data_license"], recorded_licenses(record))
+    metadata["data_license"] = licenses_line(licenses)
     metadata["version"] = version or base["version"]
     if changes:
         if metadata["version"] in base["changelog"]:
@@ -81,15 +82,15 @@ def describe(
     synonyms = overlay.get("class_synonyms", {})
     named = {number: synonyms.get(number, [title])[0] for number, title in classes.items()}
     metadata["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(classes), "channel_def": named}
-    return metadata
+    return metadata, licenses
 
 
-def _terms(known: str, recorded: str | None) -> str:
+def _licenses(known: str, recorded: list[str]) -> list[str]:
     """What binds the weights: all that their record says, and what is known of the data that the record leaves open."""
     if not recorded or known.startswith(UNSTATED):
-        return recorded or known
-    data, *weights = split_terms(recorded)
-    return join_terms(known, *([] if data.startswith(UNSTATED) else [data]), *weights)
+        return recorded or [known]
+    data, *weights = recorded
+    return unique_licenses(known, *([] if data.startswith(UNSTATED) else [data]), *weights)
 
 
 def _pins() -> dict[str, str]:

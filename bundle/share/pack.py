@@ -83,7 +83,7 @@ def main(
         if not dataset.lower().endswith(".json") or record.get("synthetic"):
             raise ValueError(f"{', '.join(stated)}: can be stated for a datalist of real images only.")
         own |= stated
-    metadata = describe(own, overlay, record, evaluations, version, changes)
+    metadata, licenses = describe(own, overlay, record, evaluations, version, changes)
     check(metadata, "metadata", "the bundle's metadata")  # licence, source and changes as they were given
     folder = Path(output).resolve() / f"semsim_{name}_segmentation"
     if folder.exists() and not (folder / "configs" / "metadata.json").is_file():
@@ -95,10 +95,10 @@ def main(
     try:
         bundle = staging / folder.name
         _write_configs(bundle / "configs", overlay, record, trained_options(weights), metadata)
-        _write_models(bundle / "models", Path(weights), record, metadata)
+        _write_models(bundle / "models", Path(weights), record, metadata["data_source"], licenses)
         write_text(bundle / "large_files.yml", _large_files(weights_url, record))
         _write_code(bundle)
-        _write_pages(bundle, metadata, overlay, record, evaluations)
+        _write_pages(bundle, metadata, licenses, overlay, record, evaluations)
         write_archive(bundle, staging / archive.name)
         if folder.exists():
             shutil.rmtree(folder)
@@ -220,12 +220,12 @@ def _write_configs(
     _write_json(folder / "metadata.json", metadata)
 
 
-def _write_models(folder: Path, weights: Path, record: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+def _write_models(folder: Path, weights: Path, record: Mapping[str, Any], source: str, licenses: Sequence[str]) -> None:
     """Weights, their record and their terms."""
     folder.mkdir()
     shutil.copyfile(weights, folder / "model.pt")
-    _write_json(folder / "model.json", {**record, "license": metadata["data_license"]})
-    write_terms(folder, metadata["data_source"], metadata["data_license"])
+    _write_json(folder / "model.json", {**record, "license": list(licenses)})
+    write_terms(folder, source, licenses)
 
 
 def _write_code(bundle: Path) -> None:
@@ -238,6 +238,7 @@ def _write_code(bundle: Path) -> None:
 def _write_pages(
     bundle: Path,
     metadata: Mapping[str, Any],
+    licenses: Sequence[str],
     overlay: Mapping[str, Any],
     record: Mapping[str, Any],
     evaluations: Sequence[Evaluation],
@@ -253,7 +254,7 @@ def _write_pages(
         else:
             shutil.copyfile(source, target)
     write_text(bundle / "docs" / "README.md", card)
-    write_text(bundle / "README.md", front_matter(metadata["data_license"]) + card)
+    write_text(bundle / "README.md", front_matter(licenses) + card)
 
 
 def _pages(card: str) -> list[str]:

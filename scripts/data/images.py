@@ -15,7 +15,7 @@ from scripts.data.records import dataset_records
 __all__ = [
     "evaluation_records",
     "find_images",
-    "find_labelled",
+    "find_labeled",
     "source_root",
 ]
 
@@ -81,7 +81,7 @@ def find_images(
     return [{"image": image} for image in (*map(str, images), *volumes)]
 
 
-def find_labelled(source: str | Path) -> list[dict[str, str]]:
+def find_labeled(source: str | Path) -> list[dict[str, str]]:
     """List the images that have a label.
 
     Args:
@@ -121,7 +121,7 @@ def evaluation_records(
         layout: of the data set, see :func:`scripts.data.dataset_records`; of no account where ``part`` is ``all``.
         dataset_dir: folder of the data set, or its datalist.
         part: a part of the split (``val``, ``test``, ``train``), or ``all``: every labelled image, see
-            :func:`find_labelled`.
+            :func:`find_labeled`.
         splits: JSON file of the split; not read where ``part`` is ``all``.
         allow_missing: whether cases of the split may be missing.
         fold: see :func:`scripts.data.dataset_records`.
@@ -134,7 +134,7 @@ def evaluation_records(
         ValueError: if the split has no such part or the part is empty.
     """
     if part == "all":
-        return find_labelled(dataset_dir)
+        return find_labeled(dataset_dir)
     records = dataset_records(layout, dataset_dir, part, splits, allow_missing=allow_missing, fold=fold)
     if not records:
         raise ValueError(f"Part '{part}' of {splits} is empty: nothing to evaluate.")

@@ -152,7 +152,7 @@ def dataset_records(
         raise FileNotFoundError(
             f"no training image of '{dataset_dir}' has a label; taken for images: {taken}. {LAYOUTS[layout].source}."
         )
-    return hide_labels(chosen, labeled, split.where) if part == "train" else _all_labelled(chosen)
+    return hide_labels(chosen, labeled, split.where) if part == "train" else _all_labeled(chosen)
 
 
 def missing_cases(layout: str, dataset_dir: str | Path, splits: str | Path | None = None) -> list[str]:
@@ -260,7 +260,7 @@ def hide_labels(cases: Mapping[str, Sequence[Record]], labeled: float | None, wh
             f"in {where}, or a share of them between 0 and 1."
         )
     names = list(cases)
-    shown = _all_labelled({name: cases[name] for name in names[:count]})
+    shown = _all_labeled({name: cases[name] for name in names[:count]})
     hidden = [{k: v for k, v in record.items() if k != "label"} for name in names[count:] for record in cases[name]]
     return shown + hidden
 
@@ -328,7 +328,7 @@ def _by_case(records: Sequence[Record]) -> dict[str, list[Record]]:
     return cases
 
 
-def _all_labelled(cases: Mapping[str, Sequence[Record]]) -> list[Record]:
+def _all_labeled(cases: Mapping[str, Sequence[Record]]) -> list[Record]:
     records = [record for of_case in cases.values() for record in of_case]
     for record in records:
         if "label" not in record:

@@ -35,7 +35,9 @@ class RunCheckpoint:
     - ``model_last.pt``: the network's weights after the last epoch.
     - ``model.json`` and ``model_last.json``: where these weights come from, see :mod:`scripts.utils.provenance`.
 
-    Each file is written to a temporary name and renamed, by the first process only. That process keeps the folder to
+    Ignite's ``DiskSaver``, which MONAI's ``CheckpointSaver`` uses too, writes each file to a temporary name and renames
+    it, in the first process only. ``CheckpointSaver`` itself would write neither the records, in step with the weights,
+    nor the protocol that a resumed run is held against. That process keeps the folder to
     itself until the training is complete, and removes what an earlier one that was killed left half written.
 
     Args:
@@ -191,7 +193,7 @@ class RunCheckpoint:
 
 
 def _protocol(engine: SemiSupervisedTrainer) -> dict[str, Any]:
-    """What a resumed run must share with the run before it."""
+    """The settings that a resumed run must share with its checkpoint."""
     protocol = {
         "objective": type(engine.objective).__name__,
         "epoch_length": engine.state.epoch_length,
@@ -227,7 +229,10 @@ def _check_agreement(engine: SemiSupervisedTrainer, current: Mapping[str, str]) 
 
 
 def data_protocol(loader: SemiSupervisedLoader) -> dict[str, Any]:
-    """What whoever goes on with a run, or judges it, must share of its data; as a checkpoint's state has it."""
+    """The properties of the training data that a resumed run must share with its checkpoint.
+
+    The names are those of the checkpoint's state, in older checkpoints too.
+    """
     return {
         "labelled slices": len(loader.dataset.labeled),
         "unlabelled slices": len(loader.dataset.unlabeled),
@@ -246,7 +251,7 @@ def run_settings(objective: Objective) -> dict[str, Any]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is an option among attributes: numbers and words, or some of them, that training does not move."""
+    """The attributes that are options: numbers, words and tuples that training does not change."""
     return {
         name: value
         for name, value in values.items()
@@ -257,7 +262,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training(engine: SemiSupervisedTrainer) -> dict[str, Any]:
-    """How the network became what it is at this moment, for the record of its weights."""
+    """Provenance of the current weights, for their record."""
     objective, loader = engine.objective, engine.data_loader
     record: dict[str, Any] = {"method": type(objective).__name__}
     if isinstance(fusion := getattr(objective, "fusion", None), nn.Module):

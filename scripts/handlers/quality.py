@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -119,7 +120,7 @@ class QualityReport:
         output: Any = engine.state.output
         for item in output:
             saved = Path(item["pred"].meta["saved_to"])
-            case = saved.relative_to(self.output_dir.resolve() if saved.is_absolute() else self.output_dir)
+            case = Path(os.path.relpath(saved, self.output_dir))
             about = {
                 "map": saved.name,
                 "case": _stem(case.as_posix()).removesuffix("_seg"),

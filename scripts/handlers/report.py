@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +17,7 @@ from nibabel.affines import voxel_sizes
 
 from scripts.data.readers import is_photograph
 from scripts.metrics import COUNTS, MEASURES, segmentation_scores
-from scripts.utils.files import write_text
+from scripts.utils.files import write_csv, write_text
 from scripts.utils.provenance import code_version, file_digest, read_record
 
 __all__ = ["SegmentationReport", "aligned", "case_names"]
@@ -43,6 +41,9 @@ class SegmentationReport:
     Distances are in voxels and, for volumes, in mm by the image's spacing; they mean mm only where that spacing
     is true. Photographs (2-D) have none. ``one_empty`` counts where only prediction or label has a class,
     ``both_empty`` where neither has.
+
+    ``MetricsSaver`` writes one file per metric with a column per class; it has neither the counts of empty masks
+    nor voxels beside mm, and its files are not renamed into place. Hence the tables are written here.
 
     Evaluation is meant for one process; under several, the first alone writes what it scored itself.
 
@@ -136,8 +137,8 @@ class SegmentationReport:
             for key in scores
         ]
         summary = [self._summary(key) for key in (self.scores[0] if self.scores else ())]
-        _write_csv(self.output_dir / "per_volume.csv", volumes)
-        _write_csv(self.output_dir / "summary.csv", summary)
+        write_csv(self.output_dir / "per_volume.csv", volumes)
+        write_csv(self.output_dir / "summary.csv", summary)
         if self.checkpoint is not None:
             write_text(self.output_dir / "evaluation.json", json.dumps(self.about, indent=4) + "\n")
         note = f"{CHOSEN}\n" if self.chosen else ""
@@ -175,19 +176,6 @@ def case_names(files: Sequence[str]) -> list[str]:
     """Paths below the folder that holds all files, without suffix: equal file names stay apart."""
     root = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
     return [Path(os.path.relpath(file, root or ".")).as_posix().removesuffix(".gz").rsplit(".", 1)[0] for file in files]
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows; None becomes an empty field."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _rounded(value) for key, value in row.items()} for row in rows)
-    write_text(path, text.getvalue())
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 6) if isinstance(value, float) else value
 
 
 def _table(summary: Sequence[Mapping[str, Any]]) -> str:

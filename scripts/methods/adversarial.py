@@ -17,11 +17,11 @@ __all__ = ["Adversarial"]
 
 
 class Adversarial(RampedConsistency):
-    """``L_s + w(t) CE(D(p, x), labelled)``: segmentations of unlabelled images shall pass for those of labelled ones.
+    """``L_s + w(t) CE(D(p, x), labeled)``: segmentations of unlabeled images shall pass for those of labeled ones.
 
     The discriminator D sees an image and its class probabilities. An Adam of its own, after each step of the network,
-    teaches it which images are labelled: ``CE(D(p, x), origin)`` over both batches. ``loss_consistency`` is the
-    network's adversarial term, over the unlabelled images, D without dropout.
+    teaches it which images are labeled: ``CE(D(p, x), origin)`` over both batches. ``loss_consistency`` is the
+    network's adversarial term, over the unlabeled images, D without dropout.
 
     Trained: 4,576,518 parameters (1 channel, 4 classes), the U-Net and D's 2,762,754. Deployed: the U-Net, 1,813,764
     (SemSim's Table I cites this figure alone). Deviations from SSL4MIS (``train_adversarial_network_2D.py``): D learns
@@ -54,7 +54,7 @@ class Adversarial(RampedConsistency):
         logits = self.network(images).float()
         probabilities = logits.softmax(dim=1)
         n = len(image)
-        origin = (torch.arange(len(images), device=images.device) < n).long()  # 1: labelled
+        origin = (torch.arange(len(images), device=images.device) < n).long()  # 1: labeled
         self._judged = probabilities.detach(), images, origin
 
         self.discriminator.eval()

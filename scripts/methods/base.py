@@ -23,10 +23,10 @@ class WeakViews(NamedTuple):
     """Weak views of a batch.
 
     Attributes:
-        image: labelled images ``[B, C, H, W]``.
+        image: labeled images ``[B, C, H, W]``.
         label: their labels ``[B, H, W]``.
-        unlabeled: unlabelled images ``[B', C, H, W]``.
-        hidden: what the unlabelled images would have been labelled ``[B', H, W]``, where the batch says so: pseudo-
+        unlabeled: unlabeled images ``[B', C, H, W]``.
+        hidden: what the unlabeled images would have been labeled ``[B', H, W]``, where the batch says so: pseudo-
             labels are judged by it, no loss sees it.
     """
 
@@ -41,13 +41,13 @@ class Objective(nn.Module):
 
     It holds the deployed network and whatever else it trains, so one optimiser over ``parameters()``, one
     DistributedDataParallel wrapper and one checkpoint entry serve every objective. A batch holds ``image``
-    ``[B, C, H, W]`` in [0, 1], its ``label`` ``[B, 1, H, W]``, and, where there are unlabelled slices, ``unlabeled``
+    ``[B, C, H, W]`` in [0, 1], its ``label`` ``[B, 1, H, W]``, and, where there are unlabeled slices, ``unlabeled``
     ``[B', C, H, W]``. The entry ``loss`` of the result is what is minimised; all other entries are scalars for the
     log (``loss_*`` parts of it, ``coverage_*`` shares of pixels that pass).
 
     Args:
         network: the network that is deployed.
-        weak: weak view of labelled and unlabelled images.
+        weak: weak view of labeled and unlabeled images.
         strong: strong view, drawn on the weak one.
         threshold: confidence tau that a pseudo-label needs.
         teacher_decay: decay of a moving average of the network, which then makes the pseudo-labels, without dropout, in
@@ -59,8 +59,8 @@ class Objective(nn.Module):
             cross-entropy and Dice.
 
     Attributes:
-        requires_unlabeled: whether the objective learns from unlabelled images.
-        requires_labeled: whether it needs labelled images in every batch; those that do not take batches without
+        requires_unlabeled: whether the objective learns from unlabeled images.
+        requires_labeled: whether it needs labeled images in every batch; those that do not take batches without
             ``image`` and ``label``, such as a federated site without labels has.
         iteration: number of the current iteration, from 0; the trainer sets it before each, also on resuming.
         total_iterations: length of the training; the trainer sets it at its start.
@@ -132,7 +132,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
-        """Every kind of pseudo-label of the unlabelled weak views, as :meth:`forward` makes them.
+        """Every kind of pseudo-label of the unlabeled weak views, as :meth:`forward` makes them.
 
         Args:
             views: of :meth:`weak_views`.
@@ -148,7 +148,7 @@ class Objective(nn.Module):
         return loss
 
     def supervised(self, image: Tensor, label: Tensor) -> Tensor:
-        """L_s of the network on labelled views; 0 where there are none."""
+        """L_s of the network on labeled views; 0 where there are none."""
         return self.supervised_loss(self.network(image), label) if len(image) else image.new_zeros(())
 
     @property
@@ -178,9 +178,9 @@ class Objective(nn.Module):
         return image, label[:, 0]
 
     def weak_views(self, batch: Mapping[str, Tensor]) -> WeakViews:
-        """:meth:`labeled_view`, and the weak views of the unlabelled images; a shared view is one draw for both.
+        """:meth:`labeled_view`, and the weak views of the unlabeled images; a shared view is one draw for both.
 
-        An entry ``hidden`` of the batch, ``[B', 1, H, W]``, is seen under the unlabelled images' draws.
+        An entry ``hidden`` of the batch, ``[B', 1, H, W]``, is seen under the unlabeled images' draws.
         """
         state = torch.get_rng_state()
         image, label = self.labeled_view(batch)

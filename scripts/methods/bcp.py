@@ -17,14 +17,14 @@ __all__ = ["BCP", "largest_components"]
 
 
 class BCP(Objective):
-    """Two phases: the network learns from labelled images pasted into each other, then from labelled and unlabelled.
+    """Two phases: the network learns from labeled images pasted into each other, then from labeled and unlabeled.
 
     One box of two thirds of the image's height and width, drawn anew at each step for the whole batch, is cut out of
     one image and pasted into another. With a region loss ``L(y, M)``, the mean of the cross-entropy over the pixels M
     and of their Dice loss, a mixed image costs ``w_out L(y_out, outside) + w_box L(y_box, box)``.
 
-    - Pre-training: boxes of one half of the labelled images in the other half, both weights 1.
-    - Self-training: boxes of labelled images in unlabelled ones and boxes of unlabelled images in labelled ones, the
+    - Pre-training: boxes of one half of the labeled images in the other half, both weights 1.
+    - Self-training: boxes of labeled images in unlabeled ones and boxes of unlabeled images in labeled ones, the
       sum of both costs. Labels weigh 1; pseudo-labels ``unlabeled_weight``: the arg max of a mean teacher, of whose
       classes only the largest connected component in each image stays.
 
@@ -36,13 +36,13 @@ class BCP(Objective):
 
     Deviations from the reference code: pre-training hands over its last weights, not the best by validation, and the
     learning rate falls over both phases instead of being constant; both come from the one schedule that all methods
-    share. The teacher predicts the unlabelled batch in one pass, not each half under its own batch statistics. Its
+    share. The teacher predicts the unlabeled batch in one pass, not each half under its own batch statistics. Its
     batch-norm averages, which nothing reads, are copied instead of averaged. Where halves are uneven, images stand in
     both.
 
     Args:
         pretraining: share of the training that is pre-training, in [0, 1]; the reference's 10,000 of 40,000 iterations.
-        unlabeled_weight: weight of the pseudo-labelled region.
+        unlabeled_weight: weight of the pseudo-labeled region.
         decay: of the teacher's average, in [0, 1).
         **kwargs: of :class:`scripts.methods.Objective`. Threshold and strong view are not used.
 

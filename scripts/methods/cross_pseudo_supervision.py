@@ -19,13 +19,13 @@ __all__ = ["CrossPseudoSupervision"]
 class CrossPseudoSupervision(RampedConsistency):
     """``L_s1 + L_s2 + w(t) (CE(z_1, arg max z_2) + CE(z_2, arg max z_1))``: two networks teach each other.
 
-    Both see the same views; the cross-entropies are means over the unlabelled pixels, all of them, and the hard
+    Both see the same views; the cross-entropies are means over the unlabeled pixels, all of them, and the hard
     labels carry no gradient. ``loss_supervised`` and ``loss_consistency`` are the sums over both networks.
 
     Trained: 3,627,528 parameters (1 channel, 4 classes), two networks. Deployed: the first, 1,813,764. Deviations
     from SSL4MIS: both networks start from PyTorch's own initialisation, with other draws, instead of one from
     Kaiming's and one from Xavier's; one optimiser holds both, which for SGD is the same. The authors' own code
-    supervises the labelled images crosswise too, at a constant weight of 1.5.
+    supervises the labeled images crosswise too, at a constant weight of 1.5.
 
     Args:
         second: the network beside the deployed one: of equal shape, with other initial weights.

@@ -24,14 +24,14 @@ class DiffRect(RampedConsistency):
     weak and strong views (:func:`contrasted_label`), and the mean of cross-entropy and Dice as the loss between logits
     and labels:
 
-    - L_s, L_c: of the labelled weak views against their labels, of the unlabelled strong views against y_w.
-    - L_s', L_lat: the rectifier goes from y_w to the labels; for unlabelled images, which have none, to y_w itself.
+    - L_s, L_c: of the labeled weak views against their labels, of the unlabeled strong views against y_w.
+    - L_s', L_lat: the rectifier goes from y_w to the labels; for unlabeled images, which have none, to y_w itself.
     - L_c', L_lat': the rectifier goes from y_s to y_w; its logits are compared with the labels that it made of y_w.
-    - L_rect, once ``warm_up`` of the training has passed: the unlabelled weak views against the labels that the
+    - L_rect, once ``warm_up`` of the training has passed: the unlabeled weak views against the labels that the
       rectifier samples from noise, conditioned on y_w.
 
     L_lat is the mean squared error of the denoised bottleneck. The guidance is the Dice loss between start and end, of
-    the labelled images in the first case, of the unlabelled ones in the second.
+    the labeled images in the first case, of the unlabeled ones in the second.
 
     Trained: 19,730,840 parameters (1 channel, 4 classes), the U-Net and the rectifier; the paper's Table I has 19.37 M.
     Deployed: the U-Net, 1,813,764. Deviations from the reference code (CUHK-AIM-Group/DiffRect): the denoiser is

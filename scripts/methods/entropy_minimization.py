@@ -16,11 +16,11 @@ __all__ = ["EntropyMinimization"]
 class EntropyMinimization(RampedConsistency):
     """``L_s + w(t) L_ent``: every pixel should be given to one class.
 
-    ``L_ent = mean -(sum_c p_c ln p_c) / ln C``, in [0, 1], over the pixels of labelled and unlabelled images alike,
-    as SSL4MIS has it; it is logged as ``loss_consistency``.
+    ``L_ent = mean -(sum_c p_c ln p_c) / ln C``, in [0, 1], over the pixels of labeled and unlabeled images alike,
+    as in SSL4MIS; it is logged as ``loss_consistency``.
 
     Trained and deployed: the network's 1,813,764 parameters (1 channel, 4 classes). The loss is SSL4MIS's. ADVENT
-    itself takes the entropy of the unlabelled images only, at a fixed weight of .001, beside an adversarial variant
+    itself takes the entropy of the unlabeled images only, at a fixed weight of .001, beside an adversarial variant
     that is not meant here.
     """
 

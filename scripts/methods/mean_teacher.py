@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from scripts.methods.consistency import TaughtConsistency, joint_pass
+from scripts.methods.perturbations import noisy
 
 __all__ = ["MeanTeacher"]
 
 
 class MeanTeacher(TaughtConsistency):
-    """``L_s + w(t) L_c``: the student agrees with its moving average on a noisy copy of the unlabelled image.
+    """``L_s + w(t) L_c``: the student agrees with its moving average on a noisy copy of the unlabeled image.
 
-    ``L_c = mean (p_student(x) - p_teacher(x + noise))^2`` over the unlabelled pixels and classes, the noise normal and
+    ``L_c = mean (p_student(x) - p_teacher(x + noise))^2`` over the unlabeled pixels and classes, the noise normal and
     cut off at two standard deviations; the teacher carries no gradient.
 
     Trained: the network's 1,813,764 parameters (1 channel, 4 classes); as many again are averaged, not trained.
@@ -40,8 +40,7 @@ class MeanTeacher(TaughtConsistency):
 
     def teach(self, image: Tensor) -> Tensor:
         """The teacher's class probabilities ``[B, C, H, W]`` of the images under one draw of the noise."""
-        noise = (self.noise * torch.randn_like(image)).clamp(-2 * self.noise, 2 * self.noise)
-        return super().teach(image + noise)
+        return super().teach(noisy(image, self.noise))
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch."""

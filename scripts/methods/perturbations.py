@@ -1,11 +1,16 @@
-"""Perturbations of encoder and decoder features (Ouali et al., CVPR 2020), as SSL4MIS draws them."""
+"""Perturbations of images, and of encoder and decoder features (Ouali et al., CVPR 2020), as SSL4MIS draws them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["feature_dropout", "feature_noise"]
+__all__ = ["feature_dropout", "feature_noise", "noisy"]
+
+
+def noisy(image: Tensor, deviation: float) -> Tensor:
+    """Images ``[B, C, H, W]`` with normal noise, cut off at two standard deviations."""
+    return image + (deviation * torch.randn_like(image)).clamp(-2 * deviation, 2 * deviation)
 
 
 def feature_noise(features: Tensor, amplitude: float = 0.3) -> Tensor:

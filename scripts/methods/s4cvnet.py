@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from scripts.methods.cross_teaching import CrossTeaching
+from scripts.methods.perturbations import noisy
 from scripts.methods.teacher import MovingAverage
 
 __all__ = ["S4CVNet"]
@@ -19,7 +20,7 @@ class S4CVNet(CrossTeaching):
     """``L_s1 + L_s2 + w(t) (7 L_teach + [t >= t_0] (MSE(p_1, q) + MSE(p_2, q)))``: cross teaching under a guide.
 
     L_teach is L_c of :class:`CrossTeaching`. q is what the guide, an exponential moving average of the Transformer
-    without a gradient, predicts for the unlabelled images under noise, normal and cut off at two standard deviations.
+    without a gradient, predicts for the unlabeled images under noise, normal and cut off at two standard deviations.
     The weight is linear: ``w(t) = consistency_weight t`` at the share t of the training. ``loss_consistency`` is
     L_teach, ``loss_guidance`` the sum of both squared errors.
 
@@ -78,9 +79,8 @@ class S4CVNet(CrossTeaching):
     @torch.no_grad()
     def guide_target(self, image: Tensor) -> Tensor:
         """The guide's class probabilities ``[B, C, H, W]`` of images under one draw of the noise."""
-        noise = (self.noise * torch.randn_like(image)).clamp(-2 * self.noise, 2 * self.noise)
         self.guide.eval()
-        target: Tensor = self.guide(image + noise).float().softmax(dim=1)
+        target: Tensor = self.guide(noisy(image, self.noise)).float().softmax(dim=1)
         return target
 
     def after_step(self) -> None:

@@ -107,7 +107,7 @@ class SemSim(Objective):
         """Named losses of one batch."""
         image, label, weak, _ = self.weak_views(batch)
 
-        # Labelled images teach the network and give the prototypes; nothing in the weak branch carries a gradient.
+        # Labeled images teach the network and give the prototypes; nothing in the weak branch carries a gradient.
         with torch.no_grad():
             weak_encoded = self.target_network.encode(weak)
         logits, stages = self._decode(self.network.encode(image))
@@ -126,7 +126,7 @@ class SemSim(Objective):
                 refined = self._refine(logits, self._fuse(stages))
                 losses["loss_intra"] = self._dice_to(refined, view, targets["intra"])
 
-        # S2: p^cr, obtained by querying the labelled images.
+        # S2: p^cr, obtained by querying the labeled images.
         if prototypes is not None:
             view = self.strong(weak)
             features = self._fuse(self._encode_strong(view))
@@ -148,7 +148,7 @@ class SemSim(Objective):
         return logits, encoded
 
     def _labeled_features(self, stages: list[Tensor], label: Tensor) -> tuple[Tensor, Tensor, Prototypes]:
-        """``f~`` of the labelled images, their labels at its size, and the class prototypes of both (Eq. 7)."""
+        """``f~`` of the labeled images, their labels at its size, and the class prototypes of both (Eq. 7)."""
         features = self._fuse(stages)
         labels = majority_labels(label, features.shape[-2:], self.network.num_classes)
         return features, labels, region_prototypes(features, labels, self.network.num_classes, self.regions)
@@ -198,7 +198,7 @@ class SemSim(Objective):
         logits = cross_logits(similarity, prototypes.present, self.query_temperature)
         weight = agreement(similarity, prototypes.present, self.uncertainty_rate)
         label = view.paste(target.label)
-        # A target may name a class that no labelled image of the batch shows: there is nothing to query.
+        # A target may name a class that no labeled image of the batch shows: there is nothing to query.
         passed = (view.paste(target.confidence) >= self.threshold) & prototypes.present[label]
         # Where the batch shows a single class, the query has no alternative to it.
         weight = weight * passed * (prototypes.present.sum() > 1)

@@ -34,7 +34,7 @@ class SemSimVariants(SemSim):
 
     Args:
         fusion: see :class:`scripts.methods.SemSim`.
-        lambda_query: weight, beside the total, of the cross-entropy of p^cr on the labelled batch, each image queried
+        lambda_query: weight, beside the total, of the cross-entropy of p^cr on the labeled batch, each image queried
             against the others' prototypes; 0 is the paper.
         affinity_space: ``logit`` or ``probability``, see :func:`scripts.similarity.refine_by_affinity`.
         gate: which pixels enter L_cross: ``self`` (p_2^w is confident; the paper), ``decoder`` (p^w is), ``agree``
@@ -48,7 +48,7 @@ class SemSimVariants(SemSim):
         features: what the fusion module reads: stages of the ``encoder`` (the paper) or of the ``decoder``, which L_s
             trains and which tell the classes apart from early on.
         shared_target: one target for all three, the mean of p^w and p_1^w (Fig. 11).
-        joint_forward: labelled and weak images in one forward pass (shared batch statistics; the weak view's
+        joint_forward: labeled and weak images in one forward pass (shared batch statistics; the weak view's
             activations are kept for the backward pass, so it costs more).
         **kwargs: of :class:`scripts.methods.SemSim`.
 
@@ -146,7 +146,7 @@ class SemSimVariants(SemSim):
         return logits, [*reversed(levels), encoded[-1]]
 
     def _encode_both(self, image: Tensor, weak: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Encoder features of the labelled and of the weak images; the feature stream alone learns from the latter."""
+        """Encoder features of the labeled and of the weak images; the feature stream alone learns from the latter."""
         if self.joint_forward and self.teacher_decay is None:
             both = self.network.encode(torch.cat([image, weak]))
             return [f[: len(image)] for f in both], [f[len(image) :] for f in both]
@@ -219,7 +219,7 @@ class SemSimVariants(SemSim):
         return losses
 
     def _query_loss(self, features: Tensor, labels: Tensor, prototypes: Prototypes) -> Tensor:
-        """Cross-entropy of p^cr on the labelled images, each queried against the others' prototypes."""
+        """Cross-entropy of p^cr on the labeled images, each queried against the others' prototypes."""
         similarity = query_similarity(features, prototypes)
         itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
         if len(features) == 1:

@@ -16,7 +16,7 @@ __all__ = ["SSNet"]
 
 
 class SSNet(RampedConsistency):
-    """``L_s + w(t) (L_adv + separation_weight (L_sep(labelled) + L_sep(unlabelled)))``.
+    """``L_s + w(t) (L_adv + separation_weight (L_sep(labeled) + L_sep(unlabeled)))``.
 
     - ``L_adv``: the prediction is smooth around every image of the batch: Dice loss between the predictions of the
       image and of the image plus the perturbation of length ``magnitude`` that changes it most. As in virtual
@@ -26,7 +26,7 @@ class SSNet(RampedConsistency):
       classes. Pixels belong to the class of their label or of the network's arg max. A selector per class weighs
       them, with mean 1.
     - The memory holds, of each foreground class, the ``memory_size`` best features (by the selector) of rightly
-      predicted labelled pixels in the last batch that had any. It is part of the checkpoint.
+      predicted labeled pixels in the last batch that had any. It is part of the checkpoint.
 
     Trained: the network and 7,299 parameters of the heads on the decoder's last features, together 1,821,063 (1
     channel, 4 classes). Deployed: the network, 1,813,764.
@@ -36,7 +36,7 @@ class SSNet(RampedConsistency):
     - L_s is this project's; the code's 2-D script minimises the Dice loss alone.
     - The heads see ``samples`` random pixels of each foreground class instead of all pixels of the batch: the same
       mean in expectation at a fraction of the cost, but their batch norms see the classes in equal parts.
-    - The memory takes the pixels that score highest, as the paper has it; the code sorts in ascending order.
+    - The memory takes the pixels that score highest, as in the paper; the code sorts in ascending order.
     - The code also has selectors for the memory's features and for the background. The former's weights are divided
       by themselves, the latter meets an empty memory: both have no effect and are left out.
     - The clean prediction in L_adv is that of L_s, not one more pass with other dropout.
@@ -130,7 +130,7 @@ class SSNet(RampedConsistency):
         """Fill the memory.
 
         Args:
-            features: the decoder's, of labelled images, ``[B, D, H, W]``.
+            features: the decoder's, of labeled images, ``[B, D, H, W]``.
             label: ``[B, H, W]``, 0 where the prediction is wrong.
         """
         vectors, count = self.draw(features, label)

@@ -1,4 +1,4 @@
-"""Training on the labelled images alone."""
+"""Training on the labeled images alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Supervised"]
 
 
 class Supervised(Objective):
-    """L_s alone (Eq. 2): the paper's "only sup". Unlabelled images are left aside.
+    """L_s alone (Eq. 2): the paper's "only sup". Unlabeled images are left aside.
 
     Trained and deployed: the network, 1,813,764 parameters (1 channel, 4 classes).
     """

@@ -19,8 +19,9 @@ class MovingAverage(nn.Module):
     ``theta' <- decay theta' + (1 - decay) theta``. Buffers, BatchNorm's averages among them, are the student's. It
     takes no gradient, so the optimiser leaves it alone; as a part of the objective it stands in the checkpoint.
 
-    PyTorch's ``AveragedModel`` does the same, but keeps the number of its updates on the device and asks for it twice
-    a step, each time waiting until the GPU has caught up.
+    PyTorch's ``AveragedModel`` computes the same, bit for bit, but keeps the number of its updates as a tensor on the
+    device and branches on it twice per update (``n_averaged == 0``, ``n_averaged > 0``): each time the host waits for
+    the GPU.
 
     Args:
         student: the network that is averaged; it is copied as it is now.
@@ -45,7 +46,7 @@ class MovingAverage(nn.Module):
         self._updates = 0
 
     def forward(self, image: Tensor) -> Tensor:
-        """What the averaged network makes of an image."""
+        """Prediction of the averaged network."""
         prediction: Tensor = self.module(image)
         return prediction
 
@@ -61,7 +62,7 @@ class MovingAverage(nn.Module):
         self._updates += 1
 
     def get_extra_state(self) -> dict[str, int]:
-        """What a checkpoint holds beside the weights."""
+        """State beside the weights for a checkpoint."""
         return {"updates": self._updates}
 
     def set_extra_state(self, state: Any) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from scripts.handlers.weights import load_network_weights
 from scripts.monai_label.datastore import Studies
-from scripts.utils.licences import UNSTATED, inherited_terms, join_terms, write_terms
+from scripts.utils.licences import UNSTATED, inherited_licenses, unique_licenses, write_terms
 from scripts.utils.provenance import file_digest, read_record, write_record
 from scripts.utils.tensors import load_tensors
 
@@ -82,7 +82,7 @@ class PublishWeights:
             "data": "custom",
             "split": "MONAI Label datastore",
             "split_sha256": None,
-            "license": TERMS,
+            "license": [TERMS],
         }
         self.served: torch.Tensor | None = None
         self.best: torch.Tensor | None = None
@@ -123,7 +123,7 @@ class PublishWeights:
             loaded = load_tensors(path)
             if state.keys() == loaded.keys() and all(torch.equal(v.cpu(), loaded[key]) for key, v in state.items()):
                 self.origin["continues_sha256"] = record["sha256"]
-                self.origin["license"] = join_terms(TERMS, *inherited_terms(record))
+                self.origin["license"] = unique_licenses(TERMS, *inherited_licenses(record))
                 return {*_learned(record)}
         return set()
 
@@ -188,7 +188,7 @@ class PublishWeights:
         for path in self.source.parent.glob("*.pt"):
             if record := read_record(path):
                 write_record(path, {**record, **self.origin})
-        write_terms(self.source.parent, "studies of a MONAI Label datastore", str(self.origin["license"]))
+        write_terms(self.source.parent, "studies of a MONAI Label datastore", self.origin["license"])
 
     def _publish(self) -> None:
         sizes = [(read_record(path) or {}).get("image_size") for path in (self.target, self.source)]

@@ -68,8 +68,8 @@ class UNet(nn.Module):
         self.encoder = nn.ModuleList(ConvBlock(i, o, rate) for i, o, rate in zip(inputs, channels, rates, strict=True))
         self.decoder = nn.ModuleList(UpBlock(channels[k], channels[k - 1]) for k in range(len(channels) - 1, 0, -1))
         self.head = nn.Conv2d(channels[0], num_classes, 3, padding=1)
-        # The faster layout for convolutions, on CPUs and on GPUs. It stands here, so that whoever builds the network
-        # from a config (MONAI Label does) computes the same to the last bit.
+        # The faster layout for convolutions, on CPUs and on GPUs. It is set here, so that every program that builds the
+        # network from a config, MONAI Label for instance, computes bitwise the same.
         nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
     def encode(self, image: Tensor) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """Phantom cohorts: synthetic patients in the official layouts, to try the bundle without anybody's data.
 
-Anatomy and contrast vary between patients more than noise does, because that is what makes few labelled patients a
+Anatomy and contrast vary between patients more than noise does, because that is what makes few labeled patients a
 poor sample; around what is to be found lie structures that look like it. The kinds are named as the layouts:
 
 - ``acdc``: short-axis cardiac cine MRI, NIfTI; 1 right ventricle (RV), 2 myocardium (Myo), 3 left ventricular cavity.
@@ -72,7 +72,7 @@ def make_phantom_cohort(
             ``splits.json`` with the case names of ``train``, ``val`` and ``test``.
         patients: number of train, validation and test patients.
         seed: seed of the cohort, not negative; a patient depends on the seed and its own number alone.
-        size: least and largest number of pixels along an in-plane axis. None, here and below: as the kind has it.
+        size: least and largest number of pixels along an in-plane axis. None, here and below: the default of the kind.
         spacing: least and largest pixel size in mm. Slices are 8 to 10 mm apart in hearts, 2.5 to 4 mm in prostates.
         slices: least and largest number of slices.
         kind: ``acdc``, ``promise12`` or ``isic``, see above; photographs have no ``spacing`` and no ``slices``.

@@ -104,7 +104,7 @@ class PhantomPatient(PhantomVolume):
         if z >= 1:
             return signal, classes
         # above the valves: atria, as bright as the ventricles, with a thin wall and without a label
-        wall, z, labelled = self.wall * min(max(1 + z / 0.1, 0.25), 1), max(z, 0.0), z >= 0
+        wall, z, labeled = self.wall * min(max(1 + z / 0.1, 0.25), 1), max(z, 0.0), z >= 0
         lobes = 1 + sum(a * np.cos(k * theta - p) for k, a, p in self.lobes)
         cavity = self.radius * math.sqrt(max(0.0, 1 - (z / 0.94) ** 2.4))
         area = (cavity + wall * (1 - 0.35 * z)) ** 2 - cavity**2  # of the wall; muscle does not compress
@@ -133,7 +133,7 @@ class PhantomPatient(PhantomVolume):
                 for angle, reach, radius in self.papillary:
                     spot = np.hypot(x - reach * cavity * math.cos(angle), y - reach * cavity * math.sin(angle)) - radius
                     signal = paint(signal, self.muscle * 1.15, spot, 2 * self.pixel)
-        return signal, classes if labelled else np.zeros_like(classes)
+        return signal, classes if labeled else np.zeros_like(classes)
 
     def _chest(self, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
         """Everything but the heart: chest wall, lungs, liver, stomach, aorta, spine, fat."""

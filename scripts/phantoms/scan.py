@@ -1,4 +1,4 @@
-"""What the phantoms share: the slices' grid, soft edges, smooth random fields, and what a scanner makes of a signal."""
+"""What the phantoms share: the slices' grid, soft edges, smooth random fields, and the imaging model of a scanner."""
 
 from __future__ import annotations
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,6 +24,7 @@ __all__ = [
     "replacing",
     "sweep",
     "update_digest",
+    "write_csv",
     "write_text",
 ]
 
@@ -46,7 +49,7 @@ def check_readable(path: str | Path) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file under another name and rename it at the end: whoever reads it never sees half of it.
+    """Write a file under another name and rename it at the end: a reader never sees a partial file.
 
     Args:
         path: the file; it replaces one of this name, its folder is created if need be.
@@ -126,6 +129,22 @@ def as_stored(path: str | Path) -> str:
             part = next((name for name in os.listdir(found) if unicodedata.normalize("NFC", name) == form), part)
         found /= part
     return str(path if path.exists() else found)
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str] | None = None) -> None:
+    """Write a table, see :func:`replacing`: numbers to six decimals, None as an empty field.
+
+    Args:
+        path: the file.
+        rows: values by the name of their column.
+        fields: the columns; default: those of the first row.
+    """
+    text = io.StringIO()
+    fields = fields or (list(rows[0]) if rows else [])
+    writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_text(path, text.getvalue())
 
 
 def update_digest(digest: Any, path: str | Path) -> None:

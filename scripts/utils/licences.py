@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.utils.files import write_text
 
-__all__ = ["SYNTHETIC", "UNSTATED", "inherited_terms", "join_terms", "split_terms", "terms_text", "write_terms"]
+__all__ = [
+    "SYNTHETIC",
+    "UNSTATED",
+    "inherited_licenses",
+    "licenses_line",
+    "recorded_licenses",
+    "terms_text",
+    "unique_licenses",
+    "write_terms",
+]
 
 SYNTHETIC = "none needed: synthetic images, under the code's Apache-2.0"
 UNSTATED = "not stated"  # how a licence begins that is not known; who to ask follows
@@ -16,43 +25,52 @@ FILE = "LICENSE.txt"
 _BEGAN = "; and of the weights that these began with: "
 
 
-def join_terms(data: str, *weights: str) -> str:
-    """What binds weights, as one line that states each licence once.
+def unique_licenses(data: str, *weights: str) -> list[str]:
+    """What binds weights, each licence once.
 
     Args:
         data: licence of the data that they learned from.
         *weights: licences of the weights that they began with.
     """
-    parts = [data]
+    licenses = [data]
     for text in weights:
-        if not any(text in part for part in parts):
-            parts.append(text)
-    return _BEGAN.join(parts)
+        if not any(text in known for known in licenses):
+            licenses.append(text)
+    return licenses
 
 
-def split_terms(terms: str) -> list[str]:
-    """The licence of the data and after it those of the weights that came before, as :func:`join_terms` takes them."""
-    return terms.split(_BEGAN)
+def recorded_licenses(record: Mapping[str, Any]) -> list[str]:
+    """The licences in a record of weights: of the data, then of the weights that they began with; none if unknown.
+
+    Older records hold them as one line.
+    """
+    found = record.get("license", [])
+    return found.split(_BEGAN) if isinstance(found, str) else list(found)
 
 
-def inherited_terms(record: Mapping[str, Any]) -> list[str]:
+def inherited_licenses(record: Mapping[str, Any]) -> list[str]:
     """What weights with this record pass on to those that begin with them: synthetic images bind nobody."""
-    return [text for text in split_terms(record["license"]) if text != SYNTHETIC] if "license" in record else []
+    return [text for text in recorded_licenses(record) if text != SYNTHETIC]
 
 
-def terms_text(source: str, terms: str) -> str:
+def licenses_line(licenses: Sequence[str]) -> str:
+    """The licences of weights in one line, for metadata and cards."""
+    return _BEGAN.join(licenses)
+
+
+def terms_text(source: str, licenses: Sequence[str]) -> str:
     """The terms of ``model.pt``, for a file beside it.
 
     Args:
         source: what it was trained on.
-        terms: see :func:`join_terms`.
+        licenses: see :func:`unique_licenses`.
     """
-    if terms == SYNTHETIC:
+    if list(licenses) == [SYNTHETIC]:
         return (
             "model.pt was trained on synthetic images that this bundle's code makes, no patient behind them. It is\n"
             "licensed as the code, under Apache-2.0. It shows that the bundle works; it segments no real image.\n"
         )
-    data, *weights = split_terms(terms)
+    data, *weights = licenses
     began = "".join(f"Licence of the weights that it began with: {text}\n" for text in weights)
     return (
         f"model.pt was trained on: {source}\n"
@@ -62,6 +80,6 @@ def terms_text(source: str, terms: str) -> str:
     )
 
 
-def write_terms(folder: Path, source: str, terms: str) -> None:
+def write_terms(folder: Path, source: str, licenses: Sequence[str]) -> None:
     """Write :func:`terms_text` beside the ``model.pt`` of a folder."""
-    write_text(folder / FILE, terms_text(source, terms))
+    write_text(folder / FILE, terms_text(source, licenses))

@@ -121,7 +121,7 @@ def _given(words: Sequence[str]) -> dict[str, str]:
 
 
 def _missing(keys: Sequence[str], config: Any) -> str:
-    """The part of an id that a configuration does not have, as far as a component's constructor would not notice."""
+    """The first part of an id that the configuration lacks; empty where there is none or a constructor decides."""
     for depth, key in enumerate(keys, start=1):
         if isinstance(config, list):
             config = dict(zip(map(str, range(len(config))), config, strict=True))

@@ -84,6 +84,12 @@ SLICE_AXIS: Schema = {
 }
 
 
+LICENSE: Schema = {
+    "oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 100}],
+    "description": f"a licence or a list of them, each {_HARMLESS}",
+}
+
+
 def _or_null(schema: Schema) -> Schema:
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     return {**schema, "type": [*kinds, "null"], "description": f"{schema['description']}, or null"}
@@ -229,7 +235,7 @@ SCHEMAS: dict[str, Schema] = {
             "digests of studies",
             {"type": "string", "pattern": r"^[0-9a-f]{16}\Z", "description": "16 hexadecimal digits"},
         ),
-        license=TEXT,
+        license=LICENSE,
         calibration=_CALIBRATION,
     ),
     "checkpoint": _object(

@@ -1,4 +1,4 @@
-"""A few threads for what waits for files, as many as this process may use."""
+"""A small thread pool for reading files, limited to the cores that this process may use."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ LOAD = Compose(
 )
 
 
-def _dataset(folder: Path, labelled: list[int], unlabelled: list[int]) -> SliceDataset:
+def _dataset(folder: Path, labeled: list[int], unlabeled: list[int]) -> SliceDataset:
     """Volumes of these numbers of slices; every pixel of a slice is the slice's index in the data set."""
     data: list[dict[str, Any]] = []
     start = 0
-    for i, (n, has_label) in enumerate([(n, True) for n in labelled] + [(n, False) for n in unlabelled]):
+    for i, (n, has_label) in enumerate([(n, True) for n in labeled] + [(n, False) for n in unlabeled]):
         array = np.broadcast_to(np.arange(start, start + n, dtype=np.float32), (4, 5, n))
         start += n
         record = {"image": str(folder / f"{i}.nii")}
@@ -40,7 +40,7 @@ def _indices(batch: torch.Tensor) -> list[int]:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> SliceDataset:
-    return _dataset(tmp_path_factory.mktemp("slices"), labelled=[3, 2], unlabelled=[6, 7])
+    return _dataset(tmp_path_factory.mktemp("slices"), labeled=[3, 2], unlabeled=[6, 7])
 
 
 def test_slices(dataset: SliceDataset) -> None:

@@ -430,7 +430,7 @@ def test_weights_of_figure_7() -> None:
 
 DECODER_ONLY = {"lambda_intra": 0, "lambda_cross": 0}
 TABLE_VI: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
-    # p^s, p^in, p^cr -> strong views drawn, calls of the decoder, of the fusion module (two of each: labelled, weak)
+    # p^s, p^in, p^cr -> strong views drawn, calls of the decoder, of the fusion module (two of each: labeled, weak)
     ({"decoder_views": [1], "intra_view": 1, "cross_view": 1}, (1, 3, 3)),
     ({"decoder_views": [2], "intra_view": 1, "cross_view": 1}, (2, 4, 3)),
     ({"decoder_views": [1], "intra_view": 1, "cross_view": 2}, (2, 3, 4)),
@@ -537,7 +537,7 @@ def test_channel_dropout_of_the_strong_views_reaches_decoder_and_fusion_alike(mo
     check_channel_dropout(decoded[-1][0], s1)
     check_channel_dropout(fused[-1], s2)
     assert all(torch.equal(a, b) for a, b in zip(decoded[-1][0], fused[-2], strict=True))
-    # the weak and the labelled features are whole
+    # the weak and the labeled features are whole
     originals = [out for _, out, _ in encoded[:2]]
     for seen in [*(argument for argument, _, _ in decoded[:2]), *fused[:2]]:
         assert any(all(torch.equal(a, b) for a, b in zip(seen, whole, strict=True)) for whole in originals)
@@ -559,7 +559,7 @@ def test_feature_stream_is_one_more_term_with_a_gradient(monkeypatch: pytest.Mon
     losses = run(objective)
     check_channel_dropout(decoded[-1][0], encoded[0][1])
     assert decoded[-1][0][0].requires_grad
-    label = decoded[1][1].argmax(1)  # labelled, weak, S1, stream
+    label = decoded[1][1].argmax(1)  # labeled, weak, S1, stream
     everywhere = torch.ones_like(label, dtype=torch.bool)
     each = [dice(out.detach().softmax(1), label, everywhere) for _, out, _ in decoded[2:]]
     assert len(each) == 2

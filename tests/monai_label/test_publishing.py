@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from scripts.monai_label import PublishWeights, Studies, network_files
-from scripts.utils.licences import SYNTHETIC, join_terms, split_terms
+from scripts.utils.licences import SYNTHETIC, licenses_line
 from scripts.utils.provenance import read_record, write_record
 from tests.monai_label.common import make_datastore
 
@@ -61,7 +61,7 @@ def test_only_a_finished_training_is_published(tmp_path: Path) -> None:
     stopped = read_record(run / "model.pt")
     assert stopped is not None
     assert stopped["data"] == "custom", "somebody may put these weights to use"
-    assert split_terms(stopped["license"])[1:] == ["terms"]
+    assert stopped["license"][1:] == ["terms"]
     candidate = served.with_name("model_candidate.pt")
     assert candidate.read_bytes() == (run / "model.pt").read_bytes(), "stopping keeps the work"
     assert read_record(candidate) == stopped
@@ -103,7 +103,7 @@ def test_weights_carry_the_terms_of_those_that_they_began_with(
     save_weights(models / "model.pt", license="terms")
     save_weights(models / "earlier.pt", license="other terms")
     save_weights(models / "synthetic.pt", license=SYNTHETIC, synthetic=True)
-    save_weights(models / "continued.pt", license=join_terms(SYNTHETIC, "terms of the first"), synthetic=True)
+    save_weights(models / "continued.pt", license=licenses_line([SYNTHETIC, "terms of the first"]), synthetic=True)
     save_weights(models / "unknown.pt")
     (models / "unknown.json").unlink()
     origin = start and read_record(models / start)
@@ -113,8 +113,8 @@ def test_weights_carry_the_terms_of_those_that_they_began_with(
         assert record is not None
         assert (record["data"], record["split"], record["labeled_cases"]) == ("custom", "MONAI Label datastore", 1)
         assert record["split_sha256"] is None
-        assert record["license"].startswith("not stated")
-        assert split_terms(record["license"])[1:] == ([inherited] if inherited else [])
+        assert record["license"][0].startswith("not stated")
+        assert record["license"][1:] == ([inherited] if inherited else [])
         assert record.get("continues_sha256") == (origin["sha256"] if origin else None)
         text = (folder / "LICENSE.txt").read_text()
         assert "trained on: studies of a MONAI Label datastore\nLicence of these data: not stated" in text

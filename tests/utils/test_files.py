@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from scripts.utils.files import files_below, replacing, update_digest, write_text
+from scripts.utils.files import files_below, replacing, update_digest, write_csv, write_text
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -101,3 +101,9 @@ def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(ValueError, match=r"shut' cannot be read: Permission denied"):
         files_below(tmp_path)
+
+
+def test_tables_round_numbers_and_leave_none_empty(tmp_path: Path) -> None:
+    rows = [{"case": "a, b", "dsc": 1 / 3, "mm": None, "more": 1}, {"case": "c", "dsc": 1.0, "mm": 2}]
+    write_csv(tmp_path / "a.csv", rows, ["case", "dsc", "mm"])
+    assert (tmp_path / "a.csv").read_bytes() == b'case,dsc,mm\n"a, b",0.333333,\nc,1.0,2\n'

@@ -162,7 +162,7 @@ def test_options_of_inference_come_from_the_record(tmp_path: Path) -> None:
     assert trained_options(weights) == paper
     write_record(weights, {"image_size": 96})
     assert trained_options(weights) == paper
-    recipe = {"pixel_spacing": 2.0, "percentiles": [1, 99], "mirroring": True, "largest_component": True}
+    recipe = {**paper, "pixel_spacing": 2.0, "percentiles": [1, 99], "mirroring": True, "largest_component": True}
     recipe["slice_axis"] = "coronal"
     write_record(weights, {"image_size": 96, **recipe})
     assert trained_options(weights) == recipe

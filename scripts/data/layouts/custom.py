@@ -126,8 +126,8 @@ def _further_channels(images: Sequence[Path]) -> list[str]:
     """A fault for each file that nnU-Net's names make another channel of an image, which is no image of its own."""
     names = {str(name_of(path)): path for path in images}
     return [
-        f"'{path}' is by its name a further channel of '{names[first]}': an image's channels belong into one file, or "
-        "into a folder of nnU-Net with its dataset.json."
+        f"'{path}' is by its name a further channel of '{names[first]}': an image's channels belong into one file, "
+        "stacked along its last axis."
         for name, path in names.items()
         if _FURTHER.search(name) and (first := _FURTHER.sub("_0000", name)) in names
     ]

@@ -166,8 +166,8 @@ class TestNifti:
         assert json.loads((runs[0] / "model.json").read_text()) == record
         # The served weights were synthetic ones: they bind nobody, and nobody stated the terms of the studies.
         assert record["continues_sha256"] == before[0]
-        assert record["license"].startswith("not stated")
-        assert "synthetic" not in record["license"] + (bundles[0] / "models" / "LICENSE.txt").read_text()
+        assert record["license"][0].startswith("not stated")
+        assert "synthetic" not in " ".join(record["license"]) + (bundles[0] / "models" / "LICENSE.txt").read_text()
         assert "The new network was compared with nothing" in log
         expected = reference(bundles[0], cohort[names[-1]][0], tmp_path / "reference")
         assert same(server.infer(A, names[-1], tmp_path / "answer.nrrd"), expected)

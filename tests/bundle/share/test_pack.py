@@ -23,8 +23,8 @@ from PIL import Image
 from bundle.share.card import read_evaluation, results_table, weights_table
 from bundle.share.pack import main as pack
 from scripts.networks import UNet
-from scripts.utils.licences import SYNTHETIC, join_terms, terms_text
-from scripts.utils.provenance import file_digest, read_record
+from scripts.utils.licences import SYNTHETIC, licenses_line, terms_text
+from scripts.utils.provenance import file_digest, read_record, trained_options
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -97,8 +97,9 @@ def test_configs_stand_alone_at_the_size_of_the_weights(packed: Path) -> None:
     assert read(configs / "inference.json")["image_size"]["default"] == 48
     original = ConfigParser.load_config_files([str(ROOT / "configs" / n) for n in ("train.json", "monai_label.json")])
     assert original["train"]["handlers"][-1]["_target_"] == "scripts.monai_label.PublishWeights"
-    assert {k: v for k, v in train.items() if k not in overlay and k != "image_size"} == {
-        k: v for k, v in original.items() if k not in overlay and k != "image_size"
+    changed = {*overlay, "image_size", *trained_options(folder_of(packed) / "models" / "model.pt")}
+    assert {k: v for k, v in train.items() if k not in changed} == {
+        k: v for k, v in original.items() if k not in changed
     }
 
 
@@ -136,7 +137,7 @@ def test_each_data_set_is_described(
     assert "These cases also chose the checkpoint" in card
     assert metadata["data_license"] in card
     assert metadata["data_license"] in (bundle / "models" / "LICENSE.txt").read_text()
-    assert metadata["data_license"] == read(bundle / "models" / "model.json")["license"]
+    assert metadata["data_license"] == licenses_line(read(bundle / "models" / "model.json")["license"])
     assert metadata["references"][-1] in card
     assert not re.search(r"\$\w", card.replace("$import", "")), "a placeholder was left"
 
@@ -180,7 +181,7 @@ def datalist(tmp_path: Path) -> Path:
 
 
 CC = "CC BY-NC-SA 4.0: attribution, non-commercial, share alike"
-OPEN = join_terms("not stated; ask the studies' owner before any use", CC)
+OPEN = ["not stated; ask the studies' owner before any use", CC]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_terms_of_data_and_of_earlier_weights_are_stated_wherever_terms_stand(
     terms = read(bundle / "configs" / "metadata.json")["data_license"]
     for text in (
         terms,
-        read(bundle / "models" / "model.json")["license"],
+        licenses_line(read(bundle / "models" / "model.json")["license"]),
         *((bundle / page).read_text() for page in ("models/LICENSE.txt", "docs/README.md", "README.md")),
     ):
         assert all(part in text for part in expected)
@@ -244,8 +245,8 @@ def test_a_licence_that_was_left_open_can_be_stated_later(trained: Trained, data
     weights = tmp_path / "semsim_knee_photos_segmentation" / "models" / "model.pt"
     pack(str(datalist), str(weights), str(tmp_path / "b"), data_license="CC0", data_source="knees of two clinics")
     bundle = tmp_path / "b" / "semsim_knee_photos_segmentation"
-    assert read(bundle / "models" / "model.json")["license"] == "CC0"
-    assert (bundle / "models" / "LICENSE.txt").read_text() == terms_text("knees of two clinics", "CC0")
+    assert read(bundle / "models" / "model.json")["license"] == ["CC0"]
+    assert (bundle / "models" / "LICENSE.txt").read_text() == terms_text("knees of two clinics", ["CC0"])
     for dataset, weights in (("acdc", trained(synthetic=False)), (str(datalist), trained("custom", 3, 3))):
         with pytest.raises(ValueError, match="data_license: can be stated for a datalist of real images only"):
             pack(dataset, str(weights), str(tmp_path / "c"), data_license="CC0")
@@ -382,8 +383,8 @@ def test_weights_at_hand_are_described_by_their_own_files() -> None:
     assert weights_table(record) in card
     assert results_table(scores) in card
     metadata = read(ROOT / "configs" / "metadata.json")
-    assert (models / "LICENSE.txt").read_text() == terms_text(metadata["data_source"], metadata["data_license"])
-    assert record["license"] == metadata["data_license"]
+    assert (models / "LICENSE.txt").read_text() == terms_text(metadata["data_source"], record["license"])
+    assert licenses_line(record["license"]) == metadata["data_license"]
     assert record["split_sha256"] == file_digest(ROOT / "scripts" / "data" / "splits" / record["split"])
 
 

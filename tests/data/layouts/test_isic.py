@@ -112,6 +112,21 @@ def test_real_images(real_data: Callable[[str], Path]) -> None:
     assert all("label" in record for record in val)
 
 
+def test_real_images_in_either_layout(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+    """The official flat folders, and plain ones, of the same files."""
+    found = [record for of_case in isic_cases(real_data("isic")).values() for record in of_case]
+    assert all("label" in record for record in found)
+    for names in (("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"), ("images", "masks")):
+        root = tmp_path / names[0]
+        root.mkdir()
+        for name, key in zip(names, ("image", "label"), strict=True):
+            (root / name).symlink_to(Path(found[0][key]).parent)
+        again = [record for of_case in isic_cases(root).values() for record in of_case]
+        for record, other in zip(found, again, strict=True):
+            assert record["case"] == other["case"]
+            assert all(Path(record[key]).samefile(other[key]) for key in ("image", "label"))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name in "abcdef":
