@@ -32,7 +32,7 @@ NOT_FINITE = (
     "What an earlier epoch saved is intact: `--resume True --amp False` may get past this point; if not, start anew "
     "with a lower learning rate."
 )
-"""What to do when numbers are lost."""
+"""Advice for a training whose loss or weights are not finite."""
 
 
 def flag(value: bool | str) -> bool | str:

@@ -1,4 +1,4 @@
-"""What this machine makes of the bundle: ``python -m bundle bench``.
+"""Time and memory of the bundle on this machine: ``python -m bundle bench``.
 
 One run prints the machine's matrix rate, time, memory and arithmetic of a training step for every objective, and the
 time of inference, of the input pipeline and of HD95. Images are synthetic; nothing is kept.

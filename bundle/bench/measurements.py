@@ -1,4 +1,4 @@
-"""What the benchmark measures: rates, times, memory and arithmetic, each in one function.
+"""Measurements of the benchmark: rates, times, memory and arithmetic, each in one function.
 
 Every function builds what it needs from the bundle's own configs, so that a change there is a change here.
 """
@@ -170,7 +170,7 @@ def time_by_kind(
 
 
 def _shares(work: Callable[[], Any], device: str) -> dict[str, float]:
-    """What each kind of operator takes of a call's time, after a call to warm up."""
+    """Share of each kind of operator in a call's time, after a call to warm up."""
     work()
     activities = [torch.profiler.ProfilerActivity.CPU]  # on a CPU's step CUDA's bookkeeping would count as work
     if device == "cuda":

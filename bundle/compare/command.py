@@ -123,7 +123,7 @@ def _duration(seconds: float) -> str:
 
 
 def _train_and_evaluate(folder: Path, part: str, threads: int) -> str:
-    """What is left to do in a run's folder, in the run's own process.
+    """Train and evaluate a run as far as its folder lacks it, in a process of its own.
 
     Returns:
         What went wrong, on one line, or nothing.

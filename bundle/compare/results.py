@@ -1,4 +1,4 @@
-"""What came out of a comparison: one row per run, tables with mean and standard deviation, validation curves."""
+"""Results of a comparison: one row per run, tables with mean and standard deviation, validation curves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKPOINTS = {"best": "model.pt", "last": "model_last.pt"}
 PARTS = ("val", "test")
 
 GROUP = ("labeled", "image_size", "iterations")
-"""What the runs of one table share."""
+"""Key of a table: the settings that its runs have in common."""
 
 FORECAST = (
     f"A power law through all runs, least squares of the logarithms; in brackets where {COVERAGE:.0%} of single runs "

@@ -181,7 +181,7 @@ def _merged(files: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _base(config_file: str | Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What all runs of a folder share: their configuration without method, ablation, seed and length."""
+    """The common configuration of all runs of a folder, without method, ablation, seed and length."""
     own = {key: value for key, value in overrides.items() if key.replace("::", "#") not in LENGTH}
     config = _merged(_base_files(config_file), own)
     config.pop("epochs", None)
@@ -226,7 +226,7 @@ def store(
 
 
 def _differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
-    """What differs between two configurations, by id."""
+    """Differences between two configurations, by id."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in dict.fromkeys([*before, *after]):
             inner = f"{key}#{name}" if key else name

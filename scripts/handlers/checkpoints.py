@@ -137,7 +137,7 @@ class RunCheckpoint:
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
 
     def _bring_best(self, engine: SemiSupervisedTrainer, path: Path, epoch: int) -> bool:
-        """Whether the best network so far is, or now comes, into this run's folder, if its checkpoint lay elsewhere."""
+        """Copy the best network so far from the checkpoint's folder into this run's; True if it is there now."""
         best, there = self.output_dir / "model.pt", path.with_name("model.pt")
         if epoch < 0 or best.is_file():
             return True

@@ -157,7 +157,7 @@ class Objective(nn.Module):
         return {}
 
     def after_step(self) -> None:
-        """What follows an optimiser step: the teacher, where there is one, moves towards its student."""
+        """Called after every optimiser step: updates the teacher, where there is one."""
         if self.teacher_decay is not None:
             self.teacher.update_parameters(self.network)
 

@@ -1,4 +1,4 @@
-"""What the objectives of the form ``L_s + w(t) L_c`` share: their weight, a joint pass, a mean teacher."""
+"""Base classes of objectives ``L_s + w(t) L_c``: the weight, a joint forward pass, a mean teacher."""
 
 from __future__ import annotations
 

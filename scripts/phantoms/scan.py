@@ -1,4 +1,4 @@
-"""What the phantoms share: the slices' grid, soft edges, smooth random fields, and the imaging model of a scanner."""
+"""Shared parts of the phantoms: the slices' grid, soft edges, smooth random fields, a scanner's imaging model."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _BEGAN = "; and of the weights that these began with: "
 
 
 def unique_licenses(data: str, *weights: str) -> list[str]:
-    """What binds weights, each licence once.
+    """The licences that bind weights, each once.
 
     Args:
         data: licence of the data that they learned from.
@@ -49,7 +49,7 @@ def recorded_licenses(record: Mapping[str, Any]) -> list[str]:
 
 
 def inherited_licenses(record: Mapping[str, Any]) -> list[str]:
-    """What weights with this record pass on to those that begin with them: synthetic images bind nobody."""
+    """The licences that weights with this record pass on to a training that starts from them, SYNTHETIC left out."""
     return [text for text in recorded_licenses(record) if text != SYNTHETIC]
 
 

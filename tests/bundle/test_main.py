@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -25,12 +26,17 @@ from bundle.share import verify
     ],
 )
 def test_a_mistake_is_one_line(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=f"^error: {message}") as end:
+    with pytest.raises(SystemExit, match=r"^1$"):
         main(arguments)
-    assert len(str(end.value).splitlines()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"error: {message}", line)
 
 
 def test_names_that_are_numbers_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
