@@ -8,15 +8,18 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from bundle.workflows import CONFIGS
 from scripts.data.dicom.volume import DicomVolume, dicom_module
+from scripts.monai_label.segments import ClassTerms
 from scripts.utils.files import replacing, write_text
 
 __all__ = ["main"]
@@ -32,6 +35,8 @@ def main(
     modality: str | None = None,
     series: str | None = None,
     photographs: bool = False,
+    labels: str | None = None,
+    dataset: str = "custom",
     table: str | None = None,
 ) -> None:
     """Write the volumes of a folder of DICOM files as NIfTI, photographs as PNG, with a datalist that names them.
@@ -47,6 +52,9 @@ def main(
         modality: MR or CT, where there are both.
         series: take only series whose description or protocol matches this regular expression.
         photographs: take colour photographs, not scans.
+        labels: folder of NIfTI labels, called after images of an earlier import with the same table, or after the UIDs
+            of their series. Labels in DICOM SEGs among the files are taken anyway.
+        dataset: an overlay in configs/datasets, whose names and codes of classes tell what a SEG's segments are.
         table: CSV file that leads back from names to UIDs and files. It holds the salt too: where it is there already,
             the same studies get the same names again. Only its owner may read it.
 
@@ -63,19 +71,22 @@ def main(
     salt = _salt(table)
     found = dicom_module("find").find_volumes(folder, phase, modality, series, photographs, salt)
     if not found.volumes:
-        _report([], found.skipped, found.refused)
+        _report(found.skipped, found.refused)
         raise FileNotFoundError(f"there is nothing to segment in '{source}'.")
-    written: list[DicomVolume] = []
+    terms = _terms(dataset)
+    segmentations = _by_volume(found, terms)
+    written: dict[DicomVolume, bool] = {}
     for volume in tqdm(found.volumes, unit="volume", disable=None):
         if fault := _write_image(volume, target / "images"):
             found.refused.append(f"{_stem(volume)}: {fault}")
         else:
-            written.append(volume)
-    write_text(target / "datalist.json", json.dumps(_datalist(written), indent=4) + "\n")
+            written[volume] = _write_label(volume, segmentations.get(volume), labels, terms, target, found.refused)
+    names = {"0": "background", **{str(n): name for n, name in terms.names.items()}} if terms.names else {}
+    write_text(target / "datalist.json", json.dumps(_datalist(written, names), indent=4) + "\n")
     if table is not None:
-        _write_table(Path(table), salt, found.origins, written)
-    _report(written, found.skipped, found.refused)
-    print(f"{target / 'datalist.json'}: {len(written)} images. {DUTY}")
+        _write_table(Path(table), salt, found.origins, list(written))
+    _report(found.skipped, found.refused)
+    print(f"{target / 'datalist.json'}: {len(written)} images, {sum(written.values())} with a label. {DUTY}")
     if found.refused:
         sys.exit(1)
 
@@ -98,20 +109,89 @@ def _write_image(volume: DicomVolume, folder: Path) -> str:
         if volume.is_photograph:
             Image.fromarray(np.ascontiguousarray(array[:, :, 0].swapaxes(0, 1))).save(temporary)
         else:
-            nifti = nib.Nifti1Image(array, volume.affine)
-            nifti.set_qform(volume.affine, code=1)
-            nifti.set_sform(volume.affine, code=1)
-            nifti.header.set_xyzt_units("mm")
-            nib.save(nifti, temporary)
+            _save(array, volume, temporary)
     return ""
 
 
-def _datalist(volumes: Sequence[DicomVolume]) -> dict:
-    entries = [{"image": _image_name(volume), "case": volume.case} for volume in volumes]
-    return {"name": "import", "description": "made from DICOM", "training": entries}
+def _terms(dataset: str) -> ClassTerms:
+    """What the classes of a data set are called.
+
+    Raises:
+        ValueError: where there is no such overlay.
+    """
+    path = CONFIGS / "datasets" / f"{dataset}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
+        raise ValueError(f"dataset: expected one of {known}, found '{dataset}'.")
+    overlay = json.loads(path.read_text(encoding="utf-8"))
+    return ClassTerms(overlay.get("class_names", {}), overlay.get("class_synonyms"), overlay.get("class_codes"))
 
 
-def _report(written: Sequence[DicomVolume], skipped: Sequence[str], refused: Sequence[str]) -> None:
+def _by_volume(found: Any, terms: ClassTerms) -> dict[DicomVolume, Path]:
+    """The DICOM SEG of each volume that has one; those that are no volume's, or are not understood, become lines."""
+    labels: dict[DicomVolume, Path] = {}
+    for header in found.segmentations:
+        volume = dicom_labels().is_labeled_by(header.file, found.volumes)
+        if volume is None or not terms.names:
+            why = "names no classes: choose another --dataset" if volume is not None else ""
+            found.skipped.append(f"a DICOM SEG: {f'the data set {why}' if why else 'its images are not here'}.")
+        elif volume in labels:
+            found.refused.append(f"{_stem(volume)}: two DICOM SEGs are its label: which of the two is meant?")
+        else:
+            labels[volume] = header.file
+    return labels
+
+
+def dicom_labels() -> Any:
+    """:mod:`bundle.dicom.labels`, which needs the packages for DICOM."""
+    return dicom_module("bundle.dicom.labels")
+
+
+def _write_label(
+    volume: DicomVolume, seg: Path | None, folder: str | None, terms: ClassTerms, target: Path, refused: list[str]
+) -> bool:
+    """Write the label of a volume, if it has one; what is wrong with it becomes a line."""
+    module = dicom_labels()
+    try:
+        label = module.nifti_label(Path(folder), volume) if folder else None
+        if label is None and seg is not None:
+            label = module.segmentation_label(seg, volume, terms)
+    except ValueError as error:
+        refused.append(f"{_stem(volume)}: label: {error}")
+        return False
+    if label is None:
+        return False
+    with replacing(target / _label_name(volume)) as temporary:
+        if volume.is_photograph:
+            Image.fromarray(np.ascontiguousarray(label[:, :, 0].T)).save(temporary)
+        else:
+            _save(label, volume, temporary)
+    return True
+
+
+def _label_name(volume: DicomVolume) -> str:
+    return f"labels/{Path(_image_name(volume)).name}"
+
+
+def _save(array: np.ndarray, volume: DicomVolume, path: Path) -> None:
+    """Write NIfTI at a volume's place."""
+    nifti = nib.Nifti1Image(array, volume.affine)
+    nifti.set_qform(volume.affine, code=1)
+    nifti.set_sform(volume.affine, code=1)
+    nifti.header.set_xyzt_units("mm")
+    nib.save(nifti, path)
+
+
+def _datalist(volumes: Mapping[DicomVolume, bool], names: Mapping[str, str]) -> dict[str, Any]:
+    entries = [
+        {"image": _image_name(v), **({"label": _label_name(v)} if labeled else {}), "case": v.case}
+        for v, labeled in volumes.items()
+    ]
+    labels = {"labels": dict(names)} if names else {}
+    return {"name": "import", "description": "made from DICOM", **labels, "training": entries}
+
+
+def _report(skipped: Sequence[str], refused: Sequence[str]) -> None:
     for title, lines in (("skipped", skipped), ("refused", refused)):
         for line in lines:
             print(f"{title}: {line}")

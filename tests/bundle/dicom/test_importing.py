@@ -16,6 +16,8 @@ import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
 from bundle.__main__ import main as bundle
+from scripts.data.dicom.find import find_volumes
+from scripts.data.dicom.segmentation import SegmentationWriter
 from scripts.data.layouts.datalist import read_datalist
 from tests.dicom_study import OBLIQUE, SECRETS, Study, archive, write
 
@@ -133,3 +135,40 @@ def test_the_datalist_says_what_was_written(tmp_path: Path) -> None:
     run("--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
     entries = json.loads((tmp_path / "out" / "datalist.json").read_text())["training"]
     assert [set(entry) for entry in entries] == [{"image", "case"}]
+
+
+@pytest.mark.parametrize("by", ["seg", "nifti"])
+def test_labels_lie_on_their_images(tmp_path: Path, by: str, capsys: pytest.CaptureFixture[str]) -> None:
+    study = archive(tmp_path / "in", turn=OBLIQUE)
+    study.labels[2][..., 1] = 0  # a slice that the SEG leaves out
+    options = ["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--phase", "ed,es"]
+    if by == "seg":
+        acdc = json.loads((Path(__file__).parents[3] / "configs" / "datasets" / "acdc.json").read_text())
+        codes = {key: acdc[key] for key in ("class_names", "class_codes", "class_colors")}
+        volume = find_volumes(tmp_path / "in", phase=3).volumes[0]
+        SegmentationWriter(tmp_path / "no weights", 4, **codes)(study.labels[2], volume, tmp_path / "in" / "seg")
+        options += ["--dataset", "acdc"]
+    else:
+        (tmp_path / "labels").mkdir()
+        name = f"{study.uid_of('cine')}_seg.nii.gz"
+        nib.save(nib.Nifti1Image(study.labels[2], study.affine), tmp_path / "labels" / name)
+        options = [*options[:-1], "es", "--labels", str(tmp_path / "labels")]
+    assert run(*options) == 0
+    assert "1 with a label" in capsys.readouterr().out
+    records = read_datalist(tmp_path / "out" / "datalist.json")["train"]
+    (labeled,) = [record for record in records if "label" in record]
+    assert "phase03" in labeled["image"]
+    label, image = nib.load(labeled["label"]), nib.load(labeled["image"])
+    np.testing.assert_array_equal(np.asarray(label.dataobj), study.labels[2])
+    np.testing.assert_array_equal(label.affine, image.affine)
+
+
+def test_a_label_that_lies_elsewhere_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study(phases=1)
+    write(study.cine(), tmp_path / "in")
+    (tmp_path / "labels").mkdir()
+    moved = study.affine + np.eye(4)[:, [3, 1, 2, 0]] * 5
+    nib.save(nib.Nifti1Image(study.labels[0], moved), tmp_path / "labels" / f"{study.uid_of('cine')}.nii.gz")
+    options = ("--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+    assert run(*options, "--labels", str(tmp_path / "labels")) == 1
+    assert "label: its label lies elsewhere than its images." in capsys.readouterr().out
