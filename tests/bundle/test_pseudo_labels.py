@@ -41,7 +41,7 @@ def build(kind: type[Objective], dropout: float = 0.0, **options: Any) -> Object
     torch.manual_seed(3)
     network = UNet(channels=THIN, dropout=dropout)
     network.head.weight.data *= 3  # predictions that differ from pixel to pixel
-    if kind is SemSim:
+    if issubclass(kind, SemSim):
         options["fusion"] = PixelProjection(channels=THIN, dim=8)
     return kind(network=network, **options)
 

@@ -39,6 +39,7 @@ class Slow(Objective):
 
     def __init__(self, clock: Clock, seconds: float, slower_from: int) -> None:
         nn.Module.__init__(self)
+        self.network = nn.Identity()
         self.weight = nn.Parameter(torch.zeros(1))
         self.clock, self.seconds, self.slower_from = clock, seconds, slower_from
         self.totals: list[int] = []
