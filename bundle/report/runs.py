@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -193,9 +194,7 @@ def _name(folder: Path) -> str:
     if not about.is_file():
         return folder.name
     content = json.loads(about.read_text(encoding="utf-8"))
+    count = re.search(r"-labeled([\d.]+)-seed\d+$", folder.name)  # where the comparison has several
     parts = [content["method"], "" if content["overlay"] == "default" else content["overlay"]]
-    parts += [
-        f"{content['labeled']:g} labelled" if content.get("labeled") is not None else "",
-        f"seed {content['seed']}",
-    ]
+    parts += [f"{count[1]} labelled" if count else "", f"seed {content['seed']}"]
     return ", ".join(filter(None, parts))

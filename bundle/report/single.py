@@ -149,8 +149,8 @@ def score_blocks(subject: Subject) -> list[Block]:
         Table(
             ["class", *titles, "one empty", "both empty"],
             rows,
-            "Scored in 3D on the files' own grid; SD of the population. One empty: only prediction or label has the "
-            "class; then DSC is 0 and the distances are the volume's diagonal.",
+            "Scored on the files' own grid, volumes in 3D; SD of the population. One empty: only prediction or label "
+            "has the class; then DSC is 0 and the distances are the volume's diagonal.",
         ),
         Charts(
             [
@@ -189,7 +189,8 @@ def example_blocks(subject: Subject) -> list[Block]:
     ]
     return [
         Text(
-            "By the mean DSC over the classes. The view is cut to the foreground; the patient's left is on the right."
+            "By the mean DSC over the classes. The view is cut to the foreground; of volumes, the patient's left is on "
+            "the right."
         ),
         Key(list(subject.run.colours.items())),
         *strips,
@@ -207,7 +208,7 @@ def case_blocks(subject: Subject, odd: set[int]) -> list[Block]:
         f"HD95, {subject.unit}",
         f"ASSD, {subject.unit}",
     ]
-    unit = "mL" if subject.in_mm else "voxels"
+    unit = "mL" if subject.in_mm else "voxels" if cases[0].spacing else "pixels"
     for name in scores.classes:
         titles += [f"{name}, {unit}", f"{name} predicted"]
     rows = []

@@ -248,9 +248,9 @@ def _write_pages(
     (bundle / "docs").mkdir()
     for page in _pages(card):
         source, target = (folder / "docs" / page for folder in (ROOT, bundle))
-        if page.endswith(".md"):  # the repository's card has sections that this one lacks: their names stay, as text
+        if page.endswith(".md"):  # links to sections that this card lacks, and to scripts, become text
             text = source.read_text(encoding="utf-8")
-            write_text(target, re.sub(r"\[([^\]]+)\]\(README\.md#[^)]+\)", r"\1", text))
+            write_text(target, re.sub(r"\[([^\]]+)\]\((?:README\.md#[^)]+|[\w.-]+\.py)\)", r"\1", text))
         else:
             shutil.copyfile(source, target)
     write_text(bundle / "docs" / "README.md", card)

@@ -123,12 +123,13 @@ def as_stored(path: str | Path) -> str:
     """
     path = Path(path)
     found = Path(path.anchor)
-    for part in () if path.exists() else path.parts[1:]:
-        if not (found / part).exists() and found.is_dir():
+    # os.path.exists answers for names that are too long for any file, where pathlib raises
+    for part in () if os.path.exists(path) else path.parts[1:]:
+        if not os.path.exists(found / part) and os.path.isdir(found):
             form = unicodedata.normalize("NFC", part)
             part = next((name for name in os.listdir(found) if unicodedata.normalize("NFC", name) == form), part)
         found /= part
-    return str(path if path.exists() else found)
+    return str(path if os.path.exists(path) else found)
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str] | None = None) -> None:

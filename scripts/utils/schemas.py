@@ -29,7 +29,8 @@ NAME: Schema = {
     "maxLength": 200,
     "description": f"a name of {_HARMLESS}, and without #",
 }
-FILE: Schema = {"type": "string", "pattern": rf"^{_LINE}", "description": "the path of one file"}
+FILE: Schema = {"type": "string", "pattern": rf"^{_LINE}", "maxLength": 1000, "description": "the path of one file"}
+CASE: Schema = {**FILE, "description": "the name of a case"}
 COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": 10**12, "description": "a whole number from 0"}
 NUMBER: Schema = {"type": "number", "minimum": -1e9, "maximum": 1e9, "description": "a number"}
 SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1, "description": "a number from 0 to 1"}
@@ -143,7 +144,7 @@ _ENTRY = {
         ["image"],
         image=FILE,
         label=_or_null(FILE),
-        case={"type": ["string", "number"], "description": "the name of a case"},
+        case={**CASE, "type": ["string", "number"]},
         fold={"type": "integer", "minimum": 0, "description": "the number of a fold"},
         sha256=_map(
             "SHA-256 of image and label", {"enum": ["image", "label"], "description": "image or label"}, SHA256
@@ -151,6 +152,7 @@ _ENTRY = {
     ),
     "type": ["object", "string"],
     "pattern": FILE["pattern"],
+    "maxLength": FILE["maxLength"],
 }
 _ENTRIES = _list("a list of entries", _ENTRY)
 
@@ -184,14 +186,12 @@ SCHEMAS: dict[str, Schema] = {
         _object(
             "the cases of a fold",
             ["train", "val"],
-            **dict.fromkeys(("train", "val"), _list("a list of cases", {"type": "string", "description": "a case"})),
+            **dict.fromkeys(("train", "val"), _list("a list of cases", CASE)),
         ),
     ),
     "split": {
         "type": "object",
-        "additionalProperties": _list(
-            "a list of the names of cases", {"type": "string", "description": "the name of a case"}
-        ),
+        "additionalProperties": _list("a list of the names of cases", CASE),
         "description": "a JSON object of lists of cases, by part",
     },
     "record": _object(

@@ -17,6 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 from bundle.__main__ import main
 from bundle.report import cases as cases_module
 from bundle.report.page import anchor
+from bundle.workflows import ROOT
+from scripts.phantoms import make_phantom_cohort
 from scripts.utils.provenance import write_record
 from tests.bundle.report.test_page import browse
 
@@ -178,3 +180,16 @@ def test_an_evaluation_of_other_weights_is_refused(
     with pytest.raises(SystemExit):
         main(["report", str(other), *options])
     assert "is an evaluation with weights_sha256" in capsys.readouterr().err
+
+
+def test_photographs_have_pixels_and_no_millimetres(trained: Callable[..., Path], tmp_path: Path) -> None:
+    cohort = make_phantom_cohort(tmp_path / "isic", patients=(4, 3, 0), size=(60, 70), kind="isic")
+    weights = trained("isic", in_channels=3, num_classes=2)
+    options = {"dataset_dir": cohort, "splits": f"{cohort}/splits.json", "cache_dir": tmp_path / "cache"}
+    config = ROOT / "configs" / "datasets" / "isic.json"
+    given = [f"--{key}={value}" for key, value in {**options, "config_file": config, "device": "cpu"}.items()]
+    main(["report", str(weights.parent), *given])
+    html = (weights.parent / "val-best" / "report.html").read_text()
+    assert "HD95, pixels" in html
+    assert "Best network on 3 images of 3 cases" in html
+    assert anchor("Volumes and ejection fraction") not in html
