@@ -243,7 +243,7 @@ def test_an_interruption_begins_no_further_run(tmp_path: Path, phantom: Path, mo
     ("option", "value", "message"),
     [
         ("methods", "fixmatch,meanteacher", "methods: no 'meanteacher'; there are .*fixmatch.*supervised"),
-        ("overlays", "table9", "overlays: no 'table9'; there are table4_cross, .*table4_intra"),
+        ("overlays", "table9", "overlays: no 'table9'; there are .*table4_cross, .*table4_intra"),
         ("config_file", "configs/gpu.json", "config_file: no file configs/gpu.json"),
         ("seeds", "one", "seeds: expected whole numbers from 0, found one"),
         ("seeds", 1.5, "seeds: expected whole numbers from 0, found 1.5"),
