@@ -75,7 +75,7 @@ def nifti_label(folder: Path, volume: DicomVolume) -> np.ndarray | None:
     file = next((f for f in files_below(folder) if _is_nifti(f) and Path(str(name_of(f))).name in names), None)
     if file is None:
         return None
-    image = nib.load(file)
+    image = nib.Nifti1Image.from_filename(file)
     array = np.asarray(image.dataobj)
     first = volume.frames[0]
     if array.shape != (first.size[1], first.size[0], len(volume.frames)):
