@@ -32,8 +32,9 @@ from scripts.data.records import read_split
 from scripts.networks import UNet
 from scripts.utils.errors import raised_in
 from scripts.utils.provenance import read_record, trained_size, write_record
-from scripts.utils.schemas import SCHEMAS, check
+from scripts.utils.schemas import SCHEMAS
 from scripts.utils.tensors import load_state, save_tensors
+from scripts.utils.validation import check
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = int(os.environ.get("SEMSIM_FUZZ", "0"))

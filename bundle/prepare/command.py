@@ -24,7 +24,7 @@ from scripts.data.records import Split, split_cases
 from scripts.handlers.report import aligned
 from scripts.utils.files import check_writable, write_text
 from scripts.utils.options import check_switches
-from scripts.utils.schemas import parse_json, read_text
+from scripts.utils.validation import parse_json, read_text
 
 __all__ = ["main"]
 

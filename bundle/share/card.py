@@ -11,7 +11,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from scripts.utils.licences import SYNTHETIC
-from scripts.utils.schemas import read_json, read_text, shown
+from scripts.utils.validation import read_json, read_text, shown
 
 __all__ = [
     "Evaluation",

@@ -13,8 +13,8 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from scripts.utils.provenance import file_digest
-from scripts.utils.schemas import check, parse_json, read_json, shown
 from scripts.utils.tensors import load_state
+from scripts.utils.validation import check, parse_json, read_json, shown
 
 __all__ = ["ARCHIVE_CHECKS", "FILE_CHECKS"]
 

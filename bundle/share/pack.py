@@ -25,8 +25,8 @@ from scripts.networks import UNet
 from scripts.utils.files import write_text
 from scripts.utils.licences import write_terms
 from scripts.utils.provenance import file_digest, read_record, trained_options
-from scripts.utils.schemas import check, shown
 from scripts.utils.tensors import load_state
+from scripts.utils.validation import check, shown
 
 __all__ = ["archive_name", "main", "write_archive"]
 

@@ -22,7 +22,7 @@ from scripts.data.images import find_images
 from scripts.phantoms import make_phantom_cohort
 from scripts.phantoms.cohort import KINDS
 from scripts.utils.options import check_switches
-from scripts.utils.schemas import read_json
+from scripts.utils.validation import read_json
 
 __all__ = ["Result", "main", "make_cohort", "run_worker", "verify"]
 

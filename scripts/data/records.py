@@ -22,7 +22,7 @@ from scripts.data.layouts.datalist import read_datalist, read_slice_axis
 from scripts.data.layouts.isic import isic_cases
 from scripts.data.layouts.nnunet import description_of
 from scripts.data.layouts.promise12 import promise12_cases
-from scripts.utils.schemas import read_json
+from scripts.utils.validation import read_json
 
 __all__ = [
     "LAYOUTS",

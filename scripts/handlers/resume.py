@@ -11,8 +11,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from scripts.utils.errors import WriteError, one_line
-from scripts.utils.schemas import check
 from scripts.utils.tensors import load_tensors, not_finite
+from scripts.utils.validation import check
 
 __all__ = ["claim", "load_parts", "read_checkpoint"]
 

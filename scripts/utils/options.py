@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, run, run_workflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from scripts.utils.errors import MONAI_PROGRAM, one_line
-from scripts.utils.schemas import faults_of
+from scripts.utils.validation import faults_of
 
 __all__ = ["check_options", "check_paths", "check_switches", "check_values"]
 

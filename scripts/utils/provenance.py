@@ -14,7 +14,7 @@ from typing import Any
 from scripts.data.axis import THICKEST
 from scripts.data.records import missing_cases
 from scripts.utils.files import update_digest, write_text
-from scripts.utils.schemas import read_json
+from scripts.utils.validation import read_json
 
 __all__ = [
     "check_grid",

@@ -11,7 +11,7 @@ from typing import Any
 from scripts.data.checks import add_or_raise
 from scripts.data.layouts.nnunet import DESCRIPTION, description_of, nnunet_lists
 from scripts.utils.files import as_stored
-from scripts.utils.schemas import Fault, faults_of, parse_json, read_text
+from scripts.utils.validation import Fault, faults_of, parse_json, read_text
 
 __all__ = ["PARTS", "named_classes", "read_class_values", "read_datalist", "read_slice_axis"]
 
@@ -26,7 +26,7 @@ def read_datalist(
 ) -> dict[str, list[dict[str, str]]]:
     """Read a datalist, or the folder of nnU-Net that a ``dataset.json`` lies in.
 
-    The file is held against its schema first (:mod:`scripts.utils.schemas`). Each entry of its lists is
+    The file is held against its schema first (:mod:`scripts.utils.validation`). Each entry of its lists is
     ``{"image": path, "label": path, "case": name}``, or the image's path alone. ``label`` is absent where there is
     none; ``case`` is what a split must not tear apart, by default the image itself. Paths are relative to the JSON's
     folder. Where there is no ``validation`` list and entries of ``training`` have a number ``fold``, those of one fold

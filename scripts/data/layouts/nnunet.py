@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.utils.schemas import read_json
+from scripts.utils.validation import read_json
 
 __all__ = ["DESCRIPTION", "description_of", "nnunet_lists"]
 
