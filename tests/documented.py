@@ -238,7 +238,7 @@ def _make_data(folder: Path) -> None:
             label = nibabel.load(frame.with_name(name))
             classes = np.minimum(np.asarray(label.dataobj), 2)
             nibabel.save(nibabel.Nifti1Image(classes, label.affine), folder / "custom" / name)
-    shutil.copytree(folder / "isic", folder / "lesions")
+    shutil.copytree(folder / "isic", folder / "lesions", ignore=shutil.ignore_patterns("splits.json"))
     for number in range(2):
         archive(folder / "archive" / f"{number}", seed=number)
 
