@@ -28,6 +28,7 @@ from scripts.methods import FixMatch, Objective, Supervised
 from scripts.networks import UNet
 from scripts.utils.errors import root_cause
 from scripts.views import WeakView
+from tests.workflows import workflow as base_workflow
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -369,6 +370,12 @@ def test_properties_from_another_directory(phantom: Path, tmp_path: Path, monkey
     flow = workflow(**arguments(phantom, tmp_path))
     flow.initialize()
     assert not flow.check_properties()
+
+
+@pytest.mark.parametrize("files", [["train.json"], ["train.json", "evaluate.json"], ["inference.json"]])
+def test_a_start_in_another_folder_is_told_of(tmp_path: Path, files: list[str]) -> None:
+    with pytest.raises(SystemExit, match=r"error: no bundle in .*: start in its folder, or name that by --bundle_root"):
+        base_workflow("train", *files, bundle_root=str(tmp_path))
 
 
 def test_an_empty_validation_list_still_ends_in_weights(phantom: Path, tmp_path: Path) -> None:
