@@ -40,10 +40,10 @@ class Objective(nn.Module):
     """A training objective: a module whose ``forward(batch)`` returns its named losses.
 
     It contains the deployed network and everything else that it trains, so one optimiser over ``parameters()``, one
-    DistributedDataParallel wrapper and one checkpoint entry serve every objective. A batch holds ``image`` ``[B, C, H,
-    W]`` in [0, 1], its ``label`` ``[B, 1, H, W]`` and, with unlabeled slices, ``unlabeled`` ``[B', C, H, W]``. The
-    trainer minimises the entry ``loss`` of the result; all other entries are scalars for the log (``loss_*``: its
-    terms, ``coverage_*``: shares of pixels whose pseudo-label is used).
+    DistributedDataParallel wrapper and one checkpoint entry serve every objective. A batch holds ``image``
+    ``[B, C, H, W]`` in [0, 1], its ``label`` ``[B, 1, H, W]`` and, with unlabeled slices, ``unlabeled``
+    ``[B', C, H, W]``. The trainer minimises the entry ``loss`` of the result; all other entries are scalars for the log
+    (``loss_*``: its terms, ``coverage_*``: shares of pixels whose pseudo-label is used).
 
     Args:
         network: the deployed network.
