@@ -156,7 +156,8 @@ class TestNifti:
             server.save_label(name, cohort[name][1], segments=SEGMENTS)
         status, log = server.train(A, max_epochs=1)
         assert status == "DONE", log[-3000:]
-        assert "learning from 2 labelled and 8 unlabelled studies, validating on 0" in log
+        counts = "learning from 2 labelled and 8 unlabelled studies, validating on 0"
+        assert log.count(counts) == 2, "at the beginning and at the end"
         assert digest(bundles[0]) != before[0]
         assert digest(bundles[1]) == before[1]
         runs = list((bundles[0] / "output").iterdir())
