@@ -226,7 +226,7 @@ def test_another_length_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFi
         engine = trainer(FixMatch(net), epochs, handlers=[RunCheckpoint(str(tmp_path), net, resume)])
         engine.logger.addHandler(caplog.handler)
         engine.run()
-    assert "begun for 1 epochs: learning rate and ramps now follow 2" in caplog.text
+    assert "started for 1 epochs: learning rate and ramps now follow 2" in caplog.text
 
 
 def test_output_guard(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_weights_of_another_origin_are_not_replaced(tmp_path: Path) -> None:
         (folder / "model.pt").write_text(folder.name)
     (run / "checkpoint.pt").touch()
     for resume in (False, str(run / "checkpoint.pt")):
-        with pytest.raises(FileExistsError, match="weights stand here"):
+        with pytest.raises(FileExistsError, match="training would replace these weights"):
             guard_output(str(served), resume)
     # killed before the first checkpoint, after it had brought the best network of the other run along
     (served / "model.pt").write_text("run")

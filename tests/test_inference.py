@@ -155,7 +155,7 @@ def test_datalist_takes_the_part_to_predict(tmp_path, parts, expected):
     [
         ("missing", None, FileNotFoundError, "missing' does not exist"),
         ("text.txt", "", ValueError, r"text.txt' is no image"),
-        ("list.json", "{", ValueError, "list.json: expected a datalist, found no JSON"),
+        ("list.json", "{", ValueError, "list.json: expected a datalist, found invalid JSON"),
         ("list.json", "[]", ValueError, "list.json: expected a datalist, found"),
         ("list.json", '{"training": [{"label": "a"}]}', ValueError, "list.json: training: entry 1: lacks image"),
         ("list.json", '{"test": ["gone.nii"]}', ValueError, "gone.nii', which does not exist"),
@@ -252,9 +252,12 @@ def test_weights_are_loaded(model):
     [
         (lambda: UNet(num_classes=2).state_dict(), r"it has 2 classes, the network 4 \(num_classes\)"),
         (lambda: UNet(in_channels=3).state_dict(), r"it takes 3 channels, the network 1 \(in_channels\)"),
-        (lambda: {"method": UNet().state_dict(), "state": {"epoch": 3}}, "holds method, state, expected a network's"),
-        (lambda: {"weight": torch.zeros(1)}, "is of another network"),
-        (lambda: [1, 2], "holds list"),
+        (
+            lambda: {"method": UNet().state_dict(), "state": {"epoch": 3}},
+            "contains method, state, expected a network's",
+        ),
+        (lambda: {"weight": torch.zeros(1)}, "belongs to another network"),
+        (lambda: [1, 2], "contains list"),
         (UNet, "cannot be read as tensors"),
     ],
     ids=["classes", "channels", "resume", "strange", "list", "pickle"],

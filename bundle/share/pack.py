@@ -39,6 +39,7 @@ CONFIGS = (
     "semsim_variants.json",
     "logging.conf",
 )
+PHOTOGRAPHS = ("anti_aliasing", "validate#dataset#transform", "validate#dataloader#batch_size")
 FOLDERS = ("methods", "ablations")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the archive's time of every file: the earliest that a ZIP can hold
 
@@ -156,7 +157,7 @@ def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str
     }
     if photographs:  # resized and validated like those of the data set at hand
         isic = _read_json(ROOT / "configs" / "datasets" / "isic.json")
-        overlay |= {key: isic[key] for key in ("anti_aliasing", "validation_images")}
+        overlay |= {key: isic[key] for key in PHOTOGRAPHS}
     check(overlay, "training", dataset)
     name = re.sub(r"[^a-z0-9]+", "_", Path(dataset).stem.lower()).strip("_")
     return name, overlay, own
@@ -210,7 +211,9 @@ def _write_configs(
         for names in (("train.json", "monai_label.json"), ("inference.json", "monai_label_inference.json"))
     )
     cpu = _read_json(folder / "cpu.json")
-    train |= overlay
+    parser = ConfigParser(train)
+    parser.update(overlay)  # also of ids within a component, such as validate#dataset#transform
+    train = parser.get()
     inference |= {key: value for key, value in overlay.items() if key in inference}
     # A network works on slices like those that it was trained on: all three workflows take them.
     train |= trained

@@ -167,7 +167,7 @@ def _fields(path: Path, content: bytes) -> tuple[dict[str, str], int]:
             raise ValueError(f"{path}: the header says both {name} = {fields[name]} and {name} = {value}.")
         if name == "ElementDataFile":
             return fields, start
-    raise ValueError(f"{path} is no image of this type, damaged or cut short: its header has no ElementDataFile.")
+    raise ValueError(f"{path} is not an image of this type, or is damaged: its header has no ElementDataFile.")
 
 
 def _data_files(path: Path, fields: dict[str, str], shape: Sequence[int], rest: bytes) -> list[str]:

@@ -85,7 +85,7 @@ def open_nifti(path: Path) -> Any:
         image: Any = nib.load(path)
         dtype = image.get_data_dtype()
     except Exception:  # nibabel raises errors of many kinds for damaged headers
-        raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
+        raise ValueError(f"{path} is not an image of this type, or is damaged.") from None
     if not 1 <= len(image.shape) <= 7 or min(image.shape) < 1:
         raise ValueError(f"{path}: expected some voxels, found the shape {' x '.join(map(str, image.shape))}.")
     if dtype.kind == "c":
@@ -111,7 +111,7 @@ def check_length(image: Any) -> None:
                 while block := stream.read(1 << 20):
                     length += len(block)
         except (OSError, EOFError, zlib.error):
-            raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
+            raise ValueError(f"{path} is not an image of this type, or is damaged.") from None
     if length < needed:
         raise ValueError(
             f"{path} is damaged or cut short, or its header is wrong: it holds {length} bytes, the header claims "

@@ -60,7 +60,7 @@ class PhotographReader(ImageReader):
                     shown = ImageOps.exif_transpose(file)
                     return np.asarray(shown.convert("L" if channels == 1 else "RGB"))
         except Exception:  # Pillow raises errors of many kinds for damaged files
-            raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
+            raise ValueError(f"{path} is not an image of this type, or is damaged.") from None
         raise ValueError(f"{path}: expected an 8-bit grey or RGB image, found {bits} bits and {channels} channels.")
 
     def get_data(self, img: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

@@ -89,7 +89,7 @@ class NrrdReader(MetaImageReader):
         try:
             array = sitk.GetArrayFromImage(sitk.ReadImage(str(files[0]), imageIO="NrrdImageIO"))
         except RuntimeError:
-            raise ValueError(f"{files[0]} is no image of this type, damaged or cut short.") from None
+            raise ValueError(f"{files[0]} is not an image of this type, or is damaged.") from None
         array = array.reshape(*shape[::-1], -1)
         array = array if array.shape[3] > 1 else array[..., 0]
         return array.transpose(2, 1, 0, *range(3, array.ndim)), affine
@@ -176,7 +176,7 @@ def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
         affine[:dims, 3] = reader.GetOrigin()
         return (*shape, 1)[:3], check_affine(LPS_TO_RAS @ affine)
     except RuntimeError:
-        raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
+        raise ValueError(f"{path} is not an image of this type, or is damaged.") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -159,7 +159,7 @@ def test_all_faults_are_listed_and_nothing_is_written(
         ("s0.nii.gz", "NaN"),
         ("labels/s1.nii.gz", "must be 0..2, found 9"),
         ("labels/s2.nii.gz", "label shape (40, 30, 3) is not the image's shape (40, 48, 3)"),
-        ("s3.nii.gz", "is no image of this type, damaged or cut short"),
+        ("s3.nii.gz", "is not an image of this type, or is damaged"),
         ("s4.nii.gz", "all its values are 7"),
         ("s5.png", "s5.png"),
     )

@@ -178,11 +178,11 @@ def faulty(folder: Path, fault: str) -> Path:
         ("short.mhd", r"x\.mhd \(with 'x\.raw'\) is damaged .* 420 bytes of voxels, the header claims 4200\."),
         ("cut.mha", r"cut\.mha is .*damaged or cut short"),
         ("packed.mha", r"packed\.mha is .*damaged or cut short"),
-        ("text.mha", r"text\.mha is no image of this type"),
-        ("cut.png", r"cut\.png is no image of this type"),
-        ("text.png", r"text\.png is no image of this type"),
-        ("cut.jpg", r"cut\.jpg is no image of this type"),
-        ("text.jpg", r"text\.jpg is no image of this type"),
+        ("text.mha", r"text\.mha is not an image of this type"),
+        ("cut.png", r"cut\.png is not an image of this type"),
+        ("text.png", r"text\.png is not an image of this type"),
+        ("cut.jpg", r"cut\.jpg is not an image of this type"),
+        ("text.jpg", r"text\.jpg is not an image of this type"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, fault: str, message: str) -> None:
@@ -205,7 +205,7 @@ def test_a_compressed_volume_of_which_a_bit_is_wrong_is_refused(tmp_path: Path) 
     sound = path.read_bytes()
     for place in range(20, len(sound), len(sound) // 50):  # of a gzip file of this kind 10 bytes hold no data
         path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
-        with pytest.raises(ValueError, match=r"x\.nii\.gz is no image of this type, damaged or cut short\."):
+        with pytest.raises(ValueError, match=r"x\.nii\.gz is not an image of this type, or is damaged\."):
             load(path)
 
 
@@ -250,7 +250,7 @@ def test_postscript_is_never_executed(tmp_path: Path, monkeypatch: pytest.Monkey
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.eps")
     for suffix in (".jpg", ".png"):
         (tmp_path / "x.eps").rename(tmp_path / f"x{suffix}")
-        with pytest.raises(ValueError, match=rf"x\{suffix} is no image of this type"):
+        with pytest.raises(ValueError, match=rf"x\{suffix} is not an image of this type"):
             load(tmp_path / f"x{suffix}")
         (tmp_path / f"x{suffix}").rename(tmp_path / "x.eps")
 
@@ -261,7 +261,7 @@ def test_a_png_of_which_a_bit_is_wrong_is_refused(tmp_path: Path) -> None:
     sound = path.read_bytes()
     for place in range(0, len(sound) - 12, len(sound) // 50):  # the last chunk holds no data
         path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
-        with pytest.raises(ValueError, match=r"x\.png is no image of this type, damaged or cut short"):
+        with pytest.raises(ValueError, match=r"x\.png is not an image of this type, or is damaged"):
             load(path)
 
 

@@ -48,7 +48,7 @@ def test_labelled_counts_out_of_range(labeled: float) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{train: [", "expected a JSON object of lists of cases, by part, found no JSON"),
+        ("{train: [", "expected a JSON object of lists of cases, by part, found invalid JSON"),
         ("[1]", "expected a JSON object of lists of cases"),
         (json.dumps({"train": [1, 2]}), "train: entry 1: expected the name of a case, found 1"),
         (json.dumps({"train": [["a"]]}), r"train: entry 1: expected the name of a case, found \['a'\]"),

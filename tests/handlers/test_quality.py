@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
+from monai.inferers import SliceInferer
 
 from scripts.handlers.quality import PASSES, QualityReport, ViewPasses
 from scripts.quality.fit import fit_dice
@@ -72,7 +73,7 @@ def test_inference_writes_what_its_results_are_worth(
     rows = read(out / "quality.csv")
     assert sorted({row["case"] for row in rows}) == ["a/one", "b/two"]
     assert [row["class"] for row in rows] == ["RV", "Myo", "LV"] * 2
-    assert "2 of 2 need a look" in capsys.readouterr().out
+    assert "2 of 2 need a review" in capsys.readouterr().out
     for row in rows:
         label = np.asarray(nib.Nifti1Image.from_filename(out / f"{row['case']}_seg.nii.gz").dataobj)
         volume = np.count_nonzero(label == ["RV", "Myo", "LV"].index(row["class"]) + 1) * 1.5 * 2.0 * 8.0 / 1000
@@ -145,7 +146,9 @@ def test_passes_of_a_batch_lie_on_its_grid() -> None:
 
 
 def test_worst_comes_first_and_photographs_have_no_volume(tmp_path: Path, trained: Callable[..., Path]) -> None:
-    report = QualityReport(tmp_path, 2, trained(in_channels=1, num_classes=2), {"1": "lesion"})
+    report = QualityReport(
+        tmp_path, 2, trained(in_channels=1, num_classes=2), SliceInferer(roi_size=(4, 4)), {"1": "lesion"}
+    )
     report._start()
     square = torch.zeros(1, 12, 12, 1)
     square[:, 3:9, 3:9] = 1

@@ -52,7 +52,7 @@ def test_one_training_works_in_a_folder_and_a_killed_one_leaves_it(tmp_path: Pat
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         for work in (lambda: guard_output(str(folder), True), engine(folder, False, 1).run):
-            with pytest.raises(FileExistsError, match="another training is at work in this folder"):
+            with pytest.raises(FileExistsError, match="another training runs in this folder"):
                 work()
     finally:
         other.kill()

@@ -125,7 +125,7 @@ def test_a_label_from_an_archive_without_names_is_left_out(tmp_path: Path) -> No
     records = fill(tmp_path / "studies", ["a", "b"], ["z"])
     set_info(tmp_path / "studies", "a", SeriesInstanceUID="1.2.3")
     studies = known(records)
-    assert studies.left_out == ["the final label of 'a': nothing is known of its segments' names."]
+    assert studies.left_out == ["the final label of 'a': its segments have no known names."]
     assert [record["image"] for record in studies.labeled] == [records[1]["image"]]
 
 

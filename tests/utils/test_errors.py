@@ -121,7 +121,7 @@ def test_an_id_of_an_overlay_is_an_option(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("batch_size", 0, "a whole number from 1"),
         ("in_channels", 0, "a whole number in 1..64"),
         ("num_workers", -1, "a whole number from 0"),
-        *[("device", value, "one that PyTorch has here") for value in ("x", "cuda:99", 3.5)],
+        *[("device", value, "a device that PyTorch finds here") for value in ("x", "cuda:99", 3.5)],
         *[("output_dir", value, "a path without # and ::") for value in ("a::b", 2018, True, "")],
         ("class_names", {"one": "bone"}, "the number of a class"),
         ("class_names", ["bone"], "names by class"),

@@ -279,7 +279,7 @@ def test_torchscript_passes_where_the_bundle_names_it(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "configs/train.json: expected a training config, a JSON object, found no JSON"),
+        ("{", "configs/train.json: expected a training config, a JSON object, found invalid JSON"),
         ("{}", "configs/train.json: lacks layout, in_channels"),
         ("[]", "configs/train.json: expected a training config, a JSON object, found []"),
         ('{"a":' * 50_000, "configs/train.json: expected a training config, a JSON object, found JSON that is nested"),

@@ -148,5 +148,5 @@ def test_real_labelled_slices(real_acdc: Path, labeled: int, slices: int) -> Non
 def test_splits_that_are_no_json_are_named(phantom: Path, tmp_path: Path) -> None:
     splits = tmp_path / "splits.json"
     splits.write_text("{train: [")
-    with pytest.raises(ValueError, match=r"splits\.json: expected .* found no JSON"):
+    with pytest.raises(ValueError, match=r"splits\.json: expected .* found invalid JSON"):
         dataset_records("acdc", phantom, "train", splits)
