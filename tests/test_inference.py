@@ -368,7 +368,7 @@ def test_truncated_image_is_named_and_results_stay(tmp_path, infer):
     save_volume(tmp_path / "in" / "a.nii.gz", phantom(), np.eye(4))
     whole = (tmp_path / "in" / "a.nii.gz").read_bytes()
     (tmp_path / "in" / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"in/b\.nii\.gz is no image .* cut short") as error:
+    with pytest.raises(ValueError, match=r"in/b\.nii\.gz is not an image .* damaged") as error:
         infer(tmp_path / "in")
     assert "\n" not in str(error.value)
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["a_seg.nii.gz"]

@@ -136,7 +136,7 @@ def _by_volume(found: Any, terms: ClassTerms) -> dict[DicomVolume, Path]:
             why = "names no classes: choose another --dataset" if volume is not None else ""
             found.skipped.append(f"a DICOM SEG: {f'the data set {why}' if why else 'its images are not here'}.")
         elif volume in labels:
-            found.refused.append(f"{_stem(volume)}: two DICOM SEGs are its label: which of the two is meant?")
+            found.refused.append(f"{_stem(volume)}: two DICOM SEGs are its label: expected one of the two.")
         else:
             labels[volume] = header.file
     return labels

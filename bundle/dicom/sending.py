@@ -95,7 +95,7 @@ def _read(path: Path) -> Any:
                 return dataset
         except Exception:  # of any type, as every part of a damaged file may be nonsense
             pass
-    raise ValueError(f"{path} is no DICOM file, damaged or cut short.")
+    raise ValueError(f"{path} is no DICOM file, damaged or truncated.")
 
 
 def _store(client: Any, dataset: Any, file: str) -> bool:

@@ -185,7 +185,7 @@ def _missing(split: Split, allowed: bool) -> tuple[list[str], list[str]]:
         else:
             faults += [f"case '{name}' of part '{part}' in {split.where} is not there." for name in names]
     if faults:
-        notes.append("--allow_missing True goes on without the cases that are not there.")
+        notes.append("--allow_missing True continues without the cases that are not there.")
     return faults, notes
 
 

@@ -194,7 +194,7 @@ def test_missing_cases_and_mistakes_are_named(niftis: Path, tmp_path: Path, caps
     printed = capsys.readouterr().out
     assert "case 'images/s9' of part 'train'" in printed
     assert "none of the 1 'test' cases" in printed
-    assert "--allow_missing True goes on without" in printed
+    assert "--allow_missing True continues without" in printed
     main("custom", str(niftis), str(tmp_path / "set.json"), splits=str(splits), num_classes=3, allow_missing=True)
     assert "1 'train' cases of" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "set.json").read_text())["training"]) == 1
@@ -329,7 +329,7 @@ def test_faults_of_the_list_itself_are_all_shown(
         main("custom", str(tmp_path / "list.json"), str(tmp_path / "out.json"), num_classes=3)
     printed = capsys.readouterr().out
     assert printed.count("which does not exist") == 7
-    assert printed.count("stands in training twice") == 1
+    assert printed.count("is in training twice") == 1
     assert printed.count("no training image has a label") == 1
 
 
@@ -351,7 +351,7 @@ def test_faults_of_names_splits_and_images_are_listed_together(
     faults = capsys.readouterr().out.split("7 faults:")[1]
     for what in (
         f"s0.nii' and '{root}/images/s0.nii.gz' differ only in their suffix",
-        "names 'images/s0' in parts 'train' and 'val'",
+        "has 'images/s0' in parts 'train' and 'val'",
         "case 'images/s9' of part 'train'",
         "s1.nii.gz: label values must be 0..2, found inf",
         "s2.nii.gz: label shape (40, 30, 3) is not the image's shape (40, 48, 3)",

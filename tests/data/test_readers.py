@@ -173,11 +173,11 @@ def faulty(folder: Path, fault: str) -> Path:
     ("fault", "message"),
     [
         ("missing.mhd", r"x\.mhd: the file of its voxels, 'x\.raw', is missing\."),
-        ("cut.mhd", r"x\.mhd \(with 'x\.raw'\) is damaged or cut short, or its header is wrong: it holds 210 bytes"),
-        ("cut.zraw", r"x\.mhd \(with 'x\.zraw'\) is damaged or cut short"),
+        ("cut.mhd", r"x\.mhd \(with 'x\.raw'\) is damaged or truncated, or its header is wrong: it contains 210 bytes"),
+        ("cut.zraw", r"x\.mhd \(with 'x\.zraw'\) is damaged or truncated"),
         ("short.mhd", r"x\.mhd \(with 'x\.raw'\) is damaged .* 420 bytes of voxels, the header claims 4200\."),
-        ("cut.mha", r"cut\.mha is .*damaged or cut short"),
-        ("packed.mha", r"packed\.mha is .*damaged or cut short"),
+        ("cut.mha", r"cut\.mha is .*damaged or truncated"),
+        ("packed.mha", r"packed\.mha is .*damaged or truncated"),
         ("text.mha", r"text\.mha is not an image of this type"),
         ("cut.png", r"cut\.png is not an image of this type"),
         ("text.png", r"text\.png is not an image of this type"),
@@ -347,6 +347,6 @@ def test_a_nifti_that_claims_too_much_is_named_before_memory_is_asked_for(tmp_pa
     content = header.binaryblock + bytes(4 + 20_000)
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     with pytest.raises(
-        ValueError, match=r"x\.nii\S* is damaged .* it holds 20352 bytes, the header claims 12800000352\."
+        ValueError, match=r"x\.nii\S* is damaged .* it contains 20352 bytes, the header claims 12800000352\."
     ):
         load(tmp_path / name)

@@ -113,7 +113,7 @@ def test_labels_are_written_as_the_data_set_stores_them(tmp_path: Path) -> None:
 
 
 def test_png_holds_no_volume(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^/in/case\.mha: PNG holds no volume of 4 slices"):
+    with pytest.raises(ValueError, match=r"^/in/case\.mha: PNG does not support 4 slices"):
         save(label_map(), tmp_path, ".png")
     assert not list(tmp_path.iterdir())
 
@@ -141,7 +141,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, suffix: st
 
 def test_a_png_of_more_than_8_bits_is_refused(tmp_path: Path) -> None:
     item = label_map((6, 5, 1))
-    with pytest.raises(ValueError, match=r"case_seg\.png cannot be written: a PNG holds .* 8 bits, found uint16"):
+    with pytest.raises(ValueError, match=r"case_seg\.png cannot be written: PNG supports .* 8 bits, found uint16"):
         save(item, tmp_path, ".png", label_values=[0, 600])
     assert not list(tmp_path.iterdir())
 

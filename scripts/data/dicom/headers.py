@@ -133,7 +133,7 @@ def read_header(path: Path) -> Header | None:
             _identify(found, dataset)
             _examine(found, dataset, rest)
         except Exception:  # of any type, as every part of a damaged file may be nonsense
-            found.fault = "damaged or cut short."
+            found.fault = "damaged or truncated."
     return found
 
 
@@ -177,7 +177,7 @@ def _examine(found: Header, dataset: Dataset, rest: int) -> None:
     # what research software exports: a secondary capture that knows where it lies
     placed = sop_class == uid.SecondaryCaptureImageStorage and dataset.get("ImagePositionPatient") is not None
     if not sop_class:
-        found.fault = "damaged or cut short."
+        found.fault = "damaged or truncated."
     elif sop_class == uid.SegmentationStorage:
         found.is_segmentation = True
     elif photograph:
@@ -222,7 +222,7 @@ def _pixel_fault(dataset: Dataset, rest: int) -> str:
         expected = expected * 2 // 3
     if rest <= 16:
         return "no pixel data."
-    return "damaged or cut short." if not syntax.is_compressed and rest < expected else ""
+    return "damaged or truncated." if not syntax.is_compressed and rest < expected else ""
 
 
 def _frames(found: Header, dataset: Dataset) -> None:

@@ -35,7 +35,7 @@ def read_voxels(frames: Sequence[Frame]) -> np.ndarray:
                 dataset = read_dataset(file)
                 slices += [_slice(dataset, frame) for frame in of_file]
             except Exception:  # of any type, as every decoder raises its own
-                raise ValueError("its pixels cannot be decoded: damaged or cut short.") from None
+                raise ValueError("its pixels cannot be decoded: damaged or truncated.") from None
     if any(plane.shape[:2] != frames[0].size for plane in slices):
         raise ValueError("its pixels are not of the size that the header gives.")
     volume = np.stack(slices, axis=2).swapaxes(0, 1)

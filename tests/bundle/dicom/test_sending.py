@@ -216,4 +216,4 @@ def test_no_archive_and_no_file_are_one_line(
     assert "gone.dcm: no such file" in refused(capsys, str(tmp_path / "gone.dcm"), "--url", nobody)
     (tmp_path / "text.dcm").write_text("notes")
     line = refused(capsys, str(tmp_path / "text.dcm"), "--url", nobody)
-    assert "text.dcm is no DICOM file, damaged or cut short" in line
+    assert "text.dcm is no DICOM file, damaged or truncated" in line

@@ -357,7 +357,7 @@ DAMAGE: dict[str, tuple[Callable[[list[Dataset]], object], str]] = {
     "zero spacing": (each(wrong(PixelSpacing=[0, 0])), "a pixel spacing that is not positive"),
     "no pixels": (each(without("PixelData"), slice(2)), r"2 of \d files: no pixel data"),
     "no rows": (each(without("Rows"), slice(1)), "does not say how many rows, columns and bits"),
-    "short": (each(wrong(PixelData=b"\0" * 64), slice(1)), r"1 of \d files: damaged or cut short"),
+    "short": (each(wrong(PixelData=b"\0" * 64), slice(1)), r"1 of \d files: damaged or truncated"),
     "unknown syntax": (each(syntax("1.2.3.4.5.6.7")), "unknown transfer syntax, or one for which there is no decoder"),
     "video": (each(syntax(uid.MPEG2MPML)), "unknown transfer syntax, or one for which there is no decoder"),
     "phase images": (each(wrong(ImageType=["ORIGINAL", "PRIMARY", "P"])), r"no magnitude image \(P\)"),
@@ -434,7 +434,7 @@ def test_a_damaged_image_is_named_when_it_is_read(tmp_path: Path) -> None:
     paths[1].write_bytes(content[: len(content) - 600])
     volume = find_images(tmp_path)[0]["image"]
     with pytest.raises(
-        ValueError, match=r"_\w{10}\.dcm: its pixels cannot be decoded: damaged or cut short\."
+        ValueError, match=r"_\w{10}\.dcm: its pixels cannot be decoded: damaged or truncated\."
     ) as error:
         LoadImageVolumed("image")({"image": volume})
     assert "\n" not in str(error.value)

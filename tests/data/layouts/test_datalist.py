@@ -79,7 +79,7 @@ def test_without_a_validation_list_labelled_cases_validate_whole(folder: Path) -
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ({"training": [entry(0)], "validation": [entry(0)]}, r"0\.nii\.gz' stands in training and in validation"),
+        ({"training": [entry(0)], "validation": [entry(0)]}, r"0\.nii\.gz' is in training and in validation"),
         (
             {"training": [entry(0, case="a")], "test": [entry(1, case="a")]},
             "case 'a' has images in 'train' and in 'test'",
@@ -213,12 +213,12 @@ def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "x.png")
     (tmp_path / "x_mask.png").symlink_to(tmp_path / "gone_mask.png")
     (tmp_path / "readme").symlink_to(tmp_path / "gone")
-    with pytest.raises(FaultsError, match=r"x_mask\.png' is a link that leads nowhere") as info:
+    with pytest.raises(FaultsError, match=r"x_mask\.png' is a broken link") as info:
         custom_cases(tmp_path)
     assert len(info.value.faults) == 1
     assert image_files(tmp_path) == [tmp_path / "x.png"]
     (tmp_path / "y.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(FaultsError, match=r"y\.png' is a link that leads nowhere"):
+    with pytest.raises(FaultsError, match=r"y\.png' is a broken link"):
         image_files(tmp_path)
 
 
