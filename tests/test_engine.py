@@ -507,7 +507,7 @@ def test_a_killed_run_resumes_to_the_same_weights(phantom: Path, tmp_path: Path)
     [
         ("fixmatch", {"labeled": 0}, "training slices has a label: training needs labelled cases"),
         ("fixmatch", {"labeled": 99}, "labeled=99"),
-        ("fixmatch", {"labeled": 6}, "learns from unlabelled images"),
+        ("fixmatch", {"labeled": 6}, "needs unlabelled images"),
         ("semsim", {**VARIANTS, "method#gate": "both"}, "gate: expected one of"),
         ("semsim", {**VARIANTS, "method#shared_target": "false"}, "shared_target: expected True or False"),
         ("fixmatch", {"anti_aliasing": "false"}, "anti_aliasing: expected True or False"),

@@ -154,7 +154,7 @@ def test_datalist_takes_the_part_to_predict(tmp_path, parts, expected):
     ("name", "content", "error", "message"),
     [
         ("missing", None, FileNotFoundError, "missing' does not exist"),
-        ("text.txt", "", ValueError, r"text.txt' is no image"),
+        ("text.txt", "", ValueError, r"text.txt' is not an image"),
         ("list.json", "{", ValueError, "list.json: expected a datalist, found invalid JSON"),
         ("list.json", "[]", ValueError, "list.json: expected a datalist, found"),
         ("list.json", '{"training": [{"label": "a"}]}', ValueError, "list.json: training: entry 1: lacks image"),

@@ -358,7 +358,7 @@ def test_volumes_without_a_label_are_left_out(phantom: Path, tmp_path: Path, mea
         ({"image_size": "48"}, r"checkpoint\.pt: a run with image size 32, the configuration has 48"),
         ({"labeled": "1"}, r"checkpoint\.pt: a run with labelled slices \d+, the configuration has \d+"),
         ({"num_classes": "5"}, r"checkpoint\.pt: is no checkpoint of the configured method and network: .*head"),
-        ({"labeled": "6"}, "learns from unlabelled images, but the training data has none"),
+        ({"labeled": "6"}, "needs unlabelled images, but the training data has none"),
         ({"batchs": "3"}, "batchs: neither an option of this command nor an id of the config"),
         ({"batches": "0"}, "batches: expected a whole number of at least 1, found 0"),
         ({"method#_target_": "scripts.methods.SemSimVariants", "method#gate": "both"}, "gate: expected one of"),

@@ -107,7 +107,10 @@ def test_files_of_the_voxels(tmp_path: Path, suffix: str) -> None:
     [
         ({"CompressedData": "True", "voxels": RAW}, r"x\.mha is damaged or truncated: its compressed voxels end in"),
         ({"CompressedData": "True", "voxels": zlib.compress(RAW)[:-2]}, "its compressed voxels have no end"),
-        ({"CompressedData": "True", "voxels": zlib.compress(RAW[:-2])}, "contains 118 bytes of voxels, the header claims"),
+        (
+            {"CompressedData": "True", "voxels": zlib.compress(RAW[:-2])},
+            "contains 118 bytes of voxels, the header claims",
+        ),
         ({"CompressedData": "True", "voxels": zlib.compress(RAW * 2)}, "bytes of voxels, the header claims 120"),
         ({"CompressedData": "True", "voxels": zlib.compress(RAW), "HeaderSize": "2"}, "are not supported"),
         ({"data": "LIST"}, "expected a file for each of the 5 slices, found 0"),

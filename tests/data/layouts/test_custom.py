@@ -65,9 +65,7 @@ def test_what_is_called_a_segmentation_is_no_image(
 def test_further_channels_are_no_patients(tmp_path: Path) -> None:
     touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "imagesTr/b_0001.nii.gz", "labelsTr/a.nii.gz")
     for find in (custom_cases, find_images):
-        with pytest.raises(
-            ValueError, match=r"a_0001\.nii\.gz' is a further channel of '.*a_0000\.nii\.gz'"
-        ):
+        with pytest.raises(ValueError, match=r"a_0001\.nii\.gz' is a further channel of '.*a_0000\.nii\.gz'"):
             find(tmp_path)
     (tmp_path / "imagesTr" / "a_0001.nii.gz").unlink()
     assert pairs(tmp_path)["imagesTr/a_0000"] == "labelsTr/a.nii.gz"

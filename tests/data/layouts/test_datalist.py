@@ -196,7 +196,10 @@ def test_files_that_differ_in_their_suffix_are_refused(tmp_path: Path) -> None:
     ("files", "message"),
     [
         (["images/x.nii", "labels/x.nii", "images/x_seg.nii"], r"x_seg\.nii' and .* are both labels of .*x\.nii'"),
-        (["images/x.png", "labels/x.png", "masks/x_mask.png"], r"are both labels of .*x\.png': which of the two"),
+        (
+            ["images/x.png", "labels/x.png", "masks/x_mask.png"],
+            r"are both labels of .*x\.png': expected one of the two",
+        ),
         (["x.png", "X.png", "x_mask.png"], r"X\.png' and .*x\.png' have the same label .*x_mask\.png'"),
         (["x_0000.nii", "x.nii", "x_gt.nii"], r"x\.nii' and .*x_0000\.nii' have the same label .*x_gt\.nii'"),
     ],

@@ -179,7 +179,7 @@ FAULTS: dict[str, tuple[Callable[[Path, str], Any], str]] = {
     "RGBA image": (change_image(Image.fromarray(PHOTO).convert("RGBA")), "found 8 bits and 4 channels"),
     "16-bit image": (change_image(Image.fromarray(MASK.astype(np.uint16))), "found 16 bits"),
     "grey image": (change_image(Image.fromarray(MASK)), r"found 1 channels, expected 3|\[1, 16, 16\]"),
-    "no image": (lambda root, name: (root / f"images/{name}.png").write_text("no image"), "is no image"),
+    "no image": (lambda root, name: (root / f"images/{name}.png").write_text("no image"), "is not an image"),
 }
 
 

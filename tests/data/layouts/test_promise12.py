@@ -61,7 +61,9 @@ def test_an_incomplete_download_needs_one_switch(tmp_path: Path, caplog: pytest.
     split.write_text(json.dumps({"train": names[:3], "val": names[3:], "test": []}))
     for name in (names[0], names[2], names[3]):
         touch(tmp_path, f"{name}.mhd", f"{name}_segmentation.mhd")
-    with pytest.raises(FileNotFoundError, match=r"1 of the 3 'train' cases .*: Case01\..*--allow_missing True goes on"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of the 3 'train' cases .*: Case01\..*--allow_missing True continues"
+    ):
         dataset_records("promise12", tmp_path, "train", split)
     records = dataset_records("promise12", tmp_path, "train", split, labeled=1, allow_missing=True)
     assert [(record["case"], "label" in record) for record in records] == [("Case00", True), ("Case02", False)]
