@@ -89,7 +89,7 @@ def main(
             scores = {name: one.scores for name, one in subjects.items()}
             sections = several.score_sections(scores, {run.name: run.folder for run in found})
             sections[1:1] = several.grid_section(subjects)
-    sections.append(Section("How this was made", [Code(_command(given)), Text(f"Code: {code_version()}.")]))
+    sections.append(Section("Command", [Code(_command(given)), Text(f"Code: {code_version()}.")]))
     titled = first.name if len(found) == 1 else f"{len(found)} runs"
     data = first.record.get("data", "unnamed data")
     write_page(target, f"{titled}: {data}, part {part}", _subtitle(subjects, network), sections)
@@ -112,7 +112,7 @@ def _subtitle(subjects: dict[str, Subject], network: str) -> str:
 
 
 def _command(given: dict[str, Any]) -> str:
-    """The command line that has these arguments."""
+    """The command line with these arguments."""
     options = {key: value for key, value in given.items() if value not in ((), None)}
     listed = {
         key: ",".join(words(value)) if isinstance(value, (list, tuple)) else value for key, value in options.items()

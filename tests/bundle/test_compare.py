@@ -167,7 +167,7 @@ def test_finished_runs_are_not_repeated_and_other_lengths_stand_apart(
     assert "fixmatch" not in parts[1]
     assert "| fixmatch |" in parts[2]
     assert "supervised" not in parts[2]
-    assert "Some of the runs were begun by" in parts[0]
+    assert "Some of the runs were started by" in parts[0]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_an_interruption_begins_no_further_run(tmp_path: Path, phantom: Path, mo
         ("jobs", "two", "jobs: expected a whole number from 1, found two"),
         ("seed", 3, "seed: the comparison sets it itself"),
         ("label", 3, "label: no option of compare, and no id of the configuration"),
-        ("train#optimizr#lr", 3, "train#optimizr#lr: leads nowhere in the configuration"),
+        ("train#optimizr#lr", 3, "train#optimizr#lr: not an id of the configuration"),
         ("overlays", "lambda_cross=0", "lambda_cross: no option of compare, and no id of the configuration"),
         ("overlays", "seed=5", "seed: the comparison sets it itself"),
         ("overlays", "labeled=1", "labeled: set for all runs, but an ablation changes it"),

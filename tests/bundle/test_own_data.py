@@ -63,7 +63,7 @@ def test_from_a_folder_to_a_bundle(volumes: Path, tmp_path: Path, named: bool) -
     assert "\\xb1" in printed, "what ASCII lacks is written in another way"
     python("-m", "bundle", "pack", listed, run / "model.pt", packed, "--evaluation", scores)
     (archive,) = packed.glob("*.zip")
-    assert "Nothing of the bundle was executed" in python("-m", "bundle", "verify", archive)
+    assert "No code of the bundle was executed" in python("-m", "bundle", "verify", archive)
 
     name = "ball" if named else "1"
     assert json.loads(listed.read_text())["labels"] == {"0": "background", "1": name}

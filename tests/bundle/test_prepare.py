@@ -398,7 +398,7 @@ def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys:
     assert f"{root}/images: files passed over: notes.txt, x.bmp." in printed
     assert f"{root}/linked: files passed over: p0.tif." in printed
     assert f"{root}/masks: labels of no image in the set: typo.png." in printed
-    assert "the split is by image: where a patient has several, only a datalist" in printed
+    assert "the split is by image: if a patient has several, only a datalist" in printed
     row = next(line for line in printed.splitlines() if line.startswith("train"))
     assert row.split()[-3:] == ["48", "x", "40"], "photographs have no spacing"
 
@@ -414,7 +414,7 @@ def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     assert "p3.png: the same image as" in printed
     assert "in one case of 'train'" in printed
-    assert "passed over" not in printed
+    assert "unused" not in printed
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,7 @@ def test_labels_that_training_would_miss_are_faults(
     source.write_text(json.dumps({"training": [{"image": image[0], "label": label}], "testing": image[4:]}))
     main("custom", str(source), str(target), num_classes=3)
     printed = capsys.readouterr().out
-    assert "no image validates" in printed
+    assert "no validation image" in printed
     assert "2 of the 2 images of part 'test' have no label" in printed
 
 

@@ -347,7 +347,9 @@ def test_volumes_without_a_label_are_left_out(phantom: Path, tmp_path: Path, mea
     assert "5 volumes with a hidden label" in capsys.readouterr().out
     for label in unlabeled:
         Path(label).unlink(missing_ok=True)
-    with pytest.raises(SystemExit, match=r"none of the 8 unlabelled images has a label, as .*frame..\.nii\.gz"):
+    with pytest.raises(
+        SystemExit, match=r"none of the 8 unlabelled images has a label, for example .*frame..\.nii\.gz"
+    ):
         measure(dataset_dir=str(tmp_path / "cohort"))
 
 
@@ -357,7 +359,7 @@ def test_volumes_without_a_label_are_left_out(phantom: Path, tmp_path: Path, mea
         ({"run": "nowhere"}, r"run: expected the output folder of a training, found no nowhere.checkpoint\.pt"),
         ({"image_size": "48"}, r"checkpoint\.pt: a run with image size 32, the configuration has 48"),
         ({"labeled": "1"}, r"checkpoint\.pt: a run with labelled slices \d+, the configuration has \d+"),
-        ({"num_classes": "5"}, r"checkpoint\.pt: is no checkpoint of the configured method and network: .*head"),
+        ({"num_classes": "5"}, r"checkpoint\.pt: is not a checkpoint of the configured method and network: .*head"),
         ({"labeled": "6"}, "needs unlabelled images, but the training data has none"),
         ({"batchs": "3"}, "batchs: neither an option of this command nor an id of the config"),
         ({"batches": "0"}, "batches: expected a whole number of at least 1, found 0"),
@@ -376,10 +378,10 @@ def test_mistakes_are_named(measure: Any, tmp_path: Path, options: dict[str, str
 
 def test_a_file_that_is_no_checkpoint(tmp_path: Path, measure: Any) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(SystemExit, match=r"checkpoint\.pt: is no checkpoint"):
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt: is not a checkpoint"):
         measure(run=str(tmp_path))
     torch.save(UNet(channels=THIN).state_dict(), tmp_path / "checkpoint.pt")
-    with pytest.raises(SystemExit, match=r"checkpoint\.pt: is no checkpoint"):
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt: is not a checkpoint"):
         measure(run=str(tmp_path))
 
 

@@ -157,7 +157,7 @@ def test_versions_are_the_pins_and_the_version_can_be_chosen(trained: Trained, t
         pack("acdc", weights, str(tmp_path), version="9.9.9")
     known = read(ROOT / "configs" / "metadata.json")["version"]
     for version in (None, known):
-        with pytest.raises(ValueError, match=rf"version {re.escape(known)} is in the changelog already"):
+        with pytest.raises(ValueError, match=rf"version {re.escape(known)} is already in the changelog"):
             pack("acdc", weights, str(tmp_path), version=version, changes="more patients")
     assert list(tmp_path.iterdir()) == []
     pack("acdc", weights, str(tmp_path), version="9.9.9", changes="more patients")
@@ -370,7 +370,7 @@ def test_what_does_not_belong_together_is_refused(trained: Trained, tmp_path: Pa
         pack("acdc", str(weights), str(output), evaluation=str(tmp_path / "nothing"))
     assert not output.exists()
     (output / "semsim_acdc_segmentation" / "mine").mkdir(parents=True)
-    with pytest.raises(FileExistsError, match="is no bundle"):
+    with pytest.raises(FileExistsError, match="is not a bundle"):
         pack("acdc", str(weights), str(output))
     assert [path.name for path in output.iterdir()] == ["semsim_acdc_segmentation"]
 

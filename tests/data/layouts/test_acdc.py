@@ -99,7 +99,8 @@ def test_a_patient_that_is_there_twice_is_named(cohort: tuple[Path, Path]) -> No
         acdc_cases(root)
     assert info.value.faults == [
         f"'{root}/patient090' and '{root}/training/patient090' have the same name: expected one folder per patient.",
-        f"'{root}/training/patient002' and '{root}/testing/patient002' have the same name: expected one folder per patient.",
+        f"'{root}/training/patient002' and '{root}/testing/patient002' have the same name: "
+        "expected one folder per patient.",
     ]
     faults: list[str] = []
     assert len(acdc_cases(root, faults)["patient002"]) == 2
