@@ -109,12 +109,12 @@ def test_photographs_are_written_as_png(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "nowhere"}, "error: source 'nowhere' is no folder."),
+        ({"source": "nowhere"}, "error: source: expected a folder, found 'nowhere'."),
         ({"output": "in"}, "error: output 'in' is not empty: choose a new folder."),
         ({"phase": "late"}, "error: phase: expected all, a number from 1, ed or es, or several of them, found 'late'."),
         (
             {},
-            "4 phases, trigger times 0 to 96.1 ms: say which to take with --phase all, a number from 1 to 4, or ed,es.",
+            "4 phases, trigger times 0 to 96.1 ms: choose by --phase all, a number from 1 to 4, or ed,es.",
         ),
         ({"series": "nothing like it"}, "error: there is nothing to segment in 'in'."),
     ],

@@ -175,7 +175,7 @@ def link(bundle: Path) -> None:
         (module, "no_pickled_code", "models/best_model.pt contains more than finite tensors"),
         (flipped, "no_pickled_code", "its checksum does not match"),
         (endless, "no_pickled_code", "has values that are not finite"),
-        (lambda b: (b / "models" / "model.ts").write_bytes(b""), "no_pickled_code", "does not name it"),
+        (lambda b: (b / "models" / "model.ts").write_bytes(b""), "no_pickled_code", "does not list it"),
         (lambda b: (b / "docs" / "x.png").write_bytes(pickle.dumps({})), "no_pickled_code", "x.png is no .png file"),
         (lambda b: (b / "docs" / "x.md").write_bytes(pickle.dumps({})), "no_pickled_code", "x.md is no file that"),
         *[
@@ -339,7 +339,7 @@ def rezip(packed: Path, target: Path, name: str, mode: int = 0o100644, content: 
     [
         ("{}/../../outside.py", 0o100644, "points out of the folder"),
         ("/outside.py", 0o100644, "points out of the folder"),
-        ("C:/outside.py", 0o100644, "leads out of the folder"),
+        ("C:/outside.py", 0o100644, "points out of the folder"),
         ("{}/link", stat.S_IFLNK | 0o777, "is a link"),
         ("{}/LICENSE", 0o100644, "is a duplicate"),
         ("{}/license", 0o100644, "clash"),
