@@ -171,4 +171,4 @@ def test_a_label_that_lies_elsewhere_is_refused(tmp_path: Path, capsys: pytest.C
     nib.save(nib.Nifti1Image(study.labels[0], moved), tmp_path / "labels" / f"{study.uid_of('cine')}.nii.gz")
     options = ("--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
     assert run(*options, "--labels", str(tmp_path / "labels")) == 1
-    assert "label: its label lies elsewhere than its images." in capsys.readouterr().out
+    assert "label: its label and its images have different positions." in capsys.readouterr().out
