@@ -39,7 +39,6 @@ CONFIGS = (
     "semsim_variants.json",
     "logging.conf",
 )
-PHOTOGRAPHS = ("anti_aliasing", "validate#dataset#transform", "validate#dataloader#batch_size")
 FOLDERS = ("methods", "ablations")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every file in the archive: the earliest that ZIP supports
 
@@ -157,7 +156,7 @@ def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str
     }
     if photographs:  # resized and validated like ISIC's
         isic = _read_json(ROOT / "configs" / "datasets" / "isic.json")
-        overlay |= {key: isic[key] for key in PHOTOGRAPHS}
+        overlay |= {key: isic[key] for key in ("anti_aliasing", "validation_images")}
     check(overlay, "training", dataset)
     name = re.sub(r"[^a-z0-9]+", "_", Path(dataset).stem.lower()).strip("_")
     return name, overlay, own
@@ -211,9 +210,7 @@ def _write_configs(
         for names in (("train.json", "monai_label.json"), ("inference.json", "monai_label_inference.json"))
     )
     cpu = _read_json(folder / "cpu.json")
-    parser = ConfigParser(train)
-    parser.update(overlay)  # also of ids within a component, such as validate#dataset#transform
-    train = parser.get()
+    train |= overlay
     inference |= {key: value for key, value in overlay.items() if key in inference}
     # All three workflows use slices like those of the weights' training.
     train |= trained
