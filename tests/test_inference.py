@@ -63,7 +63,7 @@ def oblique_affine():
 
 
 def random_network(num_classes=4):
-    """A network whose predictions hold several classes."""
+    """A network that predicts several classes."""
     torch.manual_seed(0)
     network = UNet(num_classes=num_classes).eval()
     with torch.no_grad():
@@ -99,7 +99,7 @@ def infer(tmp_path, model, monkeypatch):
         assert workflow.check_properties() == []
         try:
             workflow.run()
-        except RuntimeError as error:  # the bundle wraps what an expression raises
+        except RuntimeError as error:  # the bundle wraps an expression's error
             raise error.__cause__ or error from None
         return tmp_path / "out"
 
@@ -403,7 +403,7 @@ def test_preprocessing_is_that_of_training():
             keys = [step["keys"]] if isinstance(step["keys"], str) else step["keys"]
             if "image" not in keys:
                 continue
-            # where several keys are given, the image's setting is the first of each pair
+            # with several keys, the image's setting is the first of each pair
             first = {name: step[name][0] for name in ("mode", "anti_aliasing") if isinstance(step.get(name), list)}
             step = {**step, **first, "keys": "image"}
             steps.append({name: value for name, value in step.items() if name != "allow_missing_keys"})
@@ -418,7 +418,7 @@ def test_preprocessing_is_that_of_training():
 
 
 def test_transforms_can_be_read_without_data():
-    # MONAI Label takes preprocessing and postprocessing out of the config and brings its own images.
+    # MONAI Label uses the config's preprocessing and postprocessing with its own images.
     parser = ConfigParser()
     parser.read_config(ROOT / "configs" / "inference.json")
     parser["bundle_root"] = str(ROOT)
@@ -434,7 +434,7 @@ def test_real_volume_keeps_its_grid(real_acdc, infer):
     assert nib.load(result).shape == image.shape
     assert np.array_equal(nib.load(result).affine, image.affine)
     assert np.asarray(nib.load(result).dataobj).max() < 4
-    # ITK and the viewers on it take the spacing from another field than nibabel
+    # ITK and its viewers read the spacing from another field than nibabel
     one, other = (sitk.ReadImage(str(path)) for path in (source, result))
     for geometry in ("GetSpacing", "GetOrigin", "GetDirection"):
         assert getattr(one, geometry)() == getattr(other, geometry)()

@@ -22,7 +22,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four patients, as TotalSegmentator writes them: a scan, and a mask for each organ; the last has none."""
+    """Four patients in TotalSegmentator's layout: a scan, and a mask for each organ; the last has none."""
     rng = np.random.default_rng(0)
     for number in range(4):
         patient = tmp_path / "set" / f"p{number}"

@@ -90,7 +90,7 @@ def test_a_datalist_is_frozen_with_split_counts_and_checksums(
             file = target.parent / entry[key]
             assert not Path(entry[key]).is_absolute()
             assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
-    # what training takes from the folder and from the list is the same
+    # training uses the same records from the folder and from the list
     for part in ("train", "val"):
         found = dataset_records("custom", niftis, part)
         listed = dataset_records("custom", target, part)
@@ -264,7 +264,7 @@ SHORT = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2, "image_
 
 @pytest.fixture(scope="module")
 def modalities(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same as ``niftis``, of two and of four modalities in one file."""
+    """Like ``niftis``, with two and four modalities in one file."""
     roots = {}
     for channels in (2, 4):
         root = roots[channels] = tmp_path_factory.mktemp(f"{channels}-modalities")
@@ -454,7 +454,7 @@ def test_phantoms_of_every_kind_are_sound(
 def test_faulty_volumes_and_photographs_are_listed_together(
     niftis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of other formats and depths beside each other: each is one fault that names its file."""
+    """Several formats and depths together: each is one fault that names its file."""
     root = tmp_path / "set"
     shutil.copytree(niftis, root)
     pixels = np.random.default_rng(0).integers(0, 256, (24, 30, 4))

@@ -70,7 +70,7 @@ def batches(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dic
 
 
 def plain_loop(pixels: list[tuple[bool, int, int]], classes: list[int]) -> dict[str, float | None]:
-    """Every measure by a walk over (passes, pseudo-label, truth)."""
+    """Every measure by a loop over (passes, pseudo-label, truth)."""
     named = passing = right = truly = 0
     for passes, label, truth in pixels:
         named += label in classes
@@ -146,7 +146,7 @@ def test_scores_of_random_counts_and_of_classes_that_are_absent() -> None:
 
 
 class Oracle(Objective):
-    """Pseudo-labels that are the truth of what the network is shown: an image that holds its own label."""
+    """Pseudo-labels equal to the truth of the network's input: an image that contains its own label."""
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
         truth = (views.unlabeled[:, 0] * 4).round().long()
@@ -322,7 +322,7 @@ def test_the_slices_are_the_unlabelled_ones_with_their_own_labels(
 
 
 def test_an_objective_without_pseudo_labels_of_its_own(trained: dict[str, str], tmp_path: Path) -> None:
-    """Of a supervised run: what its decoder's would be. Written beside the checkpoint unless told otherwise."""
+    """A supervised run: the decoder's pseudo-labels. Written to the checkpoint's folder by default."""
     content = torch.load(Path(trained["output_dir"], "checkpoint.pt"), weights_only=True)
     content["method"] = {name: value for name, value in content["method"].items() if not name.startswith("fusion")}
     torch.save(content, tmp_path / "checkpoint.pt")

@@ -28,7 +28,7 @@ HEADER = {
 
 
 def write(path: Path, data: str = "LOCAL", voxels: bytes = b"", more: bytes = b"", **fields: str | None) -> Path:
-    """A MetaImage with these fields, ``more`` after the header and ``voxels`` in the file that ``data`` names."""
+    """A MetaImage with these fields, ``more`` after the header and ``voxels`` in the file ``data``."""
     lines = {**HEADER, **fields, "ElementDataFile": data}
     text = "".join(f"{name} = {value}\n" for name, value in lines.items() if value is not None)
     local = data.lower() == "local"

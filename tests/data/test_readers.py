@@ -98,7 +98,7 @@ def test_channels_of_a_vector_image(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_photographs_are_volumes_of_one_slice_that_nothing_turns(tmp_path: Path, suffix: str, channels: int) -> None:
-    # 24 columns, 16 rows, each corner of another brightness; smooth, as JPEG stores smooth images well
+    # 24 columns, 16 rows, corners of different brightness; smooth, because JPEG stores smooth images accurately
     rows, columns = np.mgrid[0:16, 0:24]
     array = np.stack([4 * rows + 2 * columns + 40 * channel for channel in range(channels)], -1).astype(np.uint8)
     Image.fromarray(array.squeeze()).save(tmp_path / f"x{suffix}", quality=100, subsampling=0, dpi=(300, 300))
@@ -122,7 +122,7 @@ def test_the_last_suffix_alone_tells_the_format(tmp_path: Path, name: str) -> No
 
 
 def png(path: Path, array: np.ndarray) -> None:
-    if array.shape[2:] == (2,):  # grey and how opaque it is
+    if array.shape[2:] == (2,):  # grey and alpha
         Image.fromarray(array, "LA").save(path)
         return
     sitk.WriteImage(sitk.GetImageFromArray(array, isVector=array.ndim == 3), str(path))
@@ -203,7 +203,7 @@ def test_a_compressed_volume_of_which_a_bit_is_wrong_is_refused(tmp_path: Path) 
     path = tmp_path / "x.nii.gz"
     nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), path)
     sound = path.read_bytes()
-    for place in range(20, len(sound), len(sound) // 50):  # of a gzip file of this kind 10 bytes hold no data
+    for place in range(20, len(sound), len(sound) // 50):  # 10 bytes of such a gzip file contain no data
         path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
         with pytest.raises(ValueError, match=r"x\.nii\.gz is not an image of this type, or is damaged\."):
             load(path)
@@ -213,7 +213,7 @@ def test_a_compressed_volume_of_which_a_bit_is_wrong_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photograph_is_read_as_it_is_shown(tmp_path: Path, orientation: int, suffix: str) -> None:
     shown = np.add.outer(np.arange(8) * 20, np.arange(16) * 4).astype(np.uint8)  # brighter downwards, and to the right
-    # what a camera stores, by the standard's names of the sides that its first row and column are
+    # a camera's orientations, by the standard's names of the sides of the first row and column
     stored = {
         1: shown,
         2: shown[:, ::-1],
@@ -259,7 +259,7 @@ def test_a_png_of_which_a_bit_is_wrong_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20), dtype=np.uint8)).save(path)
     sound = path.read_bytes()
-    for place in range(0, len(sound) - 12, len(sound) // 50):  # the last chunk holds no data
+    for place in range(0, len(sound) - 12, len(sound) // 50):  # the last chunk has no data
         path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
         with pytest.raises(ValueError, match=r"x\.png is not an image of this type, or is damaged"):
             load(path)
@@ -280,7 +280,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monke
     sitk.WriteImage(volume("straight"), str(tmp_path / "x.mha"))
     nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "x.nii")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.png")
-    monkeypatch.setattr("builtins.open", refuse)  # who runs tests as root may read everything
+    monkeypatch.setattr("builtins.open", refuse)  # root may read everything
     for suffix in (".mha", ".nii", ".png"):
         with pytest.raises(ValueError, match=rf"x\{suffix}: cannot be opened: Permission denied\."):
             load(tmp_path / f"x{suffix}")

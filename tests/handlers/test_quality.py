@@ -87,7 +87,7 @@ def test_inference_writes_what_its_results_are_worth(
     assert content["map"] == "one_seg.nii.gz"
     assert set(content["classes"]) == {"RV", "Myo", "LV"}
 
-    # what these weights segmented earlier stays in the table, what was removed or is other weights' does not
+    # earlier results of these weights stay in the table, removed ones and those of other weights do not
     save(tmp_path / "in" / "c" / "three.nii.gz", 3)
     (out / "a" / "one_seg.nii.gz").rename(out / "elsewhere.nii.gz")
     other = {**content, "case": "other", "map": "two_seg.nii.gz", "weights_sha256": "0"}
@@ -115,7 +115,7 @@ def test_probabilities_are_calibrated_and_labels_stay(
 
 
 class Evaluator:
-    """What the handlers read of an evaluator."""
+    """The parts of an evaluator that the handlers read."""
 
     def __init__(self, output: Any) -> None:
         self.state = type("State", (), {"output": output, "device": torch.device("cpu")})
@@ -136,7 +136,7 @@ def test_passes_of_a_batch_lie_on_its_grid() -> None:
     passes = engine.state.output[PASSES]
     assert passes.shape == (2, 4, 2, 6, 6)
     assert torch.equal(passes[:, 0], engine.state.output["pred"])
-    # a filter that looks the same from all sides gives the same in all views
+    # a symmetric filter gives the same result in all views
     engine.network.weight.data.fill_(0.1)
     with torch.no_grad():
         engine.state.output["pred"] = engine.network(engine.state.output["image"])

@@ -87,7 +87,7 @@ def test_deterministic_and_idempotent(tmp_path: Path) -> None:
     make_phantom_cohort(first, seed=4, **SMALL)  # other parameters: replaced
     assert _files(first) != before
     next(first.glob("patient*/*_gt.nii.gz")).unlink()
-    make_phantom_cohort(first, seed=4, **SMALL)  # incomplete: made again
+    make_phantom_cohort(first, seed=4, **SMALL)  # incomplete: rewritten
     assert len(list(first.glob("patient*/*_gt.nii.gz"))) == 8
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"], "nothing temporary stays"
 

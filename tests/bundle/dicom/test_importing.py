@@ -1,4 +1,4 @@
-"""``python -m bundle import``: what it writes, what it says, and that neither tells of the patient."""
+"""``python -m bundle import``: its files and messages, which contain no patient data."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_the_datalist_says_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("by", ["seg", "nifti"])
 def test_labels_lie_on_their_images(tmp_path: Path, by: str, capsys: pytest.CaptureFixture[str]) -> None:
     study = archive(tmp_path / "in", turn=OBLIQUE)
-    study.labels[2][..., 1] = 0  # a slice that the SEG leaves out
+    study.labels[2][..., 1] = 0  # a slice that the SEG omits
     options = ["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--phase", "ed,es"]
     if by == "seg":
         acdc = json.loads((Path(__file__).parents[3] / "configs" / "datasets" / "acdc.json").read_text())

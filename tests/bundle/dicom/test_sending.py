@@ -1,4 +1,4 @@
-"""``python -m bundle send``: to a real Orthanc over loopback, and to archives that stumble."""
+"""``python -m bundle send``: to a real Orthanc over loopback, and to failing archives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def send(*arguments: str) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that the command ends with."""
+    """The command's error line."""
     capsys.readouterr()
     with pytest.raises(SystemExit):
         send(*arguments)
@@ -49,7 +49,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def orthanc(tmp_path: Path) -> Iterator[str]:
-    """URL of an archive that is up."""
+    """URL of a running archive."""
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
     if not program or not PLUGIN.exists():
         pytest.skip("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
@@ -97,7 +97,7 @@ def test_an_archive_takes_it_once_and_returns_it_unchanged(
 
 
 class Archive(BaseHTTPRequestHandler):
-    """A DICOMweb service that fails as a test says."""
+    """A DICOMweb service with configurable failures."""
 
     stored: list[bytes]
     answers: list[Callable[[Archive, bytes], None]]

@@ -40,7 +40,7 @@ def folder_of(archive: Path) -> Path:
 
 
 def evaluation(folder: Path, weights: Path, classes: tuple[str, ...], part: str = "val", mm: float = 1.0) -> Path:
-    """An evaluation as evaluate.json leaves it, with figures of its own."""
+    """An evaluation like one of evaluate.json, with given figures."""
     folder.mkdir()
     about = {"part": part, "weights_sha256": file_digest(weights), "code": "version 0"}
     (folder / "evaluation.json").write_text(json.dumps(about))
@@ -220,7 +220,7 @@ def test_terms_of_data_and_of_earlier_weights_are_stated_wherever_terms_stand(
     front = (bundle / "README.md").read_text().split("---")[1].splitlines()
     assert (f"license_name: {license_name}" in front) is (license_name is not None)
     assert ("license: other" in front) is (license_name is not None)
-    # what was packed is packed again with the same terms
+    # packed weights can be packed again with the same terms
     pack(str(datalist), str(bundle / "models" / "model.pt"), str(tmp_path / "again"))
     again = tmp_path / "again" / bundle.name
     assert read(again / "configs" / "metadata.json")["data_license"] == terms
@@ -293,7 +293,7 @@ def test_foreign_text_that_a_config_would_execute_is_refused(
         pack(str(datalist), str(sound), str(output))
     datalist.write_text(json.dumps(content))
     for key in ("image_size", "license", "method", "code"):
-        if text == "L#4" and key in ("license", "code"):  # a licence may name a place in a page
+        if text == "L#4" and key in ("license", "code"):  # a licence may contain a link to a part of a page
             continue
         weights = trained("custom", 3, 3, **{key: text})
         with pytest.raises(ValueError, match=rf"model\.json: {key}: expected"):

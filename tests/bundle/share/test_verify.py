@@ -27,7 +27,7 @@ SCHEMA = "meta_schema_20240725.json"
 
 @pytest.fixture(scope="session")
 def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The schema that lies beside the data, or a stand-in for the part of it that the tests break."""
+    """The schema in the data's folder, or a substitute for the part that the tests violate."""
     data = os.environ.get("SEMSIM_DATA")
     if data and (real := Path(data).parent / "schema" / SCHEMA).is_file():
         return real
@@ -66,7 +66,7 @@ def test_a_schema_that_cannot_be_downloaded_is_named_by_hand(copy: Path, monkeyp
 
 
 def test_what_monai_finds_is_reported(copy: Path, schema: Path) -> None:
-    """A bundle with several faults: each is named by its own check."""
+    """A bundle with several faults: each is reported by its own check."""
 
     def spoil(metadata: dict[str, Any]) -> None:
         del metadata["task"]

@@ -247,7 +247,7 @@ def test_a_compressed_photograph(tmp_path: Path, syntax: uid.UID) -> None:
 
 
 def test_colour_spaces_and_jpeg_come_out_as_red_green_and_blue(tmp_path: Path) -> None:
-    """pydicom's own pictures of one scene in each of these, read by it as RGB."""
+    """pydicom's pictures of one scene in each of these colour spaces, read by pydicom as RGB."""
     for i, name in enumerate(("rgb_color", "ybr_color", "palette_color")):
         ds = getattr(examples, name)
         single = copy.deepcopy(ds)
@@ -272,7 +272,7 @@ def test_a_jpeg_photograph_in_ybr(tmp_path: Path) -> None:
         np.testing.assert_allclose(shown[row, 50], colour, atol=6)
 
 
-# --- strangers, and what is damaged
+# --- other files, and damaged ones
 
 
 def test_none_of_pydicoms_own_files_passes_for_a_volume_or_breaks_the_search(tmp_path: Path) -> None:

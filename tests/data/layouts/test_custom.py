@@ -30,7 +30,7 @@ def pairs(folder: Path) -> dict[str, str | None]:
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
 @pytest.mark.parametrize("names", [("Müller", "Müller_gt"), ("images/Dvořák", "masks/Dvořák")])
 def test_names_are_compared_in_one_unicode_form(tmp_path: Path, forms: tuple[str, str], names: tuple[str, str]) -> None:
-    """An image's name as it was downloaded, and its label's as macOS unzips it."""
+    """The name of a downloaded image, and of its label unzipped by macOS."""
     image, label = (unicodedata.normalize(form, f"{name}.nii") for form, name in zip(forms, names, strict=True))
     touch(tmp_path, image, label)
     assert pairs(tmp_path) == {names[0]: label}

@@ -16,7 +16,7 @@ LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 
 
 def nnunet(root: Path, labelled: int = 6, unlabelled: int = 2, ending: str = ".nii.gz", **more: Any) -> Path:
-    """Dataset004_Hippocampus as nnU-Net wants it, with some images whose labels are not there."""
+    """Dataset004_Hippocampus in nnU-Net's layout, with some images without labels."""
     folder = root / "Dataset004_Hippocampus"
     for name in ("imagesTr", "labelsTr", "imagesTs"):
         (folder / name).mkdir(parents=True)
