@@ -26,11 +26,12 @@ def read_datalist(
 ) -> dict[str, list[dict[str, str]]]:
     """Read a datalist, or nnU-Net's folder with this ``dataset.json``.
 
-    The file is first checked against its schema (:mod:`scripts.utils.validation`). Each entry of its lists is
-    ``{"image": path, "label": path, "case": name}``, or only the image's path. ``label`` is optional; the images of a
-    ``case``, by default each image, belong to one part of the split. Paths are relative to the JSON's folder. Without a
-    ``validation`` list, entries of ``training`` may have a number ``fold``; those of one fold are for validation, as in
-    MONAI. Other keys, of an entry or of the file, are ignored.
+    The file is held against its schema first (:mod:`scripts.utils.validation`). Each entry of its lists is
+    ``{"image": path, "label": path, "case": name}``, or the image's path alone. ``label`` is absent where there is
+    none; masks of one class each, a list, are refused, as ``bundle prepare`` merges them. ``case`` is what a split must
+    not tear apart, by default the image itself. Paths are relative to the JSON's folder. Where there is no
+    ``validation`` list and entries of ``training`` have a number ``fold``, those of one fold validate, as MONAI has it.
+    Other keys, of an entry or of the file, are of no account here.
 
     Args:
         path: JSON file with at least one of the keys of :data:`PARTS`.
@@ -194,6 +195,12 @@ def _record(path: Path, entry: Any, labels: bool, faults: list[str]) -> dict[str
     record = {}
     for name in ("image", "label") if labels else ("image",):
         if (value := given.get(name)) is None:
+            continue
+        if isinstance(value, list):
+            faults.append(
+                f"{path}: '{given['image']}' has masks of one class each: `python -m bundle prepare custom --source "
+                f"{path.name}` merges them."
+            )
             continue
         file = as_stored(os.path.normpath(path.parent / value))
         if os.path.isfile(file):
