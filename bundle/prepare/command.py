@@ -79,11 +79,11 @@ def main(
     merged = target.with_name(f"{target.stem}_labels")
     if label_files is not None:
         if splits or dataset != "custom" or not Path(source).is_dir():
-            raise ValueError("label_files: masks are found beside the images of a folder, dataset custom, no splits.")
+            raise ValueError("label_files: expected a folder of images with masks, dataset custom and no splits.")
         source = str(merge_masks(Path(source), label_files, merged))
     elif _is_datalist(source):
         source = str(merge_listed(Path(source), merged))
-    source = str(description_of(Path(source)) or source)  # nnU-Net's folder is read as its own list
+    source = str(description_of(Path(source)) or source)  # nnU-Net's folder is read by its dataset.json
     settings = _settings(dataset, source, in_channels, num_classes, label_values)
     splits = splits or settings["splits"]
     faults: list[str] = []

@@ -59,7 +59,7 @@ def merge_masks(root: Path, patterns: str | Sequence[str], folder: Path) -> Path
         entries.append(_with_label(entry, image, there, root, folder, faults))
     add_or_raise(faults, None)
     if not any("label" in entry for entry in entries):
-        raise ValueError(f"label_files: no image of '{root}' has a mask {' or '.join(files)} beside it.")
+        raise ValueError(f"label_files: no image of '{root}' has a mask {' or '.join(files)}.")
     labels = {str(number): _class_name(pattern) or str(number) for number, pattern in enumerate(files, start=1)}
     return _write(folder, {"labels": {"0": "background", **labels}, "training": entries})
 

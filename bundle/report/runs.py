@@ -193,7 +193,7 @@ def _name(folder: Path) -> str:
     if not about.is_file():
         return folder.name
     content = read_json(about, "run")
-    count = re.search(r"-labeled([\d.]+)-seed\d+$", folder.name)  # where the comparison has several
+    count = re.search(r"-labeled([\d.]+)-seed\d+$", folder.name)  # if the comparison has several
     parts = [content["method"], "" if content["overlay"] == "default" else content["overlay"]]
     parts += [f"{count[1]} labelled" if count else "", f"seed {content['seed']}"]
     return ", ".join(filter(None, parts))

@@ -27,7 +27,7 @@ from scripts.utils.validation import read_json
 __all__ = ["Result", "main", "make_cohort", "run_worker", "verify"]
 
 COHORT = "A synthetic cohort of the bundle's kind can be made"
-TO_THE_END = "Checks through MONAI run to their end"
+TO_THE_END = "Checks with MONAI complete"
 WORKER = Path(__file__).with_name("verify_worker.py")
 
 

@@ -72,11 +72,11 @@ def parse_json(text: str | bytes, path: str | Path, kind: str) -> Any:
     except RecursionError:
         content = None
     except ValueError as error:
-        raise ValueError(f"{path}: expected {expected}, found no JSON: {error}.") from None
+        raise ValueError(f"{path}: expected {expected}, found invalid JSON: {error}.") from None
     else:
         if _depth(content) <= DEEPEST:
             return content
-    raise ValueError(f"{path}: expected {expected}, found JSON that is nested too deeply.")
+    raise ValueError(f"{path}: expected {expected}, found too deeply nested JSON.")
 
 
 def _depth(content: Any) -> int:

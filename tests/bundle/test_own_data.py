@@ -18,7 +18,7 @@ CONFIGS = "'configs/train.json','configs/datasets/custom.json','configs/methods/
 
 
 def python(*words: object) -> str:
-    """Output of a command that a user types in the repository's folder, under a terminal that knows ASCII only."""
+    """Output of a command in the repository's folder, on an ASCII terminal."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     line = [sys.executable, *map(str, words)]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -28,7 +28,7 @@ def python(*words: object) -> str:
 
 @pytest.fixture
 def volumes(tmp_path: Path) -> Path:
-    """Six volumes with a bright block, whose labels are called as nnU-Net has them; the last one has none."""
+    """Six volumes with a bright block and labels with nnU-Net's names; the last one has none."""
     folder = tmp_path / "a set's [1], (%) & caf\u00e9 $HOME"
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True)

@@ -258,7 +258,7 @@ class TestNifti:
     def test_a_worse_network_is_not_served(
         self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict, tmp_path: Path
     ) -> None:
-        """Labels that the served network drew: nothing is better on them, and a network from scratch is worse."""
+        """Labels drawn by the served network: it is perfect on them, and a new network is worse."""
         for name in sorted(cohort)[5:]:  # it learned from none of them
             drawn = sitk.ReadImage(str(server.infer(A, name, tmp_path / f"{name}.nrrd")))
             sitk.WriteImage(drawn, str(tmp_path / f"{name}.nii.gz"))
