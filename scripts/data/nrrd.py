@@ -1,6 +1,6 @@
-"""NRRD: headers judged, and the voxels' bytes counted, before ITK reads them.
+"""NRRD: headers are checked and the voxels' bytes counted before ITK reads them.
 
-ITK asks for all memory that a header claims, and takes voxels from a gzip stream whose checksum is wrong.
+ITK allocates all memory that a header claims, and accepts voxels of a gzip stream with a wrong checksum.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class NrrdHeader(NamedTuple):
     """What a header says of its voxels.
 
     Attributes:
-        size: their bytes, all channels included.
-        start: where they begin in the file.
+        size: their bytes, with all channels.
+        start: their offset in the file, in bytes.
         compressed: whether they are.
     """
 
@@ -42,20 +42,20 @@ def read_nrrd_header(path: Path) -> NrrdHeader:
         path: ``.nrrd`` file.
 
     Raises:
-        FileNotFoundError: where it is missing.
-        ValueError: where it is none or may not be read; where its voxels lie in another file, which the cache would not
-            see change, or are stored in another way than raw or by gzip.
+        FileNotFoundError: if it is missing.
+        ValueError: if it is none or cannot be opened, its voxels are in another file, changes of which the cache would
+            not notice, or they are stored in another way than raw or by gzip.
     """
     check_readable(path)
     with path.open("rb") as stream:
         content = stream.read(LONGEST)
     end = re.search(rb"\r?\n\r?\n", content)
     if not content.startswith(b"NRRD") or end is None:
-        raise ValueError(f"{path} is no image of this type, damaged or cut short.")
+        raise ValueError(f"{path} is not an image of this type, or is damaged.")
     found = (_FIELD.match(line) for line in content[: end.start()].split(b"\n"))
     fields = {printable(f[1]).strip().lower(): printable(f[2]) for f in found if f}
     if "data file" in fields or "datafile" in fields:
-        raise ValueError(f"{path}: its voxels lie in another file: save it as one NRRD.")
+        raise ValueError(f"{path}: its voxels are in another file: save it as a single NRRD.")
     kind = fields.get("type", "none").lower()
     # as in "unsigned short int" and "uint16_t"
     if (plain := re.sub(r"^(signed |unsigned |u)|( int|_t)$", "", kind)) not in BYTES:
@@ -65,19 +65,19 @@ def read_nrrd_header(path: Path) -> NrrdHeader:
         raise ValueError(f"{path}: expected some voxels in 2 or 3 dimensions, found sizes {sizes}.")
     encoding = fields.get("encoding", "none").lower()
     if encoding not in ("raw", "gzip", "gz"):
-        raise ValueError(f"{path}: expected voxels that are raw or packed by gzip, found encoding {encoding}.")
+        raise ValueError(f"{path}: expected voxels that are raw or compressed by gzip, found encoding {encoding}.")
     for name in ("line skip", "lineskip", "byte skip", "byteskip"):
         if fields.get(name, "0") != "0":
-            raise ValueError(f"{path}: expected voxels right behind the header, found {name} {fields[name]}.")
+            raise ValueError(f"{path}: expected voxels directly after the header, found {name} {fields[name]}.")
     return NrrdHeader(math.prod(map(int, sizes.split())) * BYTES[plain], end.end(), encoding != "raw")
 
 
 def check_nrrd_voxels(path: Path) -> None:
-    """Whether a file holds the voxels that its header claims, no fewer and no more, and undamaged where it is packed.
+    """Check that a file has exactly as many voxels as its header claims, and that a compressed stream is undamaged.
 
     Raises:
-        FileNotFoundError: where it is missing.
-        ValueError: where it does not, see also :func:`read_nrrd_header`.
+        FileNotFoundError: if it is missing.
+        ValueError: if they are not; see also :func:`read_nrrd_header`.
     """
     header = read_nrrd_header(path)
     found = path.stat().st_size - header.start
@@ -85,6 +85,6 @@ def check_nrrd_voxels(path: Path) -> None:
         found = len(inflate(path, header.start, header.size, str(path)))
     if found != header.size:
         raise ValueError(
-            f"{path} is damaged or cut short, or its header is wrong: it holds {found} bytes of voxels, the header "
-            f"claims {header.size}."
+            f"{path} is damaged or truncated, or its header is wrong: it contains {found} bytes of voxels, the "
+            f"header claims {header.size}."
         )

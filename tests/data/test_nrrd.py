@@ -47,19 +47,22 @@ def repacked(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
 
 
 FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "cut": (lambda content: content[:-40], "damaged or cut short"),
+    "cut": (lambda content: content[:-40], "or is damaged"),
     "without its end": (lambda content: content[:-4], "have no end"),
-    "strange": (lambda content: b"no image", "damaged or cut short"),
-    "empty": (lambda content: b"", "damaged or cut short"),
-    "detached": (field(b"space", b"x\ndata file: x.raw"), "lie in another file"),
-    "claims too much": (field(b"sizes", b"20000 20000 4"), "holds 240 bytes of voxels, the header claims 3200000000"),
-    "claims one more": (field(b"sizes", b"4 5 7"), "holds 240 bytes of voxels, the header claims 280"),
+    "strange": (lambda content: b"no image", "or is damaged"),
+    "empty": (lambda content: b"", "or is damaged"),
+    "detached": (field(b"space", b"x\ndata file: x.raw"), "are in another file"),
+    "claims too much": (
+        field(b"sizes", b"20000 20000 4"),
+        "contains 240 bytes .* header claims 3200000000",
+    ),
+    "claims one more": (field(b"sizes", b"4 5 7"), "contains 240 bytes of voxels, the header claims 280"),
     "holds more": (repacked(lambda voxels: voxels + b"more"), "the header claims 240"),
     "no sizes": (field(b"sizes", b"4 -5 6"), r"expected some voxels in 2 or 3 dimensions, found sizes 4 -5 6"),
     "no numbers": (field(b"type", b"block"), "expected whole or real numbers as voxels, found type block"),
-    "as text": (field(b"encoding", b"ascii"), "raw or packed by gzip, found encoding ascii"),
-    "skips": (field(b"encoding", b"gzip\nbyte skip: -1"), "right behind the header, found byte skip -1"),
-    "many dimensions": (field(b"dimension", b"99999999"), "damaged or cut short"),
+    "as text": (field(b"encoding", b"ascii"), "raw or compressed by gzip, found encoding ascii"),
+    "skips": (field(b"encoding", b"gzip\nbyte skip: -1"), "directly after the header, found byte skip -1"),
+    "many dimensions": (field(b"dimension", b"99999999"), "or is damaged"),
     "no volume": (field(b"space directions", b"(0,0,0) (0,1,0) (0,0,1)"), "expected"),
 }
 
