@@ -47,7 +47,7 @@ def repacked(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
 
 
 FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "cut": (lambda content: content[:-40], "or is damaged"),
+    "cut": (lambda content: content[:-40], "is damaged or truncated"),
     "without its end": (lambda content: content[:-4], "have no end"),
     "strange": (lambda content: b"no image", "or is damaged"),
     "empty": (lambda content: b"", "or is damaged"),
