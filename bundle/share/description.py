@@ -46,6 +46,8 @@ def describe(
         metadata["description"] += (
             " These weights were trained on synthetic images only: they show that the bundle works."
         )
+    if (network := record.get("network", "UNet")) != "UNet":
+        metadata["description"] += f" These weights are of another network, {network}, trained by {record['method']}."
     licenses = _licenses(metadata["data_license"], recorded_licenses(record))
     metadata["data_license"] = licenses_line(licenses)
     metadata["version"] = version or base["version"]
@@ -59,11 +61,12 @@ def describe(
         raise ValueError(
             f"version {version} is not in the changelog of configs/metadata.json: say what is new by --changes."
         )
+    packages = [*base["required_packages_version"], *(["transformers"] if network == "SAM" else [])]
     metadata |= {
         "monai_version": pins["monai"],
         "pytorch_version": pins["torch"],
         "numpy_version": pins["numpy"],
-        "required_packages_version": {package: pins[package] for package in base["required_packages_version"]},
+        "required_packages_version": {package: pins[package] for package in packages},
     }
     classes = {"0": "background", **overlay["class_names"]}
     listed = ", ".join(f"{number}: {title}" for number, title in classes.items())
