@@ -205,7 +205,8 @@ def class_shares(features: Tensor, probabilities: Tensor) -> Tensor:
         features: ``[B, D, h, w]``.
         probabilities: ``[B, C, H, W]``; brought to the features' size by averages.
     """
-    share = F.adaptive_avg_pool2d(probabilities.float(), features.shape[-2:]).flatten(2)
+    height, width = features.shape[-2:]
+    share = F.adaptive_avg_pool2d(probabilities.float(), (height, width)).flatten(2)
     return share / share.sum(dim=2, keepdim=True).clamp_min(1e-6)
 
 

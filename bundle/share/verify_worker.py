@@ -155,7 +155,7 @@ def torchscript(bundle: Bundle) -> None:
     content = json.loads(Path(metadata).read_text(encoding="utf-8"))
     channels = content["network_data_format"]["inputs"]["image"]["num_channels"]
     scripted = type(network).__name__ == "UNet"  # other networks have parts that can only be traced, for one size
-    options = {} if scripted else {"use_trace": True, "input_shape": [1, channels, 64, 48]}
+    options: dict[str, Any] = {} if scripted else {"use_trace": True, "input_shape": [1, channels, 64, 48]}
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "model.ts")
         ckpt_export("network_def", file, str(bundle.weights), metadata, bundle.config("inference.json"), **options)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from scripts.methods.cross_teaching import CrossTeaching
+from scripts.networks import SwinUNet
 from scripts.similarity import class_means, class_shares
 
 __all__ = ["CnTB", "Geometry", "class_geometry", "pixel_uncertainty"]
@@ -65,7 +66,8 @@ class CnTB(CrossTeaching):
         image, label, unlabeled, _ = self.weak_views(batch)
         n, both = len(image), torch.cat([image, unlabeled])
         features = self.network.decode_levels(self.network.encode(both))[-1]
-        outputs = ((self.network.head(features), features), self.transformer.logits_and_features(both))
+        transformer = cast(SwinUNet, self.transformer)
+        outputs = ((self.network.head(features), features), transformer.logits_and_features(both))
         supervised = torch.stack([self.supervised_loss(logits[:n], label) for logits, _ in outputs]).sum()
         logits = [logits[n:].float() for logits, _ in outputs]
         sides = [class_geometry(f[n:], z.softmax(dim=1)) for z, (_, f) in zip(logits, outputs, strict=True)]

@@ -33,8 +33,8 @@ class LowRankAdapted(nn.Module):
         self.linear = linear
         self.down = nn.ModuleList(nn.Linear(width, rank, bias=False) for _ in range(2))
         self.up = nn.ModuleList(nn.Linear(rank, width, bias=False) for _ in range(2))
-        for layer in self.up:
-            nn.init.zeros_(layer.weight)
+        for weight in self.up.parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Queries, keys and values ``[..., 3 D]`` of ``[..., D]``."""

@@ -147,12 +147,15 @@ _SHARES = {
     "description": "from 0 to 1, or a list",
 }
 # Only what a network is built from; the others are there to be read.
-_SETTINGS = _object(
-    "options of the training by name, a JSON object",
-    **{f"network {name}": _SIZE for name in (*_NETWORK_SIZES, "in_channels", "num_classes")},
-    **{f"network {name}": _SIZES for name in ("channels", "depth", "depths", "heads")},
-    **{f"network {name}": _SHARES for name in ("dropout", "drop_path")},
-)
+_SETTINGS: Schema = {
+    "type": "object",
+    "properties": {
+        **{f"network {name}": _SIZE for name in (*_NETWORK_SIZES, "in_channels", "num_classes")},
+        **{f"network {name}": _SIZES for name in ("channels", "depth", "depths", "heads")},
+        **{f"network {name}": _SHARES for name in ("dropout", "drop_path")},
+    },
+    "description": "options of the training by name, a JSON object",
+}
 
 _ENTRY = {
     **_object(
