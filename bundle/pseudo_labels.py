@@ -1,4 +1,4 @@
-"""What a run's pseudo-labels are worth, held against hidden labels: ``python -m bundle pseudo_labels``."""
+"""Quality of a run's pseudo-labels, compared with hidden labels: ``python -m bundle pseudo_labels``."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ __all__ = ["load_run", "main"]
 def main(
     run: str, config_file: str | Sequence[str], batches: int = 20, output: str | None = None, **overrides: Any
 ) -> None:
-    """Hold the pseudo-labels of a run's weights against the hidden labels; print the measures and write them as CSV.
+    """Compare the pseudo-labels of a run's weights with the hidden labels; print the measures and write them as CSV.
 
-    Views and dropout are those of training; batches and draws follow from the config's seed, so that settings are
-    compared on the same ones. The volumes are preprocessed once more, with their labels, into the config's cache.
+    Views and dropout are as in training; batches and random draws depend on the config's seed, so that settings are
+    compared on the same ones. The volumes are preprocessed again, with their labels, into the config's cache.
 
     Args:
-        run: the run's output folder, which holds ``checkpoint.pt``.
-        config_file: the config files that the run was trained with.
+        run: the run's output folder with ``checkpoint.pt``.
+        config_file: the config files of the run.
         batches: number of batches.
         output: CSV file, see :func:`scores` for its columns; default ``pseudo_labels.csv`` in ``run``.
-        **overrides: config overrides, as the run had them (``--labeled 3``) or to be tried
-            (``--method#affinity_temperature 1``).
+        **overrides: config overrides of the run (``--labeled 3``) or to try (``--method#affinity_temperature 1``).
     """
     try:
         if not isinstance(batches, int) or batches < 1:
@@ -59,7 +58,7 @@ def main(
         settings = (parser.get_parsed_content(key) for key in ("train#preprocessing", "cache_dir", "num_classes"))
         hidden = SemiSupervisedLoader(SliceDataset(records, *settings), loader.batch_size, loader.seed)
         amp = bool(flag(parser.get_parsed_content("amp")))
-    except Exception as error:  # MONAI wraps what a component says; all of this is what the user gave
+    except Exception as error:  # MONAI wraps the errors of components, which concern the user's options
         if isinstance(cause := root_cause(error), (ValueError, TypeError, FileNotFoundError)):
             sys.exit(f"error: {cause}")
         raise
@@ -74,15 +73,15 @@ def main(
 
 
 def load_run(path: Path, objective: Objective, loader: SemiSupervisedLoader) -> int:
-    """Load an objective's state from a run's checkpoint; returns the iteration after which it was written.
+    """Load an objective's state from a run's checkpoint; returns the checkpoint's iteration.
 
     Args:
         path: the checkpoint.
-        objective: the run's.
-        loader: of the run's batches.
+        objective: the run's objective.
+        loader: the loader of the run's batches.
 
     Raises:
-        ValueError: if the file is no checkpoint of a run, or one of another method or network, or of other data.
+        ValueError: if the file is not a checkpoint of a run, or belongs to another method, network or data set.
     """
     try:
         content = load_tensors(path)
@@ -91,7 +90,7 @@ def load_run(path: Path, objective: Objective, loader: SemiSupervisedLoader) -> 
         iteration = int(state["iteration"])
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ValueError(f"{path}: is no checkpoint of the configured method and network: {what}") from None
+        raise ValueError(f"{path}: is not a checkpoint of the configured method and network: {what}") from None
     configured = data_protocol(loader)
     for name in ("labelled slices", "unlabelled slices", "image size"):
         if state.get(name) != configured[name]:

@@ -21,11 +21,11 @@ MEASURES = ("coverage", "precision", "recall", "dice", "dice_passing")
 
 
 def hidden_records(data: Sequence[Mapping[str, Any]], annotated: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The records among ``annotated`` whose image is unlabelled in ``data``; without those that lack a label.
+    """The records of ``annotated`` whose image is unlabelled in ``data``, without those that lack a label.
 
     Args:
-        data: training records, as the run had them.
-        annotated: the same cases with every label that the data set holds.
+        data: training records of the run.
+        annotated: the same cases with all labels of the data set.
 
     Raises:
         ValueError: if no record of ``data`` is unlabelled.
@@ -33,10 +33,12 @@ def hidden_records(data: Sequence[Mapping[str, Any]], annotated: Sequence[Mappin
     """
     unlabeled = {str(record["image"]) for record in data if "label" not in record}
     if not unlabeled:
-        raise ValueError(f"all {len(data)} training images are labelled, none gets pseudo-labels: lower `labeled`.")
+        raise ValueError(f"all {len(data)} training images are labelled and have no pseudo-labels: lower `labeled`.")
     found = [dict(record) for record in annotated if str(record["image"]) in unlabeled and "label" in record]
     if not found:
-        raise FileNotFoundError(f"none of the {len(unlabeled)} unlabelled images has a label, as {min(unlabeled)}.")
+        raise FileNotFoundError(
+            f"none of the {len(unlabeled)} unlabelled images has a label, for example {min(unlabeled)}."
+        )
     return found
 
 
@@ -58,14 +60,14 @@ def with_hidden(
 def count_pseudo_labels(
     objective: Objective, batches: Iterable[Mapping[str, Tensor]], seed: int, amp: bool = False
 ) -> dict[str, NDArray[np.int64]]:
-    """Count the pixels of the pseudo-labels, in train mode; batch norm's running averages stay as they are.
+    """Count the pixels of the pseudo-labels, in train mode; batch norm's running averages do not change.
 
     Args:
-        objective: makes the pseudo-labels, each kind at its own size; hidden labels are brought to it
-            by the majority of each cell.
-        batches: of :class:`scripts.methods.Objective`'s form, with the labels of ``unlabeled``: ``hidden``.
-        seed: seed of views and dropout, which are a function of it and the batch's number.
-        amp: mixed precision where the objective's device has it, as in training.
+        objective: makes the pseudo-labels, each kind at its own size; hidden labels are reduced to this size by
+            majority.
+        batches: batches of :class:`scripts.methods.Objective` with the labels of ``unlabeled`` as ``hidden``.
+        seed: seed of views and dropout, which depend on it and the batch's number.
+        amp: mixed precision if the objective's device has it, as in training.
 
     Returns:
         by kind, pixels by [passes the threshold or not (0, 1), pseudo-label, hidden label], ``[2, C, C]``.
@@ -98,16 +100,16 @@ def scores(counts: NDArray[np.int64]) -> list[dict[str, Any]]:
 
     Returns:
         for each ``class``, the foreground and all: ``pixels`` of that hidden label and, in [0, 1] or None where there
-        is nothing to divide by, ``coverage`` (of the pixels with that pseudo-label, those that pass, as in training's
-        log), ``precision`` (of these, those with the right class), ``recall`` (of the pixels with that hidden label,
-        those that pass and are right), ``dice`` of the pseudo-label over all pixels and ``dice_passing`` over those
-        that pass. Dice of several classes is the mean over those that occur.
+        is nothing to divide by, ``coverage`` (share of the pixels with that pseudo-label that pass the threshold, as in
+        training's log), ``precision`` (share of these with the correct class), ``recall`` (share of the pixels with
+        that hidden label that pass and are correct), ``dice`` of the pseudo-label over all pixels and ``dice_passing``
+        over those that pass. Dice of several classes is the mean over the existing ones.
     """
     both = np.stack([counts.sum(axis=0), counts[1]])  # over all pixels, over those that pass
     named, truly, right = both.sum(axis=2), both.sum(axis=1), both.diagonal(axis1=1, axis2=2)
     classes = list(range(right.shape[1]))
     rows = []
-    with np.errstate(invalid="ignore"):  # 0 / 0 is what None stands for
+    with np.errstate(invalid="ignore"):  # 0 / 0 becomes None
         dice = 2 * right / (named + truly)
         for name, group in {**{str(c): [c] for c in classes}, "foreground": classes[1:], "all": classes}.items():
             n, t, r = (x[:, group].sum(axis=1) for x in (named, truly, right))

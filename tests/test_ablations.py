@@ -39,7 +39,6 @@ TABLE_6 = {
     "table6_decoder_s1_s2": (None, None, [1, 2]),
     "table6_decoder_s1_s2_s3": (None, None, [1, 2, 3]),
 }
-# What one override on the command line sets, and the attribute that shows it.
 FIGURE_11 = {
     "fig11_decoder": ("decoder",),
     "fig11_intra": ("intra",),
@@ -49,6 +48,7 @@ FIGURE_11 = {
     "fig11_intra_cross": ("intra", "cross"),
     "fig11_decoder_intra_cross": ("decoder", "intra", "cross"),
 }
+# Overrides of the command line, and the attributes that they set.
 OVERRIDES: list[tuple[str, Any, str]] = [
     *(("method#regions", n, "regions") for n in (1, 2, 8, 14)),
     *(("method#fusion#stages", s, "fusion.stages") for s in ([4], [3], [2], [2, 3], [1, 2, 3, 4])),
