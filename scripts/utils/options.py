@@ -26,6 +26,10 @@ __all__ = ["check_options", "check_paths", "check_switches", "check_values"]
 PATHS = ("bundle_root", "cache_dir", "checkpoint", "dataset_dir", "output_dir", "resume", "splits")
 
 
+VERBS: dict[str, tuple[Any, ...]] = {"run": (run,), "run_workflow": (run_workflow, ConfigWorkflow)}
+"""The verbs of MONAI's command line that run a configuration, and whose options are not the configuration's."""
+
+
 def check_switches(**switches: object) -> None:
     """Refuse truth values that are words: ``false`` on the command line arrives as text, which counts as true.
 
@@ -81,13 +85,14 @@ def check_options() -> None:
     MONAI would add it to the configuration, where nothing reads it: a misspelt ``--labelled 3`` would train with the
     default, and so would ``--train#max_epochs 5``. The same holds for an id of an overlay that nothing refers to, if it
     is nearly one of the files before it. What an id adds to a component is its constructor's to judge. Nothing is
-    checked where the config files are named elsewhere than on the command line.
+    checked where the config files are named elsewhere than on the command line, nor for MONAI's other verbs, which
+    export, verify and download.
 
     Raises:
         ValueError: if there is such an option or id.
     """
     words = sys.argv[1:]
-    if Path(sys.argv[0]).parts[-3:] != MONAI_PROGRAM:
+    if Path(sys.argv[0]).parts[-3:] != MONAI_PROGRAM or not words or words[0] not in VERBS:
         return
     options = _given(words)
     check_paths(words)
@@ -98,8 +103,7 @@ def check_options() -> None:
     files = _files(chosen) if isinstance(chosen, str) else [*chosen]
     config = ConfigParser.load_config_files(files)
     tracking: Any = DEFAULT_MLFLOW_SETTINGS
-    commands: Any = (run_workflow, ConfigWorkflow) if words[:1] == ["run_workflow"] else (run,)
-    takes = [option for command in commands for option in inspect.signature(command).parameters.values()]
+    takes = [option for command in VERBS[words[0]] for option in inspect.signature(command).parameters.values()]
     own = [option.name for option in takes if option.kind is not option.VAR_KEYWORD]
     others = {*own, *tracking["configs"]} - {*tracking["handlers_id"]}
     for name in options:
