@@ -82,7 +82,8 @@ test-federated: $(FEDERATED_INSTALLED)  ## test the bundle under NVFlare
 	$(FEDERATED_PYTHON) -m pytest tests/bundle/federated
 
 clean:  ## remove the environments, the tools' caches and what the demos made; leave output/, eval/ and models/ alone
-	rm -rf $(VENV) $(LABEL_VENV) $(FEDERATED_VENV) $(OLDEST_VENV) demo label-demo federated-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL_VENV) $(FEDERATED_VENV) $(OLDEST_VENV) demo label-demo label-round federated-demo \
+	    .pytest_cache .mypy_cache .ruff_cache
 	find bundle scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: requirements.txt

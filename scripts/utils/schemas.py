@@ -286,6 +286,7 @@ SCHEMAS: dict[str, Schema] = {
         pytorch_version=TEXT,
         numpy_version=TEXT,
         required_packages_version=_map("versions by package", NAME, TEXT),
+        dicom_packages_version=_map("versions by package", NAME, TEXT),
         changelog=_map("changes by version", VERSION, TEXT),
         name=TEXT,
         description=TEXT,
