@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.fl.client import MonaiAlgo
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bundle.share.card import read_evaluation
 from bundle.workflows import CONFIGS, ROOT
+from scripts.engine import SemiSupervisedTrainer
 from scripts.federated import site_weight
 
 __all__ = ["Site", "average", "mean_dice"]
@@ -39,11 +40,12 @@ class Site:
             config_evaluate_filename=None,
         )
         self.client.initialize({ExtraItems.CLIENT_NAME: name})
+        self.trainer = cast(SemiSupervisedTrainer, self.client.trainer)
 
     @property
     def network(self) -> dict[str, Tensor]:
         """The network's weights as they are now."""
-        return {name: value.detach().cpu().clone() for name, value in self.client.trainer.network.state_dict().items()}
+        return {name: value.detach().cpu().clone() for name, value in self.trainer.network.state_dict().items()}
 
     def train(self, received: Mapping[str, Any]) -> tuple[dict[str, Tensor], float]:
         """One round.
@@ -55,7 +57,7 @@ class Site:
             The site's weights after the round, and what they count for in the average.
         """
         self.client.train(ExchangeObject(weights=dict(received)))
-        return self.network, site_weight(self.client.trainer)
+        return self.network, site_weight(self.trainer)
 
 
 def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
