@@ -71,10 +71,10 @@ def read_network(path: str | Path) -> dict[str, Tensor]:
     except (KeyError, IndexError, AttributeError, TypeError, RuntimeError):
         found = ", ".join(map(str, state)) or type(content).__name__
         raise ValueError(
-            f"{path}: holds {found[:100]}, expected a network of this bundle, alone or as 'model'."
+            f"{path}: contains {found[:100]}, expected a network of this bundle, alone or as 'model'."
         ) from None
     if name := not_finite(network.state_dict()):
-        raise ValueError(f"{path}: '{name}' has values that are not finite: these weights are of no use.")
+        raise ValueError(f"{path}: '{name}' has values that are not finite: these weights are unusable.")
     return network.state_dict()
 
 

@@ -63,8 +63,8 @@ def test_the_global_model_becomes_weights_with_a_record(tmp_path: Path, alone: b
     ("content", "message"),
     [
         (UNet, "cannot be read as tensors"),
-        (lambda: {"model": {"weight": torch.zeros(2)}}, "holds weight, expected a network of this bundle"),
-        (lambda: {"method": UNet().state_dict(), "state": {}}, "holds method, state, expected a network"),
+        (lambda: {"model": {"weight": torch.zeros(2)}}, "contains weight, expected a network of this bundle"),
+        (lambda: {"method": UNet().state_dict(), "state": {}}, "contains method, state, expected a network"),
         (
             lambda: {"model": {**UNet().state_dict(), "head.bias": torch.full((4,), torch.nan)}},
             "'head.bias' has values",
@@ -91,7 +91,7 @@ def test_sites_that_cut_or_scale_otherwise_are_no_federation(tmp_path: Path) -> 
 
 def test_who_takes_the_global_model_for_weights_is_told_the_command(tmp_path: Path) -> None:
     torch.save(served(UNet()), tmp_path / "FL_global_model.pt")
-    with pytest.raises(ValueError, match=r"holds model, train_conf.*python -m bundle global_model"):
+    with pytest.raises(ValueError, match=r"contains model, train_conf.*python -m bundle global_model"):
         load_network_weights(UNet(), tmp_path / "FL_global_model.pt")
 
 
