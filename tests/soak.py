@@ -1,9 +1,9 @@
-"""Hours of other people's days in some minutes: ``make soak MINUTES=30``.
+"""Soak test: ``make soak MINUTES=30``.
 
-Trainings, evaluations and inferences over synthetic cohorts, with random options, of which some cannot be meant, and
-with random mishaps: kills, interruptions, damaged files, a disk that takes no more. Whatever happens, a run ends right
-(its results are there and sound) or refused in one line; a run that was killed goes on to its end when it is resumed.
-Anything else is a failure: its command and its log are kept, and the exit code is 1.
+Trainings, evaluations and inferences over synthetic cohorts, with random options, some of them invalid, and with random
+failures: kills, interruptions, damaged files, a full disk. Every run must succeed (with valid results) or be refused in
+one line, and a killed run must complete after it is resumed. Anything else is a failure: its command and log are kept,
+and the exit code is 1.
 
 Every run is a forked process, so that PyTorch and MONAI are loaded once. POSIX only.
 """
@@ -12,14 +12,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import multiprocessing
-import os
 import random
-import resource
-import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,18 +22,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import monai.bundle  # noqa: F401 - loaded before the forks
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-import torch
 from PIL import Image
 
 from scripts.data.images import find_images
 from scripts.phantoms import make_phantom_cohort
 from scripts.utils.tensors import load_state
+from tests.forks import EARLY, FORK, run_monai
 
-ROOT = Path(__file__).resolve().parents[1]
 METHODS = ["supervised", "fixmatch", "semsim", "mean_teacher", "cross_pseudo_supervision", "bcp", "unimatch", "urpc"]
 SIZES: dict[str, dict[str, Any]] = {
     "acdc": {"size": (48, 64), "spacing": (3.0, 3.6), "slices": (3, 4)},
@@ -60,48 +53,14 @@ WRONG = {
     "resume": ["nowhere.pt", "maybe"],
     "in_channels": ["2", "0"],
 }
-LONG = 900.0  # seconds after which a run counts as hanging
-
-
-EARLY = "error: interrupted before the bundle's own code was there to say so"
-FORK = multiprocessing.get_context("fork")
-
-
-def command(words: list[str], log: int, limit: int | None) -> None:
-    """Be MONAI's command line, in a process of one's own that prints into a pipe."""
-    for number in (1, 2):
-        os.dup2(log, number)
-    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
-    os.chdir(ROOT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
-    if limit is not None:  # like a full disk, for whom root's reserve would be open
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    sys.argv = ["monai.bundle", *words]
-    code = 0
-    try:
-        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-        print(error.code if code == 1 else "", file=sys.stderr)
-    except BaseException as error:  # as Python itself ends
-        code = 130 if isinstance(error, KeyboardInterrupt) else 1
-        if code == 130 and sys.excepthook is sys.__excepthook__:
-            print(EARLY, file=sys.stderr)
-        else:
-            sys.excepthook(type(error), error, error.__traceback__)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 class Soak:
-    """Random runs in a folder, and what came of them.
+    """Random runs in a folder, and their outcomes.
 
     Args:
-        folder: of cohorts, runs and logs.
-        seed: of the random choices.
+        folder: folder of cohorts, runs and logs.
+        seed: seed of the random choices.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -120,42 +79,21 @@ class Soak:
             cohort.start()
             cohort.join()
 
-    def run(
-        self, words: list[str], end: signal.Signals | None = None, after: float = LONG, limit: int | None = None
-    ) -> tuple[int, str]:
-        """Run a command line; returns its exit code, negative for a signal, and its log.
-
-        Args:
-            words: the command line.
-            end: the signal that ends it.
-            after: seconds until then.
-            limit: the largest file that it may write, in bytes.
-        """
+    def run(self, words: list[str], **options: Any) -> tuple[int, str]:
+        """Run a command line, see :func:`tests.forks.run_monai`, into a log of its own."""
         self.number += 1
-        log = self.folder / f"log-{self.number}.txt"
-        with log.open("wb") as stream:  # another process writes it, whose files have no limit
-            printer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=stream)
-        assert printer.stdin is not None
-        process = FORK.Process(target=command, args=(words, printer.stdin.fileno(), limit))
-        process.start()
-        process.join(after)
-        if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, end or signal.SIGKILL)
-            process.join(60)
-        printer.communicate()
-        code = process.exitcode if process.exitcode is not None else 999
-        return code, log.read_text(errors="replace")
+        return run_monai(words, self.folder / f"log-{self.number}.txt", **options)
 
     def judge(self, action: str, mishap: str, words: list[str], code: int, log: str, fault: str) -> None:
-        """Sort a run that was left to end by what came of it.
+        """Classify a run that ended by itself.
 
         Args:
-            action: what was done.
-            mishap: what was done to it.
+            action: the action.
+            mishap: the injected failure.
             words: the command line.
             code: its exit code.
-            log: what it printed.
-            fault: what is wrong with its results; empty: nothing, or it has none.
+            log: its output.
+            fault: fault of its results; empty if there is none or it has no results.
         """
         last = next((line for line in reversed(log.splitlines()) if line.strip()), "")
         refused = code == 1 and "Traceback" not in log and any(x.startswith("error: ") for x in log.splitlines()[-8:])
@@ -196,7 +134,7 @@ class Soak:
         path.write_bytes(b"" if kind == "empty" else content[: len(content) // 2] if kind == "cut" else content)
 
     def train(self) -> None:
-        """One training, of which something may go wrong."""
+        """One training, possibly with an injected failure."""
         kind, method = self.random.choice(list(SIZES)), self.random.choice(METHODS)
         mishap = self.random.choice(
             ["none", "killed", "interrupted", "wrong option", "damaged data", "full disk", "damaged checkpoint"]
@@ -224,7 +162,7 @@ class Soak:
         after = self.random.uniform(0.5, 12)
         if mishap in ("killed", "interrupted"):
             end = signal.SIGKILL if mishap == "killed" else signal.SIGINT
-            code, log = self.run(words, end, after)
+            code, log = self.run(words, end=end, after=after)
             if mishap == "interrupted" and code != 0:
                 self.judge("train", mishap, words, code, log, "")
             words = [*words, "--resume=True"]
@@ -251,7 +189,7 @@ class Soak:
         self.judge("train", mishap, words, code, log, fault)
 
     def use(self) -> None:
-        """One inference or evaluation with trained weights, of which something may go wrong."""
+        """One inference or evaluation with trained weights, possibly with an injected failure."""
         kind, weights = self.random.choice(self.trained)
         action = self.random.choice(["infer", "evaluate"])
         mishap = self.random.choice(["none", "damaged data", "damaged weights", "damaged record", "full disk"])
@@ -286,7 +224,7 @@ class Soak:
         self.judge(action, mishap, words, code, log, fault if mishap != "damaged weights" or code == 0 else "")
 
     def wrong_maps(self, kind: str, cohort: Path, output: Path) -> str:
-        """What is wrong with the label maps of a cohort's images; empty: nothing."""
+        """Fault of the label maps of a cohort's images; empty if there is none."""
         for record in find_images(cohort):
             image = Path(record["image"])
             name = image.name.partition(".")[0]
@@ -299,7 +237,7 @@ class Soak:
         return ""
 
     def wrong_scores(self, output: Path) -> str:
-        """What is wrong with an evaluation; empty: nothing."""
+        """Fault of an evaluation; empty if there is none."""
         with (output / "summary.csv").open(newline="") as stream:
             rows = list(csv.DictReader(stream))
         scores = [float(row["dsc_mean"]) for row in rows]
@@ -329,7 +267,7 @@ def voxels(path: Path) -> np.ndarray:
 
 
 def main() -> None:
-    """Soak for some minutes; print the outcomes by kind, and end with exit code 1 if anything failed."""
+    """Run for some minutes; print the outcomes by kind, and exit with code 1 if anything failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0, help="other choices for another seed")

@@ -1,4 +1,4 @@
-"""What the repository promises about itself: versions, metadata, commands, export."""
+"""Consistency of the repository: versions, metadata, commands, export."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from bundle.__main__ import COMMANDS
 from bundle.share.checks import anchors
+from scripts.data.dicom.volume import PACKAGES
 from scripts.utils.options import check_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +49,8 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_metadata_versions_are_the_pins(card: dict, pins: dict[str, str]) -> None:
-    versions = {name.lower(): version for name, version in card["required_packages_version"].items()}
+    named = {**card["required_packages_version"], **card["dicom_packages_version"]}
+    versions = {name.lower(): version for name, version in named.items()}
     versions |= {
         "monai": card["monai_version"],
         "torch": card["pytorch_version"],
@@ -63,6 +65,8 @@ def test_project_ranges_hold_the_pins(card: dict, pins: dict[str, str]) -> None:
     ranges = [Requirement(line) for line in project["dependencies"]]
     required = {requirement.name.lower() for requirement in ranges}
     assert required == {"torch", "monai", "numpy"} | {name.lower() for name in card["required_packages_version"]}
+    dicom = {Requirement(line).name for line in project["optional-dependencies"]["dicom"]}
+    assert dicom == set(card["dicom_packages_version"]) == set(PACKAGES.split())
     for extra in project["optional-dependencies"].values():
         ranges += [Requirement(line) for line in extra]
     assert {requirement.name.lower() for requirement in ranges} == set(pins)
@@ -94,7 +98,7 @@ def test_metadata_follows_its_schema(card: dict, tmp_path: Path) -> None:
     if not schema.is_file():
         pytest.skip(f"no copy of the schema beside the data: {schema}")
     copy = tmp_path / schema.name
-    shutil.copyfile(schema, copy)  # MONAI downloads it only where there is none
+    shutil.copyfile(schema, copy)  # MONAI downloads it only if there is none
     verify_metadata(meta_file=str(METADATA), filepath=str(copy))
     del card["task"]
     broken = tmp_path / "metadata.json"
@@ -145,7 +149,7 @@ def test_pages_name_files_and_headings_that_exist(page: Path) -> None:
 
 @pytest.mark.usefixtures("at_root")
 def test_options_in_the_pages_are_ids_of_the_configs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MONAI takes any option. Overlays that a page has its reader write are left out."""
+    """MONAI accepts any option. Overlays that readers of a page write are ignored."""
     lines = [line for page in PAGES for line in page.read_text().splitlines()]
     commands = [re.sub(r"^.*?-m monai\.bundle run ", "run ", line) for line in lines if "-m monai.bundle run " in line]
     checked = 0

@@ -1,4 +1,4 @@
-"""What JSON from outside may hold, kind by kind; :mod:`scripts.utils.validation` holds files against it."""
+"""JSON schemas of external files, by kind; :mod:`scripts.utils.validation` checks files against them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _map(title: str, keys: Schema, values: Schema) -> Schema:
 
 _POSITIVE: Schema = {"type": "number", "minimum": 0, "maximum": 1e9, "description": "a number from 0"}
 _CALIBRATION = _object(
-    "what validation and training cases taught, a JSON object",
+    "the calibration, a JSON object",
     part=NAME,
     cases=COUNT,
     temperature={"type": "number", "minimum": 0.1, "maximum": 10, "description": "a number from 0.1 to 10"},
@@ -134,7 +134,14 @@ _ENTRY = {
         "an entry with an image's path",
         ["image"],
         image=FILE,
-        label=_or_null(FILE),
+        label={
+            **FILE,
+            "type": ["string", "null", "array"],
+            "items": _or_null(FILE),
+            "minItems": 1,
+            "maxItems": 255,
+            "description": "the path of one file, null, or a list of them, the mask of each class",
+        },
         case={**CASE, "type": ["string", "number"]},
         fold={"type": "integer", "minimum": 0, "description": "the number of a fold"},
         sha256=_map(
@@ -229,6 +236,15 @@ SCHEMAS: dict[str, Schema] = {
         license=LICENSE,
         calibration=_CALIBRATION,
     ),
+    "run": _object(
+        "what a run of a comparison is, a JSON object",
+        ["method", "overlay", "seed", "command"],
+        method=TEXT,
+        overlay=TEXT,
+        seed=COUNT,
+        command=TEXT,
+    ),
+    "config": _object("a configuration, a JSON object"),
     "checkpoint": _object(
         "the state of a run",
         ["epoch", "iteration", "max_epochs", "best_metric", "best_metric_epoch"],
@@ -271,7 +287,7 @@ SCHEMAS: dict[str, Schema] = {
         part=NAME,
     ),
     "evaluation": _object(
-        "what evaluate.json wrote, a JSON object",
+        "an evaluation of evaluate.json, a JSON object",
         ["part", "weights_sha256", "code"],
         part=NAME,
         weights_sha256=SHA256,
@@ -285,6 +301,7 @@ SCHEMAS: dict[str, Schema] = {
         pytorch_version=TEXT,
         numpy_version=TEXT,
         required_packages_version=_map("versions by package", NAME, TEXT),
+        dicom_packages_version=_map("versions by package", NAME, TEXT),
         changelog=_map("changes by version", VERSION, TEXT),
         name=TEXT,
         description=TEXT,
@@ -313,4 +330,4 @@ SCHEMAS: dict[str, Schema] = {
         ),
     ),
 }
-"""A JSON schema (draft 7) for each kind of file; what a schema describes is what its messages say was expected."""
+"""A JSON schema (draft 7) for each kind of file; messages take "expected ..." from a schema's description."""

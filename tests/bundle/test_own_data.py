@@ -1,4 +1,4 @@
-"""The documented way of a data set of one's own, command by command: prepare, train, evaluate, pack, verify."""
+"""The documented commands for a custom data set: prepare, train, evaluate, pack, verify."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CONFIGS = "'configs/train.json','configs/datasets/custom.json','configs/methods/
 
 
 def python(*words: object) -> str:
-    """Output of a command that a user types in the repository's folder, under a terminal that knows ASCII only."""
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    """Output of a command in the repository's folder, on an ASCII terminal."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     line = [sys.executable, *map(str, words)]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -28,26 +28,27 @@ def python(*words: object) -> str:
 
 @pytest.fixture
 def volumes(tmp_path: Path) -> Path:
-    """Six volumes with a bright block, whose labels are called as nnU-Net has them; the last one has none."""
+    """Six volumes with a bright block and labels with nnU-Net's names; the last one has none."""
+    folder = tmp_path / "a set's [1], (%) & caf\u00e9 $HOME"
     for name in ("imagesTr", "labelsTr"):
-        (tmp_path / "set" / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
     rng = np.random.default_rng(0)
     affine = np.diag([-1.5, -1.5, 8, 1])
     for i in range(6):
         label = np.zeros((40, 48, 3), np.uint8)
         label[10 + i : 25, 12:30] = 1
         image = 80 * label + rng.normal(40, 8, label.shape)
-        nib.save(nib.Nifti1Image(image.astype(np.int16), affine), tmp_path / "set" / "imagesTr" / f"s{i}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(image.astype(np.int16), affine), folder / "imagesTr" / f"s{i}_0000.nii.gz")
         if i < 5:
-            nib.save(nib.Nifti1Image(label, affine), tmp_path / "set" / "labelsTr" / f"s{i}.nii.gz")
+            nib.save(nib.Nifti1Image(label, affine), folder / "labelsTr" / f"s{i}.nii.gz")
     about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "ball": 1}, "file_ending": ".nii.gz"}
-    (tmp_path / "set" / "dataset.json").write_text(json.dumps({**about, "numTraining": 5}))
-    return tmp_path / "set"
+    (folder / "dataset.json").write_text(json.dumps({**about, "numTraining": 5}))
+    return folder
 
 
 @pytest.mark.parametrize("named", [True, False])
 def test_from_a_folder_to_a_bundle(volumes: Path, tmp_path: Path, named: bool) -> None:
-    """Classes are called the same in list, record, scores and bundle, whether somebody named them or not."""
+    """Classes have the same names in list, record, scores and bundle, with and without given names."""
     if not named:
         about = json.loads((volumes / "dataset.json").read_text())
         (volumes / "dataset.json").write_text(json.dumps({**about, "labels": {"background": 0}}))
@@ -63,7 +64,7 @@ def test_from_a_folder_to_a_bundle(volumes: Path, tmp_path: Path, named: bool) -
     assert "\\xb1" in printed, "what ASCII lacks is written in another way"
     python("-m", "bundle", "pack", listed, run / "model.pt", packed, "--evaluation", scores)
     (archive,) = packed.glob("*.zip")
-    assert "Nothing of the bundle was executed" in python("-m", "bundle", "verify", archive)
+    assert "No code of the bundle was executed" in python("-m", "bundle", "verify", archive)
 
     name = "ball" if named else "1"
     assert json.loads(listed.read_text())["labels"] == {"0": "background", "1": name}

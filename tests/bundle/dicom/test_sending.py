@@ -1,13 +1,9 @@
-"""``python -m bundle send``: to a real Orthanc over loopback, and to archives that stumble."""
+"""``python -m bundle send``: to a real Orthanc over loopback, and to failing archives."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import socket
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,8 +14,7 @@ from pydicom import dcmread
 from bundle.__main__ import main as bundle
 from bundle.dicom import sending
 from tests.dicom_study import Study, write
-
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+from tests.orthanc import free_port, running_orthanc
 
 
 def send(*arguments: str) -> None:
@@ -27,19 +22,13 @@ def send(*arguments: str) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that the command ends with."""
+    """The command's error line."""
     capsys.readouterr()
     with pytest.raises(SystemExit):
         send(*arguments)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     return lines[0]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture
@@ -49,36 +38,8 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def orthanc(tmp_path: Path) -> Iterator[str]:
-    """URL of an archive that is up."""
-    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
-    if not program or not PLUGIN.exists():
-        pytest.skip("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
-    port = free_port()
-    settings = {
-        "StorageDirectory": str(tmp_path / "archive"),
-        "IndexDirectory": str(tmp_path / "archive"),
-        "HttpPort": port,
-        "HttpServerEnabled": True,
-        "DicomServerEnabled": False,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": True,
-        "RegisteredUsers": {"doctor": "secret"},
-        "Plugins": [str(PLUGIN)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (tmp_path / "orthanc.json").write_text(json.dumps(settings))
-    with open(tmp_path / "orthanc.log", "wb") as log:
-        process = subprocess.Popen([program, str(tmp_path / "orthanc.json")], stdout=log, stderr=log)
-        try:
-            for _ in range(300):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}/dicom-web"
-        finally:
-            process.terminate()
-            process.wait(20)
+    with running_orthanc(tmp_path, {"doctor": "secret"}) as address:
+        yield f"{address}/dicom-web"
 
 
 def test_an_archive_takes_it_once_and_returns_it_unchanged(
@@ -89,7 +50,7 @@ def test_an_archive_takes_it_once_and_returns_it_unchanged(
     monkeypatch.setenv("DICOMWEB_PASSWORD", "secret")
     send(str(file), "--url", orthanc)
     send(str(file), "--url", orthanc)
-    assert capsys.readouterr().out == f"{file}: stored.\n{file}: the archive has it already.\n"
+    assert capsys.readouterr().out == f"{file}: stored.\n{file}: already in the archive.\n"
     client = sending._client(orthanc, {"DICOMWEB_USER": "doctor", "DICOMWEB_PASSWORD": "secret"})
     sent = dcmread(file)
     back = client.retrieve_instance(sent.StudyInstanceUID, sent.SeriesInstanceUID, sent.SOPInstanceUID)
@@ -97,7 +58,7 @@ def test_an_archive_takes_it_once_and_returns_it_unchanged(
 
 
 class Archive(BaseHTTPRequestHandler):
-    """A DICOMweb service that fails as a test says."""
+    """A DICOMweb service with configurable failures."""
 
     stored: list[bytes]
     answers: list[Callable[[Archive, bytes], None]]
@@ -175,7 +136,7 @@ def test_what_an_archive_does_not_take_is_one_line(
 ) -> None:
     handler, url = archive
     handler.answers.extend(answers)
-    assert f"seg.dcm: {url} does not take it: {message}" in refused(capsys, str(file), "--url", url)
+    assert f"seg.dcm: {url} refuses it: {message}" in refused(capsys, str(file), "--url", url)
     assert handler.stored == []
     assert handler.answers == []
 
@@ -194,8 +155,8 @@ def test_a_token_is_sent_as_the_environment_has_it(
     ("url", "message"),
     [
         ("archive", "url: expected http://HOST/PATH or https://HOST/PATH, found 'archive'"),
-        ("http://doctor:secret@127.0.0.1/", "url: name and password belong into the environment"),
-        ("http://archive.example/dicom-web", "is not encrypted, so that all could read the sign-in: expected https"),
+        ("http://doctor:secret@127.0.0.1/", "url: expected no name and password in it"),
+        ("http://archive.example/dicom-web", "is not encrypted and would expose the credentials: expected https"),
     ],
 )
 def test_a_wrong_url_is_one_line(
@@ -216,4 +177,4 @@ def test_no_archive_and_no_file_are_one_line(
     assert "gone.dcm: no such file" in refused(capsys, str(tmp_path / "gone.dcm"), "--url", nobody)
     (tmp_path / "text.dcm").write_text("notes")
     line = refused(capsys, str(tmp_path / "text.dcm"), "--url", nobody)
-    assert "text.dcm is no DICOM file, damaged or cut short" in line
+    assert "text.dcm is not a DICOM file, or is damaged" in line

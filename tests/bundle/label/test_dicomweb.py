@@ -1,13 +1,11 @@
-"""The bundle behind a MONAI Label server whose studies lie in an archive: a real Orthanc on this machine."""
+"""The bundle in a MONAI Label server with studies in an archive: a real Orthanc on this machine."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,54 +18,25 @@ import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from bundle.label.server import HOST, LabelServer, app_folder, free_port
+from bundle.label.server import LabelServer, app_folder
 from scripts.phantoms import make_phantom_cohort
 from tests.bundle.label.test_label_server import A, make_bundle
+from tests.orthanc import running_orthanc
 
-PLUGINS = Path("/usr/share/orthanc/plugins")
 TOOLS = Path(sys.executable).parent
 TIMEOUT = 60.0
 # As OHIF stores them: by the alphabet. The classes are RV, Myo, LV.
 OHIF = {"lv": 3, "myo": 2, "rv": 1}
 
-pytestmark = [
-    pytest.mark.skipif(not shutil.which("Orthanc"), reason="no Orthanc: apt-get install orthanc orthanc-dicomweb"),
-    pytest.mark.skipif(not list(PLUGINS.glob("libOrthancDicomWeb*")), reason="no orthanc-dicomweb"),
-    pytest.mark.skipif(not (TOOLS / "itkimage2segimage").is_file(), reason="no dcmqi: pip install dcmqi"),
-]
+pytestmark = pytest.mark.skipif(
+    not (TOOLS / "itkimage2segimage").is_file(), reason="dcmqi is not installed: pip install dcmqi"
+)
 
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an empty archive that this machine alone reaches."""
-    folder, port = tmp_path_factory.mktemp("orthanc"), free_port()
-    settings = {
-        "Name": "test",
-        "StorageDirectory": str(folder / "db"),
-        "IndexDirectory": str(folder / "db"),
-        "HttpPort": port,
-        "RemoteAccessAllowed": False,
-        "DicomServerEnabled": False,
-        "Plugins": [str(path) for path in PLUGINS.glob("libOrthancDicomWeb*")],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
-    try:
-        end = time.monotonic() + TIMEOUT
-        while True:
-            try:
-                requests.get(f"http://{HOST}:{port}/system", timeout=TIMEOUT).raise_for_status()
-                break
-            except requests.ConnectionError:
-                assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
-                assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                time.sleep(0.2)
-        yield f"http://{HOST}:{port}"
-    finally:
-        process.terminate()
-        process.wait(TIMEOUT)
+    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as address:
+        yield address
 
 
 def store(orthanc: str, *files: Path) -> None:
@@ -114,7 +83,7 @@ def write_series(image: sitk.Image, folder: Path, name: str) -> str:
 
 
 def write_seg(label: sitk.Image, series: Path, target: Path, segments: dict[str, int], algorithm: str = "OHIF") -> Path:
-    """A DICOM SEG by dcmqi whose segments are classes of a label, in their order; empty slices are left out."""
+    """A DICOM SEG by dcmqi with classes of a label as segments, in their order; empty slices are omitted."""
     array = sitk.GetArrayFromImage(label)
     attributes = []
     numbered = np.zeros_like(array)
@@ -175,7 +144,7 @@ def archive(orthanc: str, tmp_path_factory: pytest.TempPathFactory) -> SimpleNam
         changed.CopyInformation(labels[number])
         labels[number] = changed
         store(orthanc, write_seg(changed, folder / str(number), folder / f"{number}.dcm", OHIF))
-    # MONAI Label names the two structures that it finds by the first two names, whichever they are.
+    # MONAI Label gives its two structures the first two names, whichever they are.
     misnamed = {"rv": 1, "myo": 3}
     store(orthanc, write_seg(labels[2], folder / "2", folder / "2.dcm", misnamed, "MONAILABEL"))
     return SimpleNamespace(url=f"{orthanc}/dicom-web", series=series, labels=labels)
