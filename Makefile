@@ -41,13 +41,17 @@ demo: $(INSTALLED)  ## train on synthetic hearts with few labels, evaluate, segm
 test: $(INSTALLED)  ## run the tests (SEMSIM_DATA=folder adds those on real data, SEMSIM_SLOW=1 the longest)
 	$(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# uv resolves to the lower bounds of pyproject.toml; they are what they are because the tests pass there.
+# uv resolves to the lower bounds of pyproject.toml, extras included. Two are not tested here: PyTorch is the one of
+# requirements.txt, as each of its releases is gigabytes, and numpy is 2.0, which the extra for DICOM needs (MONAI
+# Label's environment has 1.26). What PyTorch brings along, filelock and jinja2, is put back to its lower bound.
 OLDEST_VENV ?= .venv-oldest
 test-oldest:  ## run the tests with the oldest packages that pyproject.toml allows
 	python3 -m venv $(OLDEST_VENV)
-	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv \
+	    $$(grep '^torch==' requirements.txt)
 	$(OLDEST_VENV)/bin/uv pip install --quiet --python $(OLDEST_VENV)/bin/python --resolution lowest-direct \
-	    --requirement pyproject.toml --extra dev --extra share
+	    $$(grep '^torch==' requirements.txt) --requirement pyproject.toml --all-extras \
+	    --reinstall-package filelock --reinstall-package jinja2
 	$(OLDEST_VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 fuzz: $(INSTALLED)  ## spoil lists, records, weights, archives and images at random, EXAMPLES=2000 of each kind
