@@ -176,7 +176,9 @@ def weights_table(record: Mapping[str, Any]) -> str:
         "Iteration": f"{record['iteration']:,} of {record.get('iterations', record['iteration']):,}",
         "Slices": f"{record['image_size']} x {record['image_size']} pixels",
         "Precision": record.get("precision"),
-        "Batch": f"{record['batch_size']} labelled and {record['batch_size']} unlabelled" if "batch_size" in record else None,
+        "Batch": f"{record['batch_size']} labelled and {record['batch_size']} unlabelled"
+        if "batch_size" in record
+        else None,
         "Seed": record["seed"],
         "Began with": f"weights `{record['continues_sha256']}`" if "continues_sha256" in record else None,
         "Code": record["code"],
