@@ -511,3 +511,23 @@ def test_a_slice_of_one_row_is_drawn(tmp_path: Path) -> None:
     record = {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "a_gt.nii.gz"), "case": "a"}
     draw_montage([record], tmp_path / "picture.png", 2, {})
     assert Image.open(tmp_path / "picture.png").size[0] > 0
+
+
+def test_the_recipe_gets_a_pixel_size_that_holds_the_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A square from row 10 to 29 and column 8 to 33 of 40 x 60 voxels of 1.5 mm: its far side is 22 columns away."""
+    label = np.zeros((60, 40, 3), np.uint8)
+    label[8:34, 10:30] = 1
+    for i in range(4):
+        save_nifti(tmp_path / "data" / f"s{i}.nii.gz", np.random.default_rng(i).normal(100, 20, label.shape), np.int16)
+        save_nifti(tmp_path / "data" / f"s{i}_gt.nii.gz", label, np.uint8)
+    main("custom", str(tmp_path / "data"), str(tmp_path / "list.json"))
+    reach, last = 1.5 * (30 - 8), capsys.readouterr().out.splitlines()[-1]
+    assert f"within {reach:.0f} mm" in last
+    # 96 pixels of .8 mm reach 38.4 mm, a tenth more than the labels; of .75 mm 36
+    assert "--pixel_spacing 0.8." in last
+
+
+def test_photographs_keep_their_aspect(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"in_channels": 3, "num_classes": 2, "label_values": [0, 255]}
+    main("custom", str(photographs), str(tmp_path / "list.json"), **options)
+    assert "--pixel_spacing aspect" in capsys.readouterr().out.splitlines()[-1]
