@@ -193,7 +193,7 @@ def test_missing_cases_and_mistakes_are_named(niftis: Path, tmp_path: Path, caps
         main("custom", str(niftis), str(tmp_path / "set.json"), splits=str(splits), num_classes=3)
     printed = capsys.readouterr().out
     assert "case 'images/s9' of part 'train'" in printed
-    assert "none of the 1 'test' cases" in printed
+    assert "all 1 'test' cases" in printed
     assert "--allow_missing True continues without" in printed
     main("custom", str(niftis), str(tmp_path / "set.json"), splits=str(splits), num_classes=3, allow_missing=True)
     assert "1 'train' cases of" in capsys.readouterr().out
@@ -217,7 +217,7 @@ def test_the_slice_axis_is_decided_shown_and_kept(
     capsys.readouterr()
     main("custom", str(tmp_path / "b.json"), str(tmp_path / "c.json"), num_classes=3)
     printed = capsys.readouterr().out
-    assert f"slices: coronal, as {tmp_path / 'b.json'} says" in printed
+    assert f"slices: coronal, from {tmp_path / 'b.json'}" in printed
     row = next(line for line in printed.splitlines() if line.startswith("train"))
     assert "3 x 40" in row, "rows x columns of a coronal slice"
     assert cohort_axis([], tmp_path / "c.json") == "coronal"
@@ -238,10 +238,10 @@ def test_label_maps_among_the_images_and_outliers_are_noted(
     main("custom", str(root), str(tmp_path / "a.json"), num_classes=3)
     printed = capsys.readouterr().out
     assert (
-        f"{root}/images/s4_myo.nii.gz looks like a label map of {root}/images/s4.nii.gz: it holds few values" in printed
+        f"{root}/images/s4_myo.nii.gz looks like a label map of {root}/images/s4.nii.gz: it has few values" in printed
     )
     assert f"{root}/images/s5.nii.gz has outliers: 99.8 % of its voxels lie within" in printed
-    assert printed.count("looks like") == printed.count("outliers") == 1
+    assert printed.count("looks like") == printed.count("has outliers") == 1
 
 
 def test_files_that_changed_since_are_found(
@@ -395,9 +395,9 @@ def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys:
 
     main("custom", str(root), str(tmp_path / "a.json"), splits=None, **given)
     printed = capsys.readouterr().out
-    assert f"{root}/images: files passed over: notes.txt, x.bmp." in printed
-    assert f"{root}/linked: files passed over: p0.tif." in printed
-    assert f"{root}/masks: labels of no image in the set: typo.png." in printed
+    assert f"{root}/images: unused files: notes.txt, x.bmp." in printed
+    assert f"{root}/linked: unused files: p0.tif." in printed
+    assert f"{root}/masks: labels without an image: typo.png." in printed
     assert "the split is by image: if a patient has several, only a datalist" in printed
     row = next(line for line in printed.splitlines() if line.startswith("train"))
     assert row.split()[-3:] == ["48", "x", "40"], "photographs have no spacing"
@@ -406,7 +406,7 @@ def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys:
     splits.write_text(json.dumps({"train": ["images/p0"], "val": ["images/p4"]}))
     main("custom", str(root), str(tmp_path / "a.json"), splits=str(splits), **given)
     printed = capsys.readouterr().out
-    assert "does not name all cases that are there: images/p1, images/p2, images/p3, images/p5." in printed
+    assert "lacks some cases of the folder: images/p1, images/p2, images/p3, images/p5." in printed
     assert "the split is by image" not in printed
     assert "p5.png" not in printed
 
