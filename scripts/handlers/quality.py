@@ -177,7 +177,7 @@ class QualityReport:
         for path in sorted(self.output_dir.rglob("*.json")):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # not ours
             if not isinstance(content, dict) or content.get("weights_sha256") != self.digest:
                 continue

@@ -247,7 +247,7 @@ def _read(root: Path) -> tuple[list[str], dict[str, _Final]]:
             fetched = labels / str(series)
             final = _Final(name, listed_segments(info), bool(series), fetched if series and fetched.is_dir() else None)
             finals[os.path.realpath(labels / f"{name}{label['ext']}")] = final
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: expected MONAI Label's list of studies, found {error!r}.") from None
     images = [os.path.realpath(folder / name) for name in names if not name.startswith(".")]
     # a datastore may list formats that the preprocessing does not read

@@ -134,7 +134,14 @@ _ENTRY = {
         "an entry with an image's path",
         ["image"],
         image=FILE,
-        label=_or_null(FILE),
+        label={
+            **FILE,
+            "type": ["string", "null", "array"],
+            "items": _or_null(FILE),
+            "minItems": 1,
+            "maxItems": 255,
+            "description": "the path of one file, null, or a list of them, the mask of each class",
+        },
         case={**CASE, "type": ["string", "number"]},
         fold={"type": "integer", "minimum": 0, "description": "the number of a fold"},
         sha256=_map(
@@ -229,6 +236,15 @@ SCHEMAS: dict[str, Schema] = {
         license=LICENSE,
         calibration=_CALIBRATION,
     ),
+    "run": _object(
+        "what a run of a comparison is, a JSON object",
+        ["method", "overlay", "seed", "command"],
+        method=TEXT,
+        overlay=TEXT,
+        seed=COUNT,
+        command=TEXT,
+    ),
+    "config": _object("a configuration, a JSON object"),
     "checkpoint": _object(
         "the state of a run",
         ["epoch", "iteration", "max_epochs", "best_metric", "best_metric_epoch"],
