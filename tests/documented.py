@@ -41,8 +41,6 @@ LEFT_OUT = {
     "monai.bundle download": "downloads; tests/bundle/share/test_pack.py does from a server of its own",
     "cd bundles/": "lies in what was downloaded",
     "bundle send": "needs an archive; tests/bundle/dicom/test_sending.py has one",
-    "bundle global_model": "needs what NVFlare's server wrote; tests/bundle/federated/test_global_model.py has it",
-    "federated.simulation": "sites that train for hours",
     "cpc_sam.json": "needs SAM's weights",
     "torchrun --nnodes": "needs two machines",
     "torchrun --standalone --nproc_per_node=2": "tests/test_engine.py trains under torchrun",
