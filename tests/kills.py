@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import signal
 import sys
 import time
@@ -84,20 +85,24 @@ def kill(method: str, cohort: Path, folder: Path, epochs: int, kills: int, chanc
     if code != 0:
         return f"the undisturbed run ended with exit code {code}:\n{log[-2000:]}"
     hits: list[int] = []
-    for number in range(kills):
-        if number % 2 == 0:  # at any time, which on a busy machine is mostly before the first epoch has ended
+    tries = 0
+    while len(hits) < kills and tries < kills + 5:
+        tries += 1
+        if len(hits) % 2 == 0:  # at any time, which on a busy machine is mostly before the first epoch has ended
             moment: dict[str, Any] = {"after": chance.uniform(0.02, 1.0) * took}
         else:
             left = epochs - (hits[-1] if hits else 0)
             more = chance.randint(1, max(1, left - 1))
             moment = {"until": Stored(killed, more), "after": chance.uniform(0, 0.5) * took / epochs}
         code, log = train(method, cohort, killed, epochs, end=signal.SIGKILL, **moment)
-        if code == 0:
-            break
+        if code == 0:  # it was faster than the undisturbed one: again from the beginning
+            shutil.rmtree(killed)
+            hits.clear()
+            continue
         if code != -signal.SIGKILL:
             return f"a run before its kill ended with exit code {code}:\n{log[-2000:]}"
         hits.append(contents(killed).get("checkpoint.pt", {}).get("state", {}).get("epoch", 0))
-    code, log = train(method, cohort, killed, epochs) if code != 0 or not hits else (0, "")
+    code, log = train(method, cohort, killed, epochs)
     if code != 0:
         return f"the resumed run ended with exit code {code}:\n{log[-2000:]}"
     if not same(contents(whole), contents(killed)):
