@@ -354,7 +354,7 @@ def test_unimatch_drops_half_of_the_channels_of_the_weak_features(monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["semsim_minus", "semsim"])
-def test_which_loss_teaches_which_part(name: str) -> None:
+def test_gradients_of_each_loss(name: str) -> None:
     objective = build(name, threshold=0.0, lambda_query=0.5)
     losses = run(objective)
     taught = {
