@@ -14,7 +14,9 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedTrainer
 from torch import Tensor, nn
 
+from scripts.draws import Draws
 from scripts.methods import Objective
+from scripts.static_step import Losses, StaticSteps
 from scripts.utils.memory import freed_memory_kept
 from scripts.utils.options import check_switches, check_values
 
@@ -92,6 +94,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         supervised_share: share of the training, at its beginning, that learns from labeled images alone: pseudo-labels
             of a network that knows nothing teach it that everything is background, and such a step costs a third.
         train_handlers: MONAI or Ignite handlers.
+        compile: on a GPU, compile the objective's steps and replay each phase's as one CUDA graph, see
+            :class:`scripts.static_step.StaticSteps`. Objectives and settings that cannot be captured train as without
+            it. The events of an iteration then come together, and the trainer's output is that of the step before,
+            but for the first and the last step of an epoch: reading a step's own would wait for it.
         total_iterations: length of the objective's schedules where this training is a part of a longer one; default
             ``max_epochs * epoch_length``.
 
@@ -99,8 +105,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         network: the deployed network, which MONAI's federated client exchanges.
 
     Raises:
-        ValueError: if ``max_epochs`` or ``epoch_length`` is no whole number from 1.
-        FloatingPointError: in ``run``, before the step that would spoil the weights, when the loss is not finite.
+        ValueError: if ``max_epochs`` or ``epoch_length`` is no whole number from 1, or ``compile`` is asked for on a
+            device that is no GPU.
+        FloatingPointError: in ``run``, when the loss is not finite; the weights are as they were before that step.
     """
 
     def __init__(
@@ -115,6 +122,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         seed: int = 0,
         amp: bool | str = False,
         supervised_share: float = 0.0,
+        compile: bool | str = False,  # noqa: A002 - the config's word
         train_handlers: Sequence[Any] | None = None,
         total_iterations: int | None = None,
     ) -> None:
@@ -141,8 +149,15 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             raise ValueError(f"supervised_share: expected a share in [0, 1], found {supervised_share!r}.")
         self.supervised_share = supervised_share
         self.dtype = autocast_dtype(self.state.device, amp)
+        check_switches(compile=flag(compile))
+        self.static: StaticSteps | None = None
+        self.pending: Losses | None = None
+        self.compile = bool(flag(compile))
+        if self.compile and self.state.device.type != "cuda":
+            raise ValueError(f"compile: expected False on {self.state.device.type}, where it makes steps slower.")
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype is torch.float16)
         self.add_event_handler(Events.STARTED, self._tell_length)
+        self.add_event_handler(Events.STARTED, self._prepare_static)
         self.add_event_handler(Events.EPOCH_STARTED, self._align_loader)
 
     def run(self) -> None:  # type: ignore[override]
@@ -161,33 +176,62 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         """A resumed run goes on with the batch that comes next, not with the first."""
         cast(Any, self.data_loader).iteration = self.state.iteration
 
+    def _prepare_static(self) -> None:
+        """Make what captures steps, where it is asked for and possible."""
+        if self.compile and self.static is None:
+            reason = StaticSteps.obstacle(self.objective, self.optimizer)
+            if self.method is not self.objective:
+                reason = "several processes train together"
+            elif self.grad_scaler.is_enabled():
+                reason = "float16 scales its gradients on the host"
+            if reason is None:
+                self.static = StaticSteps(self.objective, self.optimizer, self._autocast)
+            else:
+                logger.info("Steps are not captured: %s.", reason)
+
+    def _autocast(self) -> torch.autocast:
+        # Passes with and without gradient share one autocast: cached casts of weights may belong to the other kind.
+        enabled = self.dtype is not None
+        return torch.autocast(self.state.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=False)
+
     def _iteration(self, engine: Engine, batchdata: Mapping[str, Tensor]) -> list[dict[str, float]]:  # type: ignore[override]
         entropy = np.random.SeedSequence([self.seed, self.state.rank, self.state.iteration])
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
+        # Two streams: dropout's, from the device's generator, and that of the views.
+        first, second = (int(word) >> 1 for word in entropy.generate_state(2, np.uint64))
+        torch.manual_seed(first)
+        generator = torch.Generator().manual_seed(second)
+        self.method.train()
+        self.objective.iteration = self.state.iteration - 1
+        if self.static is not None and self.static.takes(self.state.iteration):
+            output = self._replay(self.static, batchdata, generator)
+        else:
+            output = self._step(batchdata, generator)
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        if self.method is not self.objective and self.state.iteration % self.state.epoch_length == 0:
+            # Batch statistics are per process: before validation all take the first one's, whose weights are saved.
+            for buffer in self.objective.buffers():
+                dist.broadcast(buffer, 0)
+        return [output]
+
+    def _step(self, batchdata: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, float]:
         device = self.state.device
         batch = {
             key: value.to(device, non_blocking=self.non_blocking, memory_format=torch.channels_last)
             for key, value in batchdata.items()
         }
-        self.method.train()
-        self.objective.iteration = self.state.iteration - 1
         self.optimizer.zero_grad(set_to_none=True)
-        # Passes with and without gradient share one autocast: cached casts of weights may belong to the other kind.
-        enabled = self.dtype is not None
-        with torch.autocast(device.type, dtype=self.dtype, enabled=enabled, cache_enabled=False):
-            losses: dict[str, Tensor] = self.method(batch)
+        self.objective.draws = Draws(device, generator=generator)
+        try:
+            with self._autocast():
+                losses: dict[str, Tensor] = self.method(batch)
+        finally:
+            self.objective.draws = None
         # An objective computes predictions and losses in one pass: both events follow it.
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         # One transfer for all of them, before the backward pass: a broken loss must not reach the weights.
-        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
-        output = dict(zip(losses, values, strict=True))
-        if not math.isfinite(output["loss"]):
-            raise FloatingPointError(
-                f"The loss is not finite at iteration {self.state.iteration}: "
-                + ", ".join(f"{name} {value:.4g}" for name, value in output.items())
-                + f". {NOT_FINITE}"
-            )
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        output = self._checked(Losses(self.state.iteration, [*losses], values))
         self.grad_scaler.scale(losses["loss"]).backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.grad_scaler.step(self.optimizer)
@@ -195,9 +239,34 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.objective.after_step()
-        self.fire_event(IterationEvents.MODEL_COMPLETED)
-        if self.method is not self.objective and self.state.iteration % self.state.epoch_length == 0:
-            # Batch statistics are per process: before validation all take the first one's, whose weights are saved.
-            for buffer in self.objective.buffers():
-                dist.broadcast(buffer, 0)
-        return [output]
+        return output
+
+    def _replay(
+        self, static: StaticSteps, batchdata: Mapping[str, Tensor], generator: torch.Generator
+    ) -> dict[str, float]:
+        """A captured step; returns the losses of the step before it, whose end the host need not wait for."""
+        before, self.pending = self.pending, static(batchdata, generator, self.state.iteration)
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        for event in (
+            IterationEvents.FORWARD_COMPLETED,
+            IterationEvents.LOSS_COMPLETED,
+            IterationEvents.BACKWARD_COMPLETED,
+        ):
+            self.fire_event(event)
+        output = None if before is None else self._checked(before)
+        if output is None or self.state.iteration % self.state.epoch_length == 0:
+            output, self.pending = self._checked(self.pending), None
+        return output
+
+    @staticmethod
+    def _checked(losses: Losses) -> dict[str, float]:
+        """The losses, if what is minimised is finite."""
+        output = losses.read()
+        if not math.isfinite(output["loss"]):
+            raise FloatingPointError(
+                f"The loss is not finite at iteration {losses.iteration}: "
+                + ", ".join(f"{name} {value:.4g}" for name, value in output.items())
+                + f". {NOT_FINITE}"
+            )
+        return output

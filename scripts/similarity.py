@@ -95,7 +95,11 @@ def majority_labels(labels: Tensor, size: Sequence[int], num_classes: int) -> Te
 
 def nearest_divisor(size: int, wanted: int) -> int:
     """The divisor of ``size`` nearest to ``wanted``; of two equally near ones the smaller."""
-    return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - wanted), d))
+    nearest = 1
+    for divisor in range(2, size + 1):  # a loop that a compiler can follow
+        if size % divisor == 0 and abs(divisor - wanted) < abs(nearest - wanted):
+            nearest = divisor
+    return nearest
 
 
 def region_prototypes(features: Tensor, labels: Tensor, num_classes: int, regions: int = 4) -> Prototypes:

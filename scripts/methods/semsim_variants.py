@@ -198,7 +198,7 @@ class SemSimVariants(SemSim):
         losses: dict[str, Tensor] = {}
         decoder: list[Tensor] = []
         for number in sorted({*self.decoder_views, *intra, *cross}):
-            view = self.strong(weak)
+            view = self.strong(weak, self.draws)
             encoded = self._encode_strong(view)
             logits, stages = None, encoded
             if self.features == "decoder" or number in (*self.decoder_views, *intra):
