@@ -18,7 +18,7 @@ from monai.transforms import Compose, EnsureChannelFirstd
 
 from bundle.report.cases import upright
 from bundle.workflows import CONFIGS, ROOT
-from scripts.data import LoadVolumed
+from scripts.data import LoadImageVolumed
 from scripts.engine import autocast_dtype, flag
 from scripts.handlers.report import aligned
 from scripts.methods import Objective
@@ -139,7 +139,7 @@ def _length(parser: ConfigParser) -> int:
     if not isinstance(length, int):  # one pass over the unlabelled slices
         records = parser.get_parsed_content("train#dataset#data")
         counted = [r for r in records if "label" not in r] or records
-        load = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+        load = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image")])
 
         def slices(record: dict[str, str]) -> int:
             shape = upright(load({"image": record["image"]})["image"]).shape

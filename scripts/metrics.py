@@ -1,24 +1,31 @@
-"""Overlap and surface distances of segmentations, as they are computed at the end of a run.
+"""Overlap and surface distances of segmentations, for evaluation after training.
 
-MONAI's Dice serves during training; what stands here is what MONAI does not give: HD95 over the pooled surface
-distances, distances in voxels and in millimetres side by side, and scores for empty masks.
+Validation during training uses MONAI's Dice. This module adds what MONAI's metrics lack: HD95 over the pooled surface
+distances of both directions, distances in voxels and in millimetres, and defined scores for empty masks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.metrics import CumulativeIterationMetric
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
-__all__ = ["COUNTS", "MEASURES", "dice", "segmentation_scores", "surface_distances"]
+__all__ = ["COUNTS", "MEASURES", "SegmentationMetric", "dice", "segmentation_scores", "surface_distances"]
 
 MEASURES = ("dsc", "hd95_voxels", "assd_voxels", "hd95_mm", "assd_mm")
 """Names of the scores of one class, in the order of the reports."""
 
 COUNTS = ("one_empty", "both_empty")
-"""Names of the counts of empty masks that stand beside the scores."""
+"""Names of the counts of empty masks, reported after the scores."""
 
 
 def dice(pred: NDArray[np.bool_], label: NDArray[np.bool_]) -> float:
@@ -40,7 +47,7 @@ def surface_distances(
 ) -> tuple[float, float]:
     """HD95 and average symmetric surface distance of two non-empty masks.
 
-    The surface of a mask is its voxels that have a background voxel among their face neighbours; beyond the array
+    The surface of a mask is its voxels with a background voxel among their face neighbours; outside the array
     everything is background. HD95 is the 95th percentile of the distances of both directions pooled, ASSD the mean
     of the two directed means.
 
@@ -53,11 +60,11 @@ def surface_distances(
         HD95 and ASSD, in the unit of ``spacing``.
 
     Raises:
-        ValueError: if a mask is empty: no distance is defined then.
+        ValueError: if a mask is empty; the distance is undefined.
     """
     if not pred.any() or not label.any():
         raise ValueError("Surface distances need two non-empty masks.")
-    # Outside the joint bounding box there is only background, which no distance depends on.
+    # The distances do not depend on the background outside the joint bounding box.
     box = ndimage.find_objects((pred | label).view(np.uint8))[0]
     pred, label = pred[box], label[box]
     pred_surface = pred ^ ndimage.binary_erosion(pred)
@@ -73,8 +80,8 @@ def segmentation_scores(
 ) -> dict[str, dict[str, float | None]]:
     """Scores of one label map, for each foreground class and their mean.
 
-    A class absent from both maps has DSC 1 and distances 0. A class present in one map only has DSC 0 and, for
-    distances, the volume's diagonal. Both cases are counted.
+    A class absent from both maps has DSC 1 and distances 0. A class present in one map only has DSC 0 and the
+    diagonal of the volume as its distances. Both cases are counted.
 
     Args:
         pred: predicted classes, integers in ``[0, num_classes)``, ``[X, Y]`` or ``[X, Y, Z]``.
@@ -102,6 +109,50 @@ def segmentation_scores(
     return scores
 
 
+class SegmentationMetric(CumulativeIterationMetric):
+    """:func:`segmentation_scores` as a metric of MONAI: it scores each volume and collects the scores.
+
+    Call it with predicted and true label maps, as a batch ``[B, 1, X, Y(, Z)]`` or as lists of ``[1, X, Y(, Z)]``. The
+    affine of a predicted 3-D :class:`MetaTensor` gives the voxel size; maps without it have no distances in mm. A
+    volume of one slice is scored in its plane: in 3-D all of its voxels would be surface.
+
+    ``get_buffer()`` returns ``[N, K, M]`` in float64, gathered from all processes: N volumes, K the foreground classes
+    and their mean, M the :data:`MEASURES` and :data:`COUNTS`; undefined values are NaN.
+
+    Args:
+        num_classes: number of classes, background included.
+
+    Raises:
+        ValueError: when called, see :func:`segmentation_scores`.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        assert y is not None
+        return torch.stack([self._scores(pred, label) for pred, label in zip(y_pred, y, strict=True)])
+
+    def _scores(self, pred: Tensor, label: Tensor) -> Tensor:
+        """Scores ``[K, M]`` of one volume."""
+        spacing = voxel_sizes(np.asarray(pred.affine)) if isinstance(pred, MetaTensor) and pred.ndim > 3 else None
+        flat = tuple(axis for axis, n in enumerate(pred.shape[1:]) if n == 1 and pred.shape == label.shape)
+        scores = segmentation_scores(
+            pred[0].cpu().numpy().squeeze(flat),
+            label[0].cpu().numpy().squeeze(flat),
+            self.num_classes,
+            None if spacing is None else np.delete(spacing, flat).tolist(),
+        )
+        rows = [[entry[name] for name in (*MEASURES, *COUNTS)] for entry in scores.values()]
+        return torch.tensor([[math.nan if v is None else v for v in row] for row in rows], dtype=torch.float64)
+
+    def aggregate(self) -> float:
+        """Mean foreground DSC over the volumes; NaN without a volume."""
+        buffer = self.get_buffer()
+        return math.nan if buffer is None else float(buffer[:, -1, MEASURES.index("dsc")].mean())
+
+
 def _class_scores(
     pred: NDArray[np.bool_], label: NDArray[np.bool_], spacing: Sequence[float] | None
 ) -> dict[str, float | None]:
@@ -126,6 +177,6 @@ def _class_scores(
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the values, ``None`` where they are not defined."""
+    """Mean of the defined values; ``None`` without any."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None

@@ -3,9 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
-from scripts.metrics import dice, segmentation_scores, surface_distances
+from scripts.metrics import COUNTS, MEASURES, SegmentationMetric, dice, segmentation_scores, surface_distances
 
 
 def plain_surface(mask):
@@ -161,3 +164,31 @@ def test_scores_without_spacing_have_no_mm():
 def test_scores_refuse_wrong_label(label, message):
     with pytest.raises(ValueError, match=message):
         segmentation_scores(np.zeros((3, 3), dtype=np.int16), label, 4)
+
+
+def test_the_metric_collects_the_scores_of_every_volume():
+    """Also behind MONAI's own handler, whose one number is the mean Dice."""
+    rng = np.random.default_rng(0)
+    pairs = [rng.integers(0, 3, (2, 6, 5, depth)).astype(np.uint8) for depth in (4, 3)]
+    affine = np.diag([1.5, 1.5, 8.0, 1.0])
+    metric = SegmentationMetric(3)
+    engine = Engine(lambda engine, batch: batch)
+    IgniteMetricHandler(metric, output_transform=from_engine(["pred", "label"])).attach(engine, "dice")
+    volumes = [
+        {"pred": MetaTensor(torch.from_numpy(pred)[None], affine=affine), "label": torch.from_numpy(label)[None]}
+        for pred, label in pairs
+    ]
+    engine.run([[volume] for volume in volumes])
+
+    expected = [segmentation_scores(pred, label, 3, (1.5, 1.5, 8.0)) for pred, label in pairs]
+    rows = [[[entry[name] for name in (*MEASURES, *COUNTS)] for entry in each.values()] for each in expected]
+    torch.testing.assert_close(metric.get_buffer(), torch.tensor(rows, dtype=torch.float64), rtol=0, atol=0)
+    assert engine.state.metrics["dice"] == pytest.approx(np.mean([each["mean"]["dsc"] for each in expected]))
+
+
+def test_the_metric_without_a_voxel_size_has_no_distances_in_mm():
+    metric = SegmentationMetric(2)
+    metric(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4))
+    scores = dict(zip((*MEASURES, *COUNTS), metric.get_buffer()[0, 0].tolist(), strict=True))
+    assert (scores["dsc"], scores["hd95_voxels"]) == (1, 0)
+    assert np.isnan([scores["hd95_mm"], scores["assd_mm"]]).all()

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bundle.workflows import CONFIGS
 from scripts.metrics import surface_distances
+from scripts.networks import attention as _attention  # noqa: F401 - defines the operators that are counted
 from scripts.utils.memory import freed_memory_kept
 
 __all__ = [
@@ -92,10 +93,24 @@ def peak_memory(device: str) -> float:
 
 def _flops(work: Callable[[], Any]) -> float:
     """Floating-point operations of the matrix products, convolutions and attention in a call."""
-    counter = FlopCounterMode(display=False)
+    operators: Any = torch.ops.semsim  # scripts.networks.attention
+    formulas = {operators.attention: _attention_flops, operators.attention_backward: _attention_backward_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
     with counter:
         work()
     return float(counter.get_total_flops())
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Two products of a batch of matrices, by the shapes: scores, and values by weights."""
+    count, length, width = query
+    return 2 * count * length * int(key[1]) * (width + int(value[2]))
+
+
+def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Five products: scores; gradients of values and weights; of queries and keys."""
+    count, length, width = query
+    return 2 * count * length * int(key[1]) * (3 * width + 2 * int(value[2]))
 
 
 def _cost(work: Callable[[], Any], repeats: int, device: str, count: bool = True) -> dict[str, float]:

@@ -12,11 +12,11 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd
 
-from scripts.data import LoadVolumed
+from scripts.data import LoadImageVolumed
 from scripts.data.checks import add_or_raise, check_grids
 from scripts.data.layouts.custom import image_files, name_of
 from scripts.data.readers import is_photograph
-from scripts.data.writers import SaveVolumed
+from scripts.data.writers import SaveImageVolumed
 from scripts.utils.errors import one_line
 from scripts.utils.files import write_text
 
@@ -78,7 +78,7 @@ def _class_name(pattern: str) -> str:
 
 def _merge(image: Path, masks: dict[int, Path], root: Path, folder: Path) -> Path:
     """Write the label map of an image, on its grid, and return its path."""
-    load = Compose([LoadVolumed("file"), EnsureChannelFirstd("file")])
+    load = Compose([LoadImageVolumed("file"), EnsureChannelFirstd("file")])
     volume: MetaTensor = load({"file": str(image)})["file"]
     classes = torch.zeros(volume.shape[1:])
     for number, path in masks.items():
@@ -91,7 +91,7 @@ def _merge(image: Path, masks: dict[int, Path], root: Path, folder: Path) -> Pat
         classes[shown] = number
     suffix = ".png" if is_photograph(image) else ".mha" if image.suffix.lower() in (".mha", ".mhd") else ".nii.gz"
     merged = MetaTensor(classes[None], meta=volume.meta)
-    save = SaveVolumed(
+    save = SaveImageVolumed(
         "label",
         suffix,
         output_dir=str(folder),

@@ -13,7 +13,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from scripts.data import LabelValuesd, LoadVolumed, ThroughPlaneLastd
+from scripts.data import LabelValuesd, LoadImageVolumed, ThroughPlaneLastd
 from scripts.data.axis import THICKEST
 from scripts.data.cache import stored_files
 from scripts.data.checks import check_classes, check_finite, check_grids, remarks
@@ -94,7 +94,7 @@ def load(files: Mapping[str, str], slice_axis: str) -> dict[str, MetaTensor]:
         slice_axis: see :class:`Settings`.
     """
     keys = list(files)
-    steps = [LoadVolumed(keys), EnsureChannelFirstd(keys), Orientationd(keys, axcodes="LPS", labels=None)]
+    steps = [LoadImageVolumed(keys), EnsureChannelFirstd(keys), Orientationd(keys, axcodes="LPS", labels=None)]
     volumes: dict[str, MetaTensor] = Compose([*steps, ThroughPlaneLastd(keys, slice_axis)])(dict(files))
     return volumes
 

@@ -21,7 +21,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 from numpy.typing import NDArray
 
 from bundle.report.runs import Run
-from scripts.data import LoadVolumed, ThroughPlaneLastd
+from scripts.data import LoadImageVolumed, ThroughPlaneLastd
 from scripts.data.cache import stored_files
 from scripts.data.readers import is_photograph
 from scripts.handlers.report import case_names
@@ -158,7 +158,7 @@ class _Keeper:
         self.paths = {os.path.abspath(file): path for file, path in paths.items()}
         self.transforms = transforms
         self.num_classes = num_classes
-        self.load = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+        self.load = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image")])
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)

@@ -13,7 +13,7 @@ from monai.transforms import Compose, EnsureChannelFirstd
 from bundle.report.cases import Case, upright
 from bundle.report.evaluation import MEAN, Scores
 from bundle.report.runs import Run
-from scripts.data import LoadVolumed
+from scripts.data import LoadImageVolumed
 from scripts.data.cache import stored_files
 from scripts.data.readers import is_photograph
 from scripts.utils.files import write_text
@@ -123,7 +123,7 @@ def unlike_training(cases: Sequence[Case], ranges: dict[str, tuple[float, float]
 
 
 def _facts_of_file(file: str) -> dict[str, float]:
-    load = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+    load = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image")])
     image = upright(load({"image": file})["image"])
     pixels = image.numpy().astype(np.float64)
     scaled = (pixels - pixels.min()) / max(pixels.max() - pixels.min(), 1e-9)

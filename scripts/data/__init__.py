@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scripts.data.cache import Volume, cached_volumes
-from scripts.data.readers import LoadVolumed
+from scripts.data.readers import LoadImageVolumed
 from scripts.data.records import LAYOUTS, cohort_axis, dataset_records
 from scripts.data.resize import FitSlicesd, ResizeSlicesd
 from scripts.data.slices import SemiSupervisedLoader, SliceDataset
@@ -15,7 +15,7 @@ __all__ = [
     "FitSlicesd",
     "InvertToLabelGridd",
     "LabelValuesd",
-    "LoadVolumed",
+    "LoadImageVolumed",
     "ResizeSlicesd",
     "ScaleImaged",
     "SemiSupervisedLoader",

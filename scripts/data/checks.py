@@ -84,7 +84,7 @@ def remarks(image: np.ndarray, few_values: bool) -> list[str]:
 
     Args:
         image: preprocessed voxels, of any shape.
-        few_values: whether its file holds few whole values, see :class:`scripts.data.LoadVolumed`.
+        few_values: whether its file holds few whole values, see :class:`scripts.data.LoadImageVolumed`.
 
     Returns:
         sentences without a subject.

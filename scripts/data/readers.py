@@ -21,7 +21,7 @@ from scripts.data.metaimage import read_header, read_voxels
 from scripts.data.nifti import LPS_TO_RAS, NiftiReader, check_affine, itk_affine, open_nifti
 from scripts.data.photographs import PhotographReader, is_photograph
 
-__all__ = ["LoadVolumed", "MetaImageReader", "is_photograph", "read_grid", "voxel_files"]
+__all__ = ["LoadImageVolumed", "MetaImageReader", "is_photograph", "read_grid", "voxel_files"]
 
 VOLUME_SUFFIXES = (".mhd", ".mha")
 NRRD = ".nrrd"
@@ -95,7 +95,7 @@ class NrrdReader(MetaImageReader):
         return array.transpose(2, 1, 0, *range(3, array.ndim)), affine
 
 
-class LoadVolumed(LoadImaged):
+class LoadImageVolumed(LoadImaged):
     """``LoadImaged`` by the bundle's own readers.
 
     The suffix of a file decides which, or that an image is a :class:`scripts.data.dicom.volume.DicomVolume`. A NIfTI of

@@ -106,7 +106,8 @@ class ScaleImaged(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             photograph = isinstance(d[key], MetaTensor) and d[key].meta.get("photograph", False)
-            d[key] = (self.together if photograph else self.each)(d[key])
+            # what does not come from a file, as in MONAI Deploy, may be whole numbers
+            d[key] = (self.together if photograph else self.each)(d[key].float())
         return d
 
 

@@ -26,7 +26,7 @@ from scripts.data.metaimage import read_header, read_voxels
 from scripts.data.nifti import LPS_TO_RAS, geometry_header
 from scripts.utils.errors import one_line
 
-__all__ = ["OUTPUT_SUFFIXES", "SaveVolumed", "VolumeWriter", "segmentation_writer"]
+__all__ = ["OUTPUT_SUFFIXES", "SaveImageVolumed", "VolumeWriter", "segmentation_writer"]
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class VolumeWriter(NibabelWriter):
         return image
 
 
-class SaveVolumed(SaveImaged):
+class SaveImageVolumed(SaveImaged):
     """``SaveImaged`` by :class:`VolumeWriter`, into a folder structure like the images'.
 
     Args:

@@ -35,10 +35,12 @@ class RunCheckpoint:
     - ``model_last.pt``: the network's weights after the last epoch.
     - ``model.json`` and ``model_last.json``: where these weights come from, see :mod:`scripts.utils.provenance`.
 
-    Ignite's ``DiskSaver``, which MONAI's ``CheckpointSaver`` uses too, writes each file to a temporary name and renames
-    it, in the first process only. ``CheckpointSaver`` itself would write neither the records, in step with the weights,
-    nor the protocol that a resumed run is held against. That process keeps the folder to
-    itself until the training is complete, and removes what an earlier one that was killed left half written.
+    The first process alone writes. It locks the folder until the training is complete and removes the temporary files
+    of a run that was killed.
+
+    MONAI's ``CheckpointSaver`` does not serve here: it opens Ignite's ``DiskSaver`` with ``atomic=False`` and so writes
+    over the only checkpoint in place, an interval checkpoint cannot have a fixed name, it has no hook for the record
+    that belongs to the weights, and it does not save the protocol that a resumed run must match.
 
     Args:
         output_dir: folder of the run, created if need be.
@@ -46,7 +48,7 @@ class RunCheckpoint:
         resume: ``False``: start anew. ``True``: go on from ``checkpoint.pt`` where there is one. A path: go on from
             that file.
         evaluator: the validation engine, whose best metric decides on ``model.pt``.
-        data: what the records of the weights say of the data, see :func:`scripts.utils.provenance.describe_data`.
+        data: what the records of the weights say of the data, see :func:`scripts.data.description.describe_data`.
         inference: what they ask of inference, as :func:`scripts.utils.provenance.trained_options` reads it.
 
     Raises:

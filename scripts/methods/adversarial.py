@@ -17,10 +17,10 @@ __all__ = ["Adversarial"]
 
 
 class Adversarial(RampedConsistency):
-    """``L_s + w(t) CE(D(p, x), labeled)``: segmentations of unlabeled images shall pass for those of labeled ones.
+    """``L_s + w(t) CE(D(p, x), labeled)``: segmentations of unlabeled images should look like those of labeled ones.
 
-    The discriminator D sees an image and its class probabilities. An Adam of its own, after each step of the network,
-    teaches it which images are labeled: ``CE(D(p, x), origin)`` over both batches. ``loss_consistency`` is the
+    The discriminator D takes an image and its class probabilities. After each step of the network, D's own Adam
+    minimises ``CE(D(p, x), origin)`` over both batches: D learns which images are labeled. ``loss_consistency`` is the
     network's adversarial term, over the unlabeled images, D without dropout.
 
     Trained: 4,576,518 parameters (1 channel, 4 classes), the U-Net and D's 2,762,754. Deployed: the U-Net, 1,813,764
@@ -29,8 +29,8 @@ class Adversarial(RampedConsistency):
     weights and in evaluation mode; the reference's supervised cross-entropy takes the soft-max twice, L_s does not. D
     is SSL4MIS's, not the original paper's evaluation network.
 
-    D takes no gradient but in its own step, so that neither the trainer's optimiser nor DistributedDataParallel knows
-    of it. Its gradients are averaged over the processes here; its optimiser's state goes into the objective's.
+    D has gradients in its own step only, so the trainer's optimiser and DistributedDataParallel ignore it. This class
+    averages D's gradients over the processes and stores D's optimiser state with the objective's.
 
     Args:
         learning_rate: of D's Adam.
@@ -77,7 +77,7 @@ class Adversarial(RampedConsistency):
                 gradient /= dist.get_world_size()
             parameter.grad = gradient
         self.optimizer.step()
-        # A parameter without a gradient is passed over by the trainer's optimiser, weight decay included.
+        # The trainer's optimiser skips a parameter without a gradient, also for weight decay.
         self.optimizer.zero_grad(set_to_none=True)
         self.discriminator.requires_grad_(False)
 
@@ -87,6 +87,6 @@ class Adversarial(RampedConsistency):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`get_extra_state`."""
-        for moments in state["state"].values():  # Adam counts its steps on the CPU: it asks for the number at each
+        for moments in state["state"].values():  # on the CPU: Adam reads its step count at every step
             moments["step"] = moments["step"].cpu()
         self.optimizer.load_state_dict(state)

@@ -26,8 +26,8 @@ class WeakViews(NamedTuple):
         image: labeled images ``[B, C, H, W]``.
         label: their labels ``[B, H, W]``.
         unlabeled: unlabeled images ``[B', C, H, W]``.
-        hidden: what the unlabeled images would have been labeled ``[B', H, W]``, where the batch says so: pseudo-
-            labels are judged by it, no loss sees it.
+        hidden: true labels of the unlabeled images ``[B', H, W]``, if the batch has them; they serve to evaluate
+            pseudo-labels and enter no loss.
     """
 
     image: Tensor
@@ -39,38 +39,37 @@ class WeakViews(NamedTuple):
 class Objective(nn.Module):
     """A training objective: a module whose ``forward(batch)`` returns its named losses.
 
-    It holds the deployed network and whatever else it trains, so one optimiser over ``parameters()``, one
+    It contains the deployed network and everything else that it trains, so one optimiser over ``parameters()``, one
     DistributedDataParallel wrapper and one checkpoint entry serve every objective. A batch holds ``image``
-    ``[B, C, H, W]`` in [0, 1], its ``label`` ``[B, 1, H, W]``, and, where there are unlabeled slices, ``unlabeled``
-    ``[B', C, H, W]``. The entry ``loss`` of the result is what is minimised; all other entries are scalars for the
-    log (``loss_*`` parts of it, ``coverage_*`` shares of pixels that pass).
+    ``[B, C, H, W]`` in [0, 1], its ``label`` ``[B, 1, H, W]`` and, with unlabeled slices, ``unlabeled``
+    ``[B', C, H, W]``. The trainer minimises the entry ``loss`` of the result; all other entries are scalars for the log
+    (``loss_*``: its terms, ``coverage_*``: shares of pixels whose pseudo-label is used).
 
     Args:
-        network: the network that is deployed.
+        network: the deployed network.
         weak: weak view of labeled and unlabeled images.
         strong: strong view, drawn on the weak one.
-        threshold: confidence tau that a pseudo-label needs.
-        teacher_decay: decay of a moving average of the network, which then makes the pseudo-labels, without dropout, in
-            the network's place. None: the network teaches itself.
+        threshold: minimum confidence tau of a pseudo-label.
+        teacher_decay: decay of a moving average of the network, which makes the pseudo-labels, without dropout, instead
+            of the network. None: the network makes its own pseudo-labels.
         per_image_dice: Dice sums per image instead of per batch, in the default ``loss`` and in the losses of pseudo-
-            labels. Per-batch sums are over the images of one process; per image, L_s of N processes is that of one
-            with the same global batch, batch norm and dropout apart.
+            labels. Per-batch sums cover the images of one process; with per-image sums, L_s of N processes equals that
+            of one process with the same global batch, except for batch norm and dropout.
         loss: supervised loss L_s of logits ``[B, C, H, W]`` and labels ``[B, 1, H, W]``; default: Eq. 2, the mean of
             cross-entropy and Dice.
 
     Attributes:
         requires_unlabeled: whether the objective learns from unlabeled images.
-        requires_labeled: whether it needs labeled images in every batch; those that do not take batches without
-            ``image`` and ``label``, such as a federated site without labels has.
-        capturable: whether every step of a phase does the same on the device, so that a CUDA graph can replay it: no
-            number comes from the host but the batch, :attr:`draws`, the learning rate and :attr:`progress`.
-        iteration: number of the current iteration, from 0; the trainer sets it before each, also on resuming.
-        total_iterations: length of the training; the trainer sets it at its start.
-        draws: the random numbers of the views of this step, which the trainer sets likewise; None: each view takes its
-            own from PyTorch's generator.
+        requires_labeled: whether it needs labeled images in every batch; if False it accepts batches without ``image``
+            and ``label``, such as those of a federated site without labels.
+        capturable: whether a CUDA graph can replay the step: nothing comes from the host but the batch, :attr:`draws`,
+            the learning rate and :attr:`progress`.
+        iteration: number of the current iteration, from 0; set by the trainer, also after resuming.
+        total_iterations: length of the training; set by the trainer.
+        draws: the random numbers of this step's views; set by the trainer. None: each view draws its own.
         progress: :meth:`passed` as a tensor on the device; None: it is computed from the iteration.
-        supervised_iterations: so many iterations at the beginning see labeled images alone, whatever the objective;
-            the trainer sets it likewise.
+        supervised_iterations: number of iterations at the start that use labeled images only, for every objective; set
+            by the trainer.
     """
 
     requires_unlabeled = True
@@ -108,13 +107,13 @@ class Objective(nn.Module):
             self.teacher = MovingAverage(network, teacher_decay, dropout=False)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Named losses of one batch: of :meth:`forward` or, at the beginning, of the labeled images alone."""
+        """Named losses of one batch: of :meth:`forward`, or of the labeled images in the supervised iterations."""
         if self.phase != "labeled" or "image" not in batch:
             return cast("dict[str, Tensor]", super().__call__(batch))
         image, label = self.labeled_view(batch)
         learners = self.learners()
         loss = torch.stack([self.supervised_loss(network(image), label) for network in learners]).mean()
-        # DistributedDataParallel waits for a gradient of every parameter, also of what has nothing to do yet.
+        # DistributedDataParallel waits for a gradient of every parameter, also of modules not yet in use.
         busy = {id(parameter) for network in learners for parameter in network.parameters()}
         idle = [p.sum() for p in self.parameters() if p.requires_grad and id(p) not in busy]
         return {"loss": loss + 0 * torch.stack(idle).sum() if idle else loss}
@@ -125,12 +124,12 @@ class Objective(nn.Module):
         return "labeled" if self.iteration < self.supervised_iterations else "all"
 
     def learners(self) -> tuple[nn.Module, ...]:
-        """The networks that learn segmentation, the deployed one first: all of them begin with labeled images."""
+        """The networks that learn segmentation, the deployed one first; all train in the supervised iterations."""
         return (self.network,)
 
     @property
     def target_network(self) -> UNet:
-        """The network that makes the decoder's pseudo-labels: the teacher, where there is one."""
+        """The network that makes the decoder's pseudo-labels: the teacher, if there is one."""
         return self.network if self.teacher_decay is None else cast(UNet, self.teacher.module)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,13 +137,13 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
-        """Every kind of pseudo-label of the unlabeled weak views, as :meth:`forward` makes them.
+        """All kinds of pseudo-labels of the unlabeled weak views, computed as in :meth:`forward`.
 
         Args:
             views: of :meth:`weak_views`.
 
         Returns:
-            By kind. ``decoder``, p^w at the images' size, is there for every objective.
+            Pseudo-labels by kind. Every objective has ``decoder``, p^w at the images' size.
         """
         return {"decoder": pseudo_label(self.target_network(views.unlabeled).float().softmax(dim=1))}
 
@@ -154,38 +153,38 @@ class Objective(nn.Module):
         return loss
 
     def supervised(self, image: Tensor, label: Tensor) -> Tensor:
-        """L_s of the network on labeled views; 0 where there are none."""
+        """L_s of the network on labeled views; 0 without any."""
         return self.supervised_loss(self.network(image), label) if len(image) else image.new_zeros(())
 
     @property
     def former_settings(self) -> dict[str, Any]:
-        """Options that the class no longer has; an older checkpoint is resumed only if it holds these values."""
+        """Values of options that the class no longer has; a checkpoint with other values is refused."""
         return {}
 
     def after_step(self) -> None:
-        """Called after every optimiser step: updates the teacher, where there is one."""
+        """Called after every optimiser step: updates the teacher, if there is one."""
         if self.teacher_decay is not None:
             self.teacher.update_parameters(self.network)
 
     def passed(self) -> float:
-        """Share of the training that has passed, in [0, 1]."""
+        """Completed share of the training, in [0, 1]."""
         return min(1.0, self.iteration / self.total_iterations)
 
     def ramp_up(self) -> float | Tensor:
-        """Gaussian ramp ``exp(-5 (1 - t)^2)``, t being the share of the training that has passed.
+        """Gaussian ramp ``exp(-5 (1 - t)^2)`` from exp(-5) to 1, t the completed share of the training.
 
-        Weights grow by it from exp(-5) to 1 (Laine and Aila, ICLR 2017).
+        Source: Laine and Aila, ICLR 2017.
         """
         if self.progress is None:
             return math.exp(-5 * (1 - self.passed()) ** 2)
         return torch.exp(-5 * (1 - self.progress) ** 2)
 
     def labeled_view(self, batch: Mapping[str, Tensor], draws: Draws | None = None) -> tuple[Tensor, Tensor]:
-        """Weak views of the labeled images ``[B, C, H, W]`` and their labels ``[B, H, W]``; B is 0 without any.
+        """Weak views of the labeled images ``[B, C, H, W]`` and their labels ``[B, H, W]``; B may be 0.
 
         Args:
             batch: see the class.
-            draws: of the view; default the step's.
+            draws: of the view; default :attr:`draws`.
         """
         if "image" not in batch:
             none = batch["unlabeled"][:0]

@@ -17,33 +17,34 @@ __all__ = ["BCP", "largest_components"]
 
 
 class BCP(Objective):
-    """Two phases: the network learns from labeled images pasted into each other, then from labeled and unlabeled.
+    """Pre-training on labeled images pasted into each other, then self-training on labeled and unlabeled images.
 
-    One box of two thirds of the image's height and width, drawn anew at each step for the whole batch, is cut out of
-    one image and pasted into another. With a region loss ``L(y, M)``, the mean of the cross-entropy over the pixels M
-    and of their Dice loss, a mixed image costs ``w_out L(y_out, outside) + w_box L(y_box, box)``.
+    At each step one box of two thirds of the image's height and width is drawn for the whole batch, cut out of one
+    image and pasted into another. With a region loss ``L(y, M)``, the mean of the cross-entropy over the pixels M and
+    of their Dice loss, a mixed image costs ``w_out L(y_out, outside) + w_box L(y_box, box)``.
 
     - Pre-training: boxes of one half of the labeled images in the other half, both weights 1.
     - Self-training: boxes of labeled images in unlabeled ones and boxes of unlabeled images in labeled ones, the
-      sum of both costs. Labels weigh 1; pseudo-labels ``unlabeled_weight``: the arg max of a mean teacher, of whose
-      classes only the largest connected component in each image stays.
+      sum of both costs. Labels have weight 1, pseudo-labels ``unlabeled_weight``. A pseudo-label is the arg max of a
+      mean teacher, reduced to the largest connected component of each class in each image.
 
-    The teacher is a copy of the student as pre-training ends and its average from then on. It predicts in train mode,
-    with dropout and its own batch's statistics, as in the reference code (DeepMed-Lab-ECNU/BCP).
+    At the end of pre-training the teacher is a copy of the student; from then on it is the student's average. It
+    predicts in train mode, with dropout and the statistics of its own batch, as in the reference code
+    (DeepMed-Lab-ECNU/BCP).
 
     Trained and deployed: the network, 1,813,764 parameters (1 channel, 4 classes); as many again are averaged, not
-    trained. The phase follows from the iteration, so a run must be resumed with the length it was begun with.
+    trained. The phase depends on the iteration's share of the training, so a run must be resumed with its original
+    length.
 
-    Deviations from the reference code: pre-training hands over its last weights, not the best by validation, and the
-    learning rate falls over both phases instead of being constant; both come from the one schedule that all methods
-    share. The teacher predicts the unlabeled batch in one pass, not each half under its own batch statistics. Its
-    batch-norm averages, which nothing reads, are copied instead of averaged. Where halves are uneven, images stand in
-    both.
+    Deviations from the reference code: self-training starts from the last weights of pre-training, not the best by
+    validation, and the learning rate falls over both phases instead of being constant; all methods here share this
+    schedule. The teacher predicts the unlabeled batch in one pass, not each half under its own batch statistics. Its
+    batch-norm averages, which are unused, are copied instead of averaged. Halves of an odd batch share an image.
 
     Args:
         pretraining: share of the training that is pre-training, in [0, 1]; the reference's 10,000 of 40,000 iterations.
         unlabeled_weight: weight of the pseudo-labeled region.
-        decay: of the teacher's average, in [0, 1).
+        decay: decay of the teacher's average, in [0, 1).
         **kwargs: of :class:`scripts.methods.Objective`. Threshold and strong view are not used.
 
     Raises:
@@ -64,7 +65,7 @@ class BCP(Objective):
 
     @property
     def switch(self) -> int:
-        """The iteration, from 0, with which self-training begins."""
+        """First iteration, from 0, of self-training."""
         return round(self.pretraining * self.total_iterations)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,17 +88,17 @@ class BCP(Objective):
         return {"loss": outwards + inwards, "loss_in_unlabeled": outwards, "loss_in_labeled": inwards}
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
-        """``decoder``: the student's own, which no loss sees; ``teacher``: the targets of self-training."""
+        """``decoder``: the student's own, used in no loss; ``teacher``: the targets of self-training."""
         return {**super().pseudo_labels(views), "teacher": self.teach(views.unlabeled)}
 
     def after_step(self) -> None:
-        """Copy the student as pre-training ends, average it afterwards."""
+        """Copy the student at the end of pre-training, then average it."""
         if self.iteration + 1 >= self.switch:
             self.teacher.update_parameters(self.network)
 
     @torch.no_grad()
     def teach(self, image: Tensor) -> PseudoLabel:
-        """The teacher's pseudo-labels of images ``[B, C, H, W]``, of each class the largest component."""
+        """The teacher's pseudo-labels of images ``[B, C, H, W]``, reduced to the largest component of each class."""
         target = pseudo_label(self.teacher(image).float().softmax(dim=1))
         return PseudoLabel(largest_components(target.label, self.network.num_classes), target.confidence)
 
@@ -122,15 +123,15 @@ class BCP(Objective):
         box: Tensor,
         weights: tuple[float, float],
     ) -> Tensor:
-        """Loss of images into which the box of others is pasted.
+        """Loss of images with a box pasted from other images.
 
         Args:
             image: ``[B, C, H, W]``.
-            label: theirs ``[B, H, W]``.
-            pasted: the images that fill the box, ``[B, C, H, W]``.
-            pasted_label: theirs ``[B, H, W]``.
+            label: labels of ``image``, ``[B, H, W]``.
+            pasted: images that fill the box, ``[B, C, H, W]``.
+            pasted_label: labels of ``pasted``, ``[B, H, W]``.
             box: of :meth:`draw_box`.
-            weights: of the region outside the box and of the box.
+            weights: weight of the region outside the box and of the box.
         """
         logits = self.network(torch.where(box, pasted, image)).float()
         mixed = torch.where(box, pasted_label.long(), label.long())
@@ -144,35 +145,35 @@ class BCP(Objective):
 
 
 def _halves(count: int, *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The first ``count`` and the next ``count`` entries of tensors, which begin anew where they end."""
+    """The first ``count`` and the next ``count`` entries of tensors, cyclically."""
     order = torch.arange(2 * count, device=tensors[0].device) % len(tensors[0])
     return tuple(t[order[:count]] for t in tensors), tuple(t[order[count:]] for t in tensors)
 
 
 def largest_components(label: Tensor, num_classes: int, rounds: int = 8) -> Tensor:
-    """Label maps of which each foreground class keeps its largest 8-connected component per image.
+    """Keep the largest 8-connected component of each foreground class in each image.
 
-    Every pixel bears the name of a pixel of its component, at first its own. In each round a pixel learns the first
-    name (in reading order) among its like neighbours', the pixel it was named after learns it too, and names are
-    followed to their own pixels' names; so distances shrink by factors, not by steps. All images and classes advance
-    at once on the batch's device, and nobody waits for a result. MONAI's KeepLargestConnectedComponent goes through
-    images and classes one by one and, without cupy, through the host's memory. Eight slices of 224 x 224 pixels take
-    0.2 s of one CPU core, about a twentieth of a training step there.
+    Each pixel stores the index of a root pixel, at first its own. In each round a pixel takes the smallest root (in
+    reading order) among its neighbours of the same class, its former root takes it too, and roots are replaced by their
+    own roots (pointer jumping), so the number of rounds grows with the logarithm of a component's length. All images
+    and classes are processed at once on the batch's device without waiting for the host. MONAI's
+    KeepLargestConnectedComponent processes images and classes one by one and, without cupy, on the host. Eight slices
+    of 224 x 224 pixels take 0.2 s of one CPU core, about a twentieth of a training step.
 
-    Of components of equal size the first in reading order stays, as in the reference code.
+    Of components of equal size the first in reading order is kept, as in the reference code.
 
     Args:
         label: ``[B, H, W]`` integers in [0, num_classes).
         num_classes: background included.
-        rounds: of naming. Six do for random dots of any density, eight for a spiral that fills 224 x 224 pixels;
-            a component that needs more counts as several.
+        rounds: number of rounds. Six suffice for random dots of any density, eight for a spiral that fills 224 x 224
+            pixels; a component that needs more counts as several.
 
     Returns:
         ``[B, H, W]`` int64, 0 where a component was removed.
     """
     label = label.long()
     pixels = label[0].numel()
-    # Names count backwards, so that the largest is the first: pixel p is called pixels - 1 - p, and so vice versa.
+    # Roots are counted backwards, so that max finds the first pixel: pixel p has the index pixels - 1 - p.
     names = torch.arange(pixels - 1, -1, -1, device=label.device)
     name = names.expand(len(label), -1)
     alike = [(neighbour == label) & (label > 0) for neighbour in _neighbours(label)]
@@ -193,7 +194,7 @@ def largest_components(label: Tensor, num_classes: int, rounds: int = 8) -> Tens
 
 
 def _neighbours(x: Tensor) -> list[Tensor]:
-    """The eight maps of the pixels beside those of ``[B, H, W]``, 0 outside."""
+    """The eight shifted copies of ``[B, H, W]``, one per neighbour, 0 outside."""
     height, width = x.shape[1:]
     padded = F.pad(x, (1, 1, 1, 1))
     offsets = [(row, column) for row in range(3) for column in range(3) if (row, column) != (1, 1)]

@@ -15,9 +15,9 @@ __all__ = ["RampedConsistency", "TaughtConsistency", "joint_pass"]
 
 
 def joint_pass(network: nn.Module, labeled: Tensor, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, float32, of labeled and unlabeled images ``[B, C, H, W]`` in one pass, which share its batch norm.
+    """Logits, float32, of labeled and unlabeled images ``[B, C, H, W]`` in one pass with shared batch statistics.
 
-    That is how SSL4MIS trains all of these methods.
+    SSL4MIS trains all of these methods in this way.
     """
     logits = network(torch.cat([labeled, unlabeled])).float()
     return logits[: len(labeled)], logits[len(labeled) :]
@@ -41,7 +41,7 @@ class RampedConsistency(Objective):
         self.consistency_weight = consistency_weight
 
     def total(self, supervised: Tensor, consistency: Tensor) -> dict[str, Tensor]:
-        """The named losses: both terms as they are, and their weighted sum."""
+        """The named losses: both terms unweighted, and their weighted sum."""
         return {
             "loss": supervised + self.consistency_weight * self.ramp_up() * consistency,
             "loss_supervised": supervised,
@@ -53,11 +53,11 @@ class TaughtConsistency(RampedConsistency):
     """L_c with targets of a mean teacher, see :class:`scripts.methods.teacher.MovingAverage`.
 
     The teacher is in train mode like its student, as in the reference code: it has dropout and normalises by its own
-    batch. Its average begins with the weights after the first step, then follows at the full decay; SSL4MIS lets the
-    decay rise as ``min(1 - 1 / (i + 1), decay)`` at step i = 0, 1, ..., which at .99 concerns the first 100 steps.
+    batch. The average starts with the weights after the first step and then uses the full decay; SSL4MIS raises the
+    decay as ``min(1 - 1 / (i + 1), decay)`` at step i = 0, 1, ..., which at .99 affects the first 100 steps.
 
     Args:
-        decay: of the teacher's average, in [0, 1).
+        decay: decay of the teacher's average, in [0, 1).
         **kwargs: of :class:`RampedConsistency`.
     """
 
@@ -72,9 +72,9 @@ class TaughtConsistency(RampedConsistency):
         return probabilities
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
-        """The student's (``decoder``) and the teacher's (``teacher``), whose probabilities are the targets."""
+        """Pseudo-labels of the student (``decoder``) and of the teacher (``teacher``), which gives the targets."""
         return {**super().pseudo_labels(views), "teacher": pseudo_label(self.teach(views.unlabeled))}
 
     def after_step(self) -> None:
-        """Move the teacher towards its student."""
+        """Update the teacher's average."""
         self.teacher.update_parameters(self.network)

@@ -20,14 +20,14 @@ __all__ = ["CrossConsistencyTraining"]
 class CrossConsistencyTraining(RampedConsistency):
     """``mean_k L_s(z_k) + w(t) mean_a MSE(p_0, p_a)``: decoders of perturbed features agree with the main decoder.
 
-    Three auxiliary decoders (a = 1, 2, 3) see every encoder level perturbed: by relative noise of at most .3, by
-    dropout, or with its most active places erased. All four decoders are supervised; the squared error is the mean
-    over the unlabeled pixels and classes, and both of its sides learn.
+    Three auxiliary decoders (a = 1, 2, 3) take every encoder level perturbed: by relative noise of at most .3, by
+    dropout, or with its most active positions erased. All four decoders are supervised; the squared error is the mean
+    over the unlabeled pixels and classes, with gradients on both sides.
 
     Trained: 3,713,664 parameters (1 channel, 4 classes), the U-Net and three more decoders. Deployed: the U-Net,
-    1,813,764. The loss is that of SSL4MIS (``train_cross_consistency_training_2D.py``, ``unet_cct``), whose version
-    the compared figures and the 3.71 M parameters belong to. The authors' own code supervises the main decoder alone,
-    cuts its prediction from the graph before it is a target, and has more kinds of perturbation.
+    1,813,764. The loss is that of SSL4MIS (``train_cross_consistency_training_2D.py``, ``unet_cct``), from which the
+    compared figures and the 3.71 M parameters come. The authors' own code supervises the main decoder only, detaches
+    its prediction as the target, and has more kinds of perturbation.
 
     Args:
         dropout: rate of the second decoder's dropout of single values.

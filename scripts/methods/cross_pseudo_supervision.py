@@ -19,20 +19,20 @@ __all__ = ["CrossPseudoSupervision"]
 class CrossPseudoSupervision(RampedConsistency):
     """``L_s1 + L_s2 + w(t) (CE(z_1, arg max z_2) + CE(z_2, arg max z_1))``: two networks teach each other.
 
-    Both see the same views; the cross-entropies are means over the unlabeled pixels, all of them, and the hard
-    labels carry no gradient. ``loss_supervised`` and ``loss_consistency`` are the sums over both networks.
+    Both take the same views; the cross-entropies are means over all unlabeled pixels, and the hard labels carry no
+    gradient. ``loss_supervised`` and ``loss_consistency`` are the sums over both networks.
 
     Trained: 3,627,528 parameters (1 channel, 4 classes), two networks. Deployed: the first, 1,813,764. Deviations
-    from SSL4MIS: both networks start from PyTorch's own initialisation, with other draws, instead of one from
-    Kaiming's and one from Xavier's; one optimiser holds both, which for SGD is the same. The authors' own code
-    supervises the labeled images crosswise too, at a constant weight of 1.5.
+    from SSL4MIS: both networks start from PyTorch's default initialisation with different random draws, instead of
+    Kaiming's for one and Xavier's for the other; one optimiser updates both, which for SGD is equivalent. The authors'
+    own code supervises the labeled images crosswise too, at a constant weight of 1.5.
 
     Args:
-        second: the network beside the deployed one: of equal shape, with other initial weights.
+        second: the second network, of the same architecture with other initial weights.
         **kwargs: of :class:`RampedConsistency`.
 
     Raises:
-        ValueError: if both networks are one and the same.
+        ValueError: if both networks are the same object.
     """
 
     def __init__(self, *, second: UNet, **kwargs: Any) -> None:
@@ -46,7 +46,7 @@ class CrossPseudoSupervision(RampedConsistency):
         return (self.network, self.second)
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
-        """The deployed network's (``decoder``) and the other's (``second``), from which the deployed one learns."""
+        """Pseudo-labels of the deployed network (``decoder``) and of the other (``second``), which teaches it."""
         second = pseudo_label(self.second(views.unlabeled).float().softmax(dim=1))
         return {**super().pseudo_labels(views), "second": second}
 

@@ -17,15 +17,15 @@ __all__ = ["CrossTeaching"]
 class CrossTeaching(RampedConsistency):
     """``L_s1 + L_s2 + w(t) (Dice(p_1, arg max p_2) + Dice(p_2, arg max p_1))``: U-Net and Swin-UNet teach each other.
 
-    Both see the same views; the Dice losses are over all unlabeled pixels, and the hard labels carry no gradient.
+    Both take the same views; the Dice losses cover all unlabeled pixels, and the hard labels carry no gradient.
     ``loss_supervised`` and ``loss_consistency`` are the sums over both networks.
 
     Trained: 28,982,184 parameters (1 channel, 4 classes), the U-Net and a Swin-UNet of 27,168,420. Deployed: the
-    U-Net, 1,813,764. SemSim's Table I cites 29.11 M, which is the same pair with transposed convolutions in the U-Net
-    (29,112,744), as SSL4MIS's once had. Deviations from SSL4MIS
-    (``train_cross_teaching_between_cnn_transformer_2D.py``): its Swin-UNet starts from ImageNet weights, ours anew
-    unless ``transformer#pretrained`` names them; it validates both networks, here it is the U-Net that ships; one
-    optimiser holds both networks, which for SGD is the same.
+    U-Net, 1,813,764. SemSim's Table I cites 29.11 M, the same pair with transposed convolutions in the U-Net
+    (29,112,744), as in an earlier SSL4MIS. Deviations from SSL4MIS
+    (``train_cross_teaching_between_cnn_transformer_2D.py``): its Swin-UNet starts from ImageNet weights, ours from
+    random ones unless ``transformer#pretrained`` names a file; it validates both networks, we validate and deploy the
+    U-Net; one optimiser updates both networks, which for SGD is equivalent.
 
     Args:
         transformer: the second branch, image to logits, e.g. :class:`scripts.networks.SwinUNet`.
@@ -55,6 +55,6 @@ class CrossTeaching(RampedConsistency):
         return (self.network, self.transformer)
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
-        """The U-Net's (``decoder``) and the Transformer's (``transformer``), from which the U-Net learns."""
+        """Pseudo-labels of the U-Net (``decoder``) and of the Transformer (``transformer``), which teaches it."""
         transformer = pseudo_label(self.transformer(views.unlabeled).float().softmax(dim=1))
         return {**super().pseudo_labels(views), "transformer": transformer}

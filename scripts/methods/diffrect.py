@@ -20,14 +20,14 @@ __all__ = ["DiffRect", "contrasted_label"]
 class DiffRect(RampedConsistency):
     """``L_s + w(t) L_c + L_rect``: a diffusion model that learns to rectify pseudo-labels teaches the network.
 
-    The rectifier learns beside it, by ``L_s' + L_lat + w(t) (L_c' + L_lat')``. With y_w and y_s, the hard labels of
+    The rectifier is trained jointly, by ``L_s' + L_lat + w(t) (L_c' + L_lat')``. With y_w and y_s, the hard labels of
     weak and strong views (:func:`contrasted_label`), and the mean of cross-entropy and Dice as the loss between logits
     and labels:
 
     - L_s, L_c: of the labeled weak views against their labels, of the unlabeled strong views against y_w.
-    - L_s', L_lat: the rectifier goes from y_w to the labels; for unlabeled images, which have none, to y_w itself.
-    - L_c', L_lat': the rectifier goes from y_s to y_w; its logits are compared with the labels that it made of y_w.
-    - L_rect, once ``warm_up`` of the training has passed: the unlabeled weak views against the labels that the
+    - L_s', L_lat: the rectifier maps y_w to the labels; for unlabeled images to y_w itself.
+    - L_c', L_lat': the rectifier maps y_s to y_w; its logits are compared with the labels that it made from y_w.
+    - L_rect, after ``warm_up`` of the training: the unlabeled weak views against the labels that the
       rectifier samples from noise, conditioned on y_w.
 
     L_lat is the mean squared error of the denoised bottleneck. The guidance is the Dice loss between start and end, of
@@ -35,14 +35,14 @@ class DiffRect(RampedConsistency):
 
     Trained: 19,730,840 parameters (1 channel, 4 classes), the U-Net and the rectifier; the paper's Table I has 19.37 M.
     Deployed: the U-Net, 1,813,764. Deviations from the reference code (CUHK-AIM-Group/DiffRect): the denoiser is
-    MONAI's with the condition concatenated, not a U-Net of the code's own with the condition added; upsampling is
-    bilinear, not by transposed convolutions; L_rect joins the one step of all losses, where the code takes a second
-    step; the complementary-label term that the code adds to L_c and L_c' is left out; cross-entropy and Dice are
-    averaged, as L_s is everywhere here, not added.
+    MONAI's with the condition concatenated, not the code's own U-Net with the condition added; upsampling is bilinear,
+    not by transposed convolutions; L_rect is part of the single optimiser step, the code takes a second step; the
+    complementary-label term that the code adds to L_c and L_c' is left out; cross-entropy and Dice are averaged, as in
+    every L_s here, not added.
 
     Args:
         rectifier: a :class:`scripts.networks.LabelRectifier`.
-        contrast: of :func:`contrasted_label`.
+        contrast: threshold of :func:`contrasted_label`.
         warm_up: share of the training without L_rect, in [0, 1]; the reference's 1,000 of 30,000 iterations.
         **kwargs: of :class:`RampedConsistency`. The threshold is not used.
 
@@ -70,7 +70,7 @@ class DiffRect(RampedConsistency):
         weak_logits, strong_logits = self.network(weak).float(), self.network(view.image).float()
         weak_label = self.hard(weak_logits)
         strong_label = self.hard(strong_logits)
-        pasted = view.paste(weak_label)  # y_w as the strong view shows it
+        pasted = view.paste(weak_label)  # y_w under the strong view's CutMix
 
         supervised = self.supervised_loss(weak_logits[:n], label)
         consistency = self.supervised_loss(strong_logits[n:], pasted[n:])
@@ -123,9 +123,9 @@ class DiffRect(RampedConsistency):
 
 
 def contrasted_label(probabilities: Tensor, contrast: float) -> Tensor:
-    """``[B, H, W]`` arg max of ``[B, C, H, W]``, background where no class stands out.
+    """``[B, H, W]`` arg max of ``[B, C, H, W]``, background where no class has enough contrast.
 
-    A class stands out where ``(p - p_min) / p_max > contrast``, p_min and p_max being the pixel's extremes.
+    A class has enough contrast where ``(p - p_min) / p_max > contrast``, with the pixel's extremes p_min and p_max.
     """
     highest, label = probabilities.max(dim=1)
     lowest = probabilities.amin(dim=1)

@@ -11,16 +11,16 @@ __all__ = ["ICTMed"]
 
 
 class ICTMed(InterpolationConsistency):
-    """``L_s + w(t) L_c``: ICT as the authors of "An embarrassingly simple consistency regularization" published it.
+    """``L_s + w(t) L_c``: ICT as in the code of "An embarrassingly simple consistency regularization".
 
-    Their code is SSL4MIS's ICT, with the same constants: the first half of the unlabeled batch is blended with the
-    second, a lambda ~ Beta(.2, .2) for each pair, so the student sees half as many unlabeled images as under
+    The code is SSL4MIS's ICT, with the same constants: the first half of the unlabeled batch is blended with the
+    second, with one lambda ~ Beta(.2, .2) per pair, so the student sees half as many unlabeled images as under
     :class:`InterpolationConsistency`. Loss, teacher and weight are the same.
 
-    Trained and deployed: as :class:`InterpolationConsistency`. Deviations: the teacher sees both halves in one pass
-    (batch norm over all of them), not each in its own; in a batch of odd size the middle image belongs to both
-    halves, so a single one is blended with itself. What is open: whether the paper's own text asks for more than its
-    code does (it was not at hand), and what made the two ICT rows of the compared tables differ.
+    Trained and deployed: as :class:`InterpolationConsistency`. Deviations: the teacher predicts both halves in one pass
+    (shared batch norm), not each in its own; in a batch of odd size the middle image belongs to both halves, so a
+    single image is blended with itself. Open: whether the paper's text asks for more than its code (we had the code
+    only), and why the two ICT rows of the compared tables differ.
     """
 
     def pairs(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:

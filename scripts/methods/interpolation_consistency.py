@@ -19,21 +19,21 @@ class InterpolationConsistency(TaughtConsistency):
     """``L_s + w(t) L_c``: the prediction of a blend of two unlabeled images is the blend of their predictions.
 
     ``L_c = mean (p_student(mix(x, x')) - mix(p_teacher(x), p_teacher(x')))^2`` over pixels and classes, with
-    ``mix(a, b) = (1 - lambda) a + lambda b``. As in the authors' code, every image is paired with one of the batch in
-    random order, itself not excluded, and lambda ~ Beta(alpha, alpha) is drawn once for the batch.
-    :class:`scripts.methods.ICTMed` pairs as SSL4MIS does.
+    ``mix(a, b) = (1 - lambda) a + lambda b``. As in the authors' code, every image is paired with a random image of the
+    batch, possibly itself, and one lambda ~ Beta(alpha, alpha) is drawn for the batch. :class:`scripts.methods.ICTMed`
+    pairs as SSL4MIS does.
 
     Trained: the network's 1,813,764 parameters (1 channel, 4 classes); as many again are averaged, not trained.
     Deployed: the student. Deviations: alpha, decay and w(t) are SSL4MIS's (the authors take .999 and up to 100 w(t),
-    ramped over a quarter of the training, for image classification) and L_s is the one shared here, without the
-    authors' mixing of labeled images. Student batches hold labeled and blended images (SSL4MIS).
+    ramped over a quarter of the training, for image classification) and L_s is the one that all methods share, without
+    the authors' mixing of labeled images. Student batches hold labeled and blended images (SSL4MIS).
 
     Args:
-        alpha: of Beta(alpha, alpha), positive.
+        alpha: parameter of Beta(alpha, alpha), positive.
         **kwargs: of :class:`TaughtConsistency`.
 
     Raises:
-        ValueError: for an alpha that is not positive.
+        ValueError: if alpha is not positive.
     """
 
     def __init__(self, *, alpha: float = 0.2, **kwargs: Any) -> None:
@@ -44,7 +44,7 @@ class InterpolationConsistency(TaughtConsistency):
         self.mixing = Beta(alpha, alpha)
 
     def pairs(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Who is blended with whom, and how much: indices ``[P]``, ``[P]`` and lambda ``[P or 1]``, on the CPU."""
+        """The pairs to blend and their lambda: indices ``[P]``, ``[P]`` and lambda ``[P or 1]``, on the CPU."""
         return torch.arange(batch), torch.randperm(batch), self.mixing.sample((1,))
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

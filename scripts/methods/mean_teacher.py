@@ -17,12 +17,12 @@ __all__ = ["MeanTeacher"]
 class MeanTeacher(TaughtConsistency):
     """``L_s + w(t) L_c``: the student agrees with its moving average on a noisy copy of the unlabeled image.
 
-    ``L_c = mean (p_student(x) - p_teacher(x + noise))^2`` over the unlabeled pixels and classes, the noise normal and
-    cut off at two standard deviations; the teacher carries no gradient.
+    ``L_c = mean (p_student(x) - p_teacher(x + noise))^2`` over the unlabeled pixels and classes, with normal noise
+    truncated at two standard deviations; the teacher has no gradient.
 
     Trained: the network's 1,813,764 parameters (1 channel, 4 classes); as many again are averaged, not trained.
-    Deployed: the student. Deviations from SSL4MIS: it leaves L_c out of the first 1,000 of 30,000 iterations, where
-    w(t) is below .0010 anyway; and see :class:`TaughtConsistency` on the average's first steps.
+    Deployed: the student. Deviations from SSL4MIS: it omits L_c in the first 1,000 of 30,000 iterations, where w(t) is
+    below .0010; for the average's first steps see :class:`TaughtConsistency`.
 
     Args:
         noise: standard deviation of the teacher's input noise, in units of the image's [0, 1].

@@ -9,7 +9,7 @@ __all__ = ["feature_dropout", "feature_noise", "noisy"]
 
 
 def noisy(image: Tensor, deviation: float) -> Tensor:
-    """Images ``[B, C, H, W]`` with normal noise, cut off at two standard deviations."""
+    """Images ``[B, C, H, W]`` with normal noise, truncated at two standard deviations."""
     return image + (deviation * torch.randn_like(image)).clamp(-2 * deviation, 2 * deviation)
 
 
@@ -25,7 +25,7 @@ def feature_noise(features: Tensor, amplitude: float = 0.3) -> Tensor:
 
 
 def feature_dropout(features: Tensor, low: float = 0.7, high: float = 0.9) -> Tensor:
-    """Erase the most active places of each image: where the channels' mean reaches a share of its maximum.
+    """Erase the most active positions of each image: where the channels' mean reaches a share of its maximum.
 
     Args:
         features: ``[B, D, h, w]``.

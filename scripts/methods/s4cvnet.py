@@ -19,24 +19,24 @@ __all__ = ["S4CVNet"]
 class S4CVNet(CrossTeaching):
     """``L_s1 + L_s2 + w(t) (7 L_teach + [t >= t_0] (MSE(p_1, q) + MSE(p_2, q)))``: cross teaching under a guide.
 
-    L_teach is L_c of :class:`CrossTeaching`. q is what the guide, an exponential moving average of the Transformer
-    without a gradient, predicts for the unlabeled images under noise, normal and cut off at two standard deviations.
-    The weight is linear: ``w(t) = consistency_weight t`` at the share t of the training. ``loss_consistency`` is
-    L_teach, ``loss_guidance`` the sum of both squared errors.
+    L_teach is L_c of :class:`CrossTeaching`. The guide is an exponential moving average of the Transformer without a
+    gradient; q is its prediction of the unlabeled images under normal noise, truncated at two standard deviations. The
+    weight is linear: ``w(t) = consistency_weight t``, t the share of the training. ``loss_consistency`` is L_teach,
+    ``loss_guidance`` the sum of both squared errors.
 
     Trained: 28,982,184 parameters (1 channel, 4 classes), the U-Net and a Swin-UNet; 27,168,420 more are averaged, not
-    trained: 56,150,604 in all. Deployed: the U-Net, 1,813,764. SemSim's Table I cites 55.31 M; the difference could not
-    be established, nor could which of the three networks, all of which the reference evaluates, gave its figures.
+    trained: 56,150,604 in all. Deployed: the U-Net, 1,813,764. SemSim's Table I cites 55.31 M; we could not explain the
+    difference, nor which of the three networks, all of which the reference evaluates, gave its figures.
 
     Deviations from CV-SSL-MIS (``train_cnn_meet_vit_2D.py``, the source of all values; t_0 is its iteration 1,000 of
-    30,000): the guide's average begins with the weights after the first step and follows at the full decay, the
-    reference's decay rises over the first 100 steps, before the guide counts; the guide is in evaluation mode
-    throughout, the reference's from its first validation on. On ImageNet weights see :class:`CrossTeaching`.
+    30,000): the guide's average starts with the weights after the first step and uses the full decay, the reference's
+    decay rises over the first 100 steps, before the guide is used; the guide is always in evaluation mode, the
+    reference's after its first validation. For ImageNet weights see :class:`CrossTeaching`.
 
     Args:
-        decay: of the guide's average, in [0, 1).
-        teaching: weight of L_teach beside the guidance.
-        guidance_start: t_0, the share of the training from which the guide counts.
+        decay: decay of the guide's average, in [0, 1).
+        teaching: weight of L_teach relative to the guidance.
+        guidance_start: t_0, the share of the training after which the guide is used.
         noise: standard deviation of the guide's input noise, in units of the image's [0, 1].
         **kwargs: of :class:`CrossTeaching`.
 
@@ -84,5 +84,5 @@ class S4CVNet(CrossTeaching):
         return target
 
     def after_step(self) -> None:
-        """Move the guide towards the Transformer."""
+        """Update the guide's average."""
         self.guide.update_parameters(self.transformer)

@@ -15,7 +15,7 @@ __all__ = ["SCPNet"]
 
 
 class SCPNet(RampedConsistency):
-    """``L_s + w(t) (L_self + L_cross) / 2``: the decoder agrees with what class prototypes of the batch would say.
+    """``L_s + w(t) (L_self + L_cross) / 2``: the decoder agrees with predictions from the batch's class prototypes.
 
     Every image, labeled or not, has a prototype of each class: the mean of the decoder's last features, weighted by
     the predicted probabilities. A pixel's cosines with its own image's prototypes give ``p_self`` (their softmax),
@@ -23,17 +23,16 @@ class SCPNet(RampedConsistency):
 
         L_self = mean (p_self - p)^2,    L_cross = mean w1 w2 (p_cross - p)^2
 
-    over all pixels and classes, with ``w1 = max_c p_self`` and ``w2`` one minus the normalised entropy of the votes
-    that the batch's sets of prototypes (the image's own among them) cast at the pixel. Only p, the decoder's
-    prediction, carries a gradient, as in the reference code (Medsemiseg/SCP-Net).
+    over all pixels and classes, with ``w1 = max_c p_self`` and ``w2`` one minus the normalised entropy of the votes of
+    the batch's sets of prototypes (including the image's own) at the pixel. Only p, the decoder's prediction, carries a
+    gradient, as in the reference code (Medsemiseg/SCP-Net).
 
     Trained and deployed: the network, 1,813,764 parameters (1 channel, 4 classes); prototypes have none.
 
-    Deviations from the reference code: it weighs L_cross by ``1 - w2``, the votes' entropy, so that pixels on which
-    all agree count nothing, against the paper's aim of reliability: taken for a slip. Its ramp is 1,000 x 150
+    Deviations from the reference code: it weighs L_cross by ``1 - w2``, the votes' entropy, so pixels on which all
+    agree have weight 0; we treat this as an error, because the paper's aim is reliability. Its ramp is 1,000 x 150
     iterations long, of which it trains 40,000; here w(t) runs over the whole training, as with the other methods. Its
-    learning rate of 0.1 is not taken over. Not established: the paper's text beyond its abstract was not at hand, so
-    the equations are the code's.
+    learning rate of 0.1 is not used. The equations are those of the code: of the paper we had the abstract only.
 
     Args:
         **kwargs: of :class:`scripts.methods.consistency.RampedConsistency`; ``consistency_weight`` is .1 at the end.
@@ -55,7 +54,7 @@ class SCPNet(RampedConsistency):
 
 @torch.no_grad()
 def prototype_predictions(features: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Predictions of a batch by its class prototypes, cut from the graph.
+    """Predictions of a batch from its class prototypes, without gradient.
 
     Args:
         features: ``[B, D, H, W]`` of at least two images.
@@ -74,7 +73,7 @@ def prototype_predictions(features: Tensor, probabilities: Tensor) -> tuple[Tens
 
         itself = cosine.diagonal().movedim(-1, 0).softmax(dim=1)
         votes = torch.zeros_like(share)
-        ballot = cosine.max(dim=2).indices  # argmax over a strided dimension takes ten times as long on the CPU
+        ballot = cosine.max(dim=2).indices  # argmax over a strided dimension is ten times slower on the CPU
         votes.scatter_add_(1, ballot, torch.ones_like(ballot, dtype=votes.dtype))
         votes /= batch
         entropy = -(votes * votes.clamp_min(1e-6).log()).sum(dim=1) / math.log(classes)

@@ -29,8 +29,8 @@ __all__ = ["SemSim"]
 class SemSim(Objective):
     """``(L_s + lambda L_u + lambda_intra L_intra + lambda_cross L_cross) / 2`` (Eqs. 18-19).
 
-    A weight of 0 switches its term off, with all that only this term computes. The paper's other ablations and other
-    readings of it are options of :class:`scripts.methods.SemSimVariants`; docs/method.md says which.
+    A weight of 0 disables its term and everything computed for that term only. The paper's other ablations and other
+    readings of it are options of :class:`scripts.methods.SemSimVariants`; see docs/method.md.
 
     Args:
         fusion: module from encoder features to ``f~``: SpatialAwareFusion, or PixelProjection for SemSim-.
@@ -44,7 +44,7 @@ class SemSim(Objective):
         **kwargs: of :class:`scripts.methods.Objective`.
 
     Raises:
-        ValueError: for no region, a negative weight or rate, or a temperature that is not positive.
+        ValueError: if ``regions`` is less than 1, a weight or rate is negative, or a temperature is not positive.
     """
 
     dropout_rate = 0.5
@@ -81,7 +81,7 @@ class SemSim(Objective):
         self.lambda_cross = lambda_cross
         self.refines = lambda_intra > 0
         self.queries = lambda_cross > 0
-        # Without a term that reads f~ the module would be dead weight that DistributedDataParallel waits for.
+        # Without a term that uses f~ the module has no gradient, for which DistributedDataParallel would wait.
         self.fusion = fusion if self.refines or self.queries else None
         self.regions = regions
         self.affinity_temperature = affinity_temperature
@@ -90,7 +90,7 @@ class SemSim(Objective):
 
     @property
     def former_settings(self) -> dict[str, Any]:
-        """The options that are now those of :class:`scripts.methods.SemSimVariants`."""
+        """Default values of the options that are now those of :class:`scripts.methods.SemSimVariants`."""
         return {
             "lambda_query": 0.0,
             "affinity_space": "logit",
@@ -108,7 +108,7 @@ class SemSim(Objective):
         """Named losses of one batch."""
         image, label, weak, _ = self.weak_views(batch)
 
-        # Labeled images teach the network and give the prototypes; nothing in the weak branch carries a gradient.
+        # Labeled images give L_s and the prototypes; the weak branch has no gradient.
         with torch.no_grad():
             weak_encoded = self.target_network.encode(weak)
         logits, stages = self._decode(self.network.encode(image))
@@ -127,7 +127,7 @@ class SemSim(Objective):
                 refined = self._refine(logits, self._fuse(stages))
                 losses["loss_intra"] = self._dice_to(refined, view, targets["intra"])
 
-        # S2: p^cr, obtained by querying the labeled images.
+        # S2: p^cr, from querying the labeled images.
         if prototypes is not None:
             view = self.strong(weak, self.draws)
             features = self._fuse(self._encode_strong(view))
@@ -138,13 +138,13 @@ class SemSim(Objective):
         return {"loss": self._total(losses), **losses}
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
-        """p^w at the images' size; p_1^w (``intra``) and p_2^w (``cross``), as far as they are used, at f~'s."""
+        """p^w at the images' size; p_1^w (``intra``) and p_2^w (``cross``), if used, at f~'s size."""
         weak_encoded, encoded = self.target_network.encode(views.unlabeled), self.network.encode(views.image)
         prototypes = self._labeled_features(self._decode(encoded)[1], views.label)[2] if self.queries else None
         return self._targets(weak_encoded, prototypes)
 
     def _decode(self, encoded: list[Tensor], network: UNet | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Logits from encoder features, and stages 1 to 5 of what the fusion module reads, finest first."""
+        """Logits from encoder features, and stages 1 to 5 of the fusion module's input, finest first."""
         logits: Tensor = (network or self.network).decode(encoded)
         return logits, encoded
 
@@ -199,14 +199,14 @@ class SemSim(Objective):
         logits = cross_logits(similarity, prototypes.present, self.query_temperature)
         weight = agreement(similarity, prototypes.present, self.uncertainty_rate)
         label = view.paste(target.label)
-        # A target may name a class that no labeled image of the batch shows: there is nothing to query.
+        # The target's class may be absent from all labeled images of the batch: it cannot be queried.
         passed = (view.paste(target.confidence) >= self.threshold) & prototypes.present[label]
-        # Where the batch shows a single class, the query has no alternative to it.
+        # If the batch shows a single class, the query has no alternative.
         weight = weight * passed * (prototypes.present.sum() > 1)
         return (weight * F.cross_entropy(logits, label, reduction="none")).mean()
 
     def _total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of the terms that are there (Eq. 19)."""
+        """The weighted sum of the given terms (Eq. 19)."""
         total = losses["loss_supervised"]
         for name in ("decoder", "intra", "cross"):
             if f"loss_{name}" in losses:

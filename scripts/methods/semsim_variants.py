@@ -28,14 +28,14 @@ _CHOICES = {
 
 
 class SemSimVariants(SemSim):
-    """SemSim with its further options; with their defaults it is :class:`scripts.methods.SemSim`.
+    """SemSim with further options; with their defaults it equals :class:`scripts.methods.SemSim`.
 
-    docs/method.md says which equation, table or figure each belongs to.
+    docs/method.md lists the equation, table or figure of each.
 
     Args:
         fusion: see :class:`scripts.methods.SemSim`.
-        lambda_query: weight, beside the total, of the cross-entropy of p^cr on the labeled batch, each image queried
-            against the others' prototypes; 0 is the paper.
+        lambda_query: weight, added to the total, of the cross-entropy of p^cr on the labeled batch, where each image is
+            queried against the others' prototypes; the paper has 0.
         affinity_space: ``logit`` or ``probability``, see :func:`scripts.similarity.refine_by_affinity`.
         gate: which pixels enter L_cross: ``self`` (p_2^w is confident; the paper), ``decoder`` (p^w is), ``agree``
             (p^w is and both name the same class).
@@ -45,8 +45,8 @@ class SemSimVariants(SemSim):
         channel_dropout: ``strong``: Dropout2d(.5) on every encoder level of the strong views, before decoder and
             fusion; ``feature_stream``: UniMatch's extra stream of the weak view, one more term of L_u's mean;
             ``none``.
-        features: what the fusion module reads: stages of the ``encoder`` (the paper) or of the ``decoder``, which L_s
-            trains and which tell the classes apart from early on.
+        features: input of the fusion module: stages of the ``encoder`` (the paper) or of the ``decoder``, which L_s
+            trains and which separate the classes early in the training.
         shared_target: one target for all three, the mean of p^w and p_1^w (Fig. 11).
         joint_forward: labeled and weak images in one forward pass (shared batch statistics; the weak view's
             activations are kept for the backward pass, so it costs more).
@@ -109,7 +109,7 @@ class SemSimVariants(SemSim):
 
     @property
     def former_settings(self) -> dict[str, Any]:
-        """None: every option is still there."""
+        """None: this class has every option."""
         return {}
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,7 +146,7 @@ class SemSimVariants(SemSim):
         return logits, [*reversed(levels), encoded[-1]]
 
     def _encode_both(self, image: Tensor, weak: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Encoder features of the labeled and of the weak images; the feature stream alone learns from the latter."""
+        """Encoder features of the labeled and of the weak images; only the feature stream learns from the latter."""
         if self.joint_forward and self.teacher_decay is None:
             both = self.network.encode(torch.cat([image, weak]))
             return [f[: len(image)] for f in both], [f[len(image) :] for f in both]
@@ -178,7 +178,7 @@ class SemSimVariants(SemSim):
         return targets
 
     def _gated(self, queried: PseudoLabel, decoded: PseudoLabel) -> PseudoLabel:
-        """p_2^w's label with the confidence that decides whether it passes."""
+        """p_2^w's label with the confidence that the gate compares with the threshold."""
         if self.gate == "self":
             return queried
         if self.gate == "decoder":
@@ -192,7 +192,7 @@ class SemSimVariants(SemSim):
         targets: dict[str, PseudoLabel],
         prototypes: Prototypes | None,
     ) -> dict[str, Tensor]:
-        """The weak-to-strong terms: each prediction of a strong view against its own kind of the weak view."""
+        """The weak-to-strong terms: each prediction of a strong view against the weak view's of the same kind."""
         intra = (self.intra_view,) if self.lambda_intra > 0 else ()
         cross = (self.cross_view,) if prototypes is not None and self.lambda_cross > 0 else ()
         losses: dict[str, Tensor] = {}

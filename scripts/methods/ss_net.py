@@ -21,40 +21,39 @@ class SSNet(RampedConsistency):
 
     - ``L_adv``: the prediction is smooth around every image of the batch: Dice loss between the predictions of the
       image and of the image plus the perturbation of length ``magnitude`` that changes it most. As in virtual
-      adversarial training its direction is one gradient, taken a random step of length ``probe`` away from the image.
-    - ``L_sep``: pixels lie near their class's features in a memory: the mean over the foreground classes' pixels of
-      one minus the cosine between their predicted and the remembered projected features, divided by the number of
-      classes. Pixels belong to the class of their label or of the network's arg max. A selector per class weighs
-      them, with mean 1.
-    - The memory holds, of each foreground class, the ``memory_size`` best features (by the selector) of rightly
-      predicted labeled pixels in the last batch that had any. It is part of the checkpoint.
+      adversarial training its direction is one gradient, taken at a random step of length ``probe`` from the image.
+    - ``L_sep``: pixels lie near their class's features in a memory: the mean over the foreground classes' pixels of one
+      minus the cosine between their predicted and the stored projected features, divided by the number of classes. A
+      pixel's class is its label or the network's arg max. A selector per class gives the pixels' weights, with mean 1.
+    - The memory holds, for each foreground class, the ``memory_size`` best features (by the selector) of correctly
+      predicted labeled pixels in the last batch with any. It is part of the checkpoint.
 
     Trained: the network and 7,299 parameters of the heads on the decoder's last features, together 1,821,063 (1
     channel, 4 classes). Deployed: the network, 1,813,764.
 
     Deviations from the reference code (ycwu1997/SS-Net, whose separation follows Alonso et al., ICCV 2021):
 
-    - L_s is this project's; the code's 2-D script minimises the Dice loss alone.
-    - The heads see ``samples`` random pixels of each foreground class instead of all pixels of the batch: the same
-      mean in expectation at a fraction of the cost, but their batch norms see the classes in equal parts.
+    - L_s is the one that all methods share; the code's 2-D script minimises the Dice loss only.
+    - The heads process ``samples`` random pixels of each foreground class instead of all pixels of the batch: the same
+      mean in expectation at a fraction of the cost, but their batch norms see all classes equally often.
     - The memory takes the pixels that score highest, as in the paper; the code sorts in ascending order.
-    - The code also has selectors for the memory's features and for the background. The former's weights are divided
-      by themselves, the latter meets an empty memory: both have no effect and are left out.
+    - The code also has selectors for the memory's features and for the background. The former's weights are divided by
+      themselves, the latter compares with an empty memory: both have no effect and are left out.
     - The clean prediction in L_adv is that of L_s, not one more pass with other dropout.
 
-    - The lengths belong to the code's 256 x 256 pixels; on other images they follow the square root of the number of
-      pixels, so that the change per pixel stays.
+    - The lengths are for the code's 256 x 256 pixels; for other sizes they scale with the square root of the number of
+      pixels, so that the change per pixel is the same.
 
     Args:
         magnitude: length of the perturbation of an image in [0, 1], the l2 norm over its pixels and channels at
             256 x 256 pixels.
-        separation_weight: of both separation losses.
+        separation_weight: weight of both separation losses.
         memory_size: features per class in the memory, at least 2.
         samples: pixels per class on which the heads run, at least ``memory_size``.
         **kwargs: of :class:`scripts.methods.consistency.RampedConsistency`.
 
     Raises:
-        ValueError: for a negative magnitude or weight, or a memory of less than 2 features or of more than the samples.
+        ValueError: if a magnitude or weight is negative, or ``memory_size`` is not in [2, samples].
     """
 
     probe = 10.0
@@ -82,7 +81,7 @@ class SSNet(RampedConsistency):
         foreground, width = self.network.num_classes - 1, self.width
         self.projection = _head(self.network.channels[0], width)
         self.prediction = _head(width, width)
-        # One selector per class: groups share nothing, and batch norm sees the pixels of its own class alone.
+        # One selector per class: groups share no weights, and batch norm sees the pixels of one class only.
         self.selectors = nn.Sequential(
             nn.Conv1d(foreground * width, foreground * width, 1, groups=foreground),
             nn.BatchNorm1d(foreground * width),
@@ -118,7 +117,7 @@ class SSNet(RampedConsistency):
         scale = math.sqrt(images[0, 0].numel()) / self.reference_size
         direction = _unit(torch.rand_like(images) - 0.5).requires_grad_()
         distance = self._distance(images + scale * self.probe * direction, target)
-        # Only its direction counts: taken per pixel it does not vanish in float16.
+        # Only the direction matters; scaled per pixel it does not underflow in float16.
         (gradient,) = torch.autograd.grad(distance * target[0, 0].numel(), direction)
         return self._distance(images + scale * self.magnitude * _unit(gradient), target)
 
@@ -135,7 +134,7 @@ class SSNet(RampedConsistency):
             label: ``[B, H, W]``, 0 where the prediction is wrong.
         """
         vectors, count = self.draw(features, label)
-        self.projection.eval()  # like the reference: the running averages of what the losses showed it
+        self.projection.eval()  # as in the reference: with the running averages from the losses' passes
         projected = self._run(self.projection, vectors)
         self.projection.train(self.training)
         score = self._scores(projected)
@@ -167,8 +166,8 @@ class SSNet(RampedConsistency):
             label: ``[B, H, W]``.
 
         Returns:
-            ``[classes - 1, samples, D]``, each row without repetition until a class's pixels are used up, then anew
-            (any pixels where the class is absent); and how many distinct ones there are, ``[classes - 1]``.
+            ``[classes - 1, samples, D]``, each row without repetition until a class's pixels are used up, then repeated
+            (arbitrary pixels if the class is absent); and the number of distinct pixels, ``[classes - 1]``.
         """
         flat = label.flatten()
         classes = torch.arange(1, self.network.num_classes, device=flat.device)[:, None]
@@ -196,5 +195,5 @@ def _head(inputs: int, width: int) -> nn.Sequential:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Images ``[B, C, H, W]`` scaled to length 1 each; zero stays zero."""
+    """Images ``[B, C, H, W]``, each scaled to length 1; zero stays zero."""
     return x / torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True, dtype=torch.float32).clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""The exponential moving average of a network, which teaches it."""
+"""Exponential moving average of a network: the teacher of a mean teacher."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ __all__ = ["MovingAverage"]
 class MovingAverage(nn.Module):
     """Moving average of a network's weights, the teacher of a mean teacher (Tarvainen and Valpola, NeurIPS 2017).
 
-    Call :meth:`update_parameters` after each optimiser step: the first one copies the student, the others give
-    ``theta' <- decay theta' + (1 - decay) theta``. Buffers, BatchNorm's averages among them, are the student's. It
-    takes no gradient, so the optimiser leaves it alone; as a part of the objective it stands in the checkpoint.
+    Call :meth:`update_parameters` after each optimiser step: the first call copies the student, the others compute
+    ``theta' <- decay theta' + (1 - decay) theta``. Buffers, including BatchNorm's running averages, are copied from the
+    student. The average has no gradient, so the optimiser skips it; the checkpoint includes it as part of the
+    objective.
 
-    PyTorch's ``AveragedModel`` computes the same, bit for bit, but keeps the number of its updates as a tensor on the
-    device and branches on it twice per update (``n_averaged == 0``, ``n_averaged > 0``): each time the host waits for
-    the GPU.
+    PyTorch's ``AveragedModel`` gives the same bits, but it stores its number of updates in a tensor and reads the
+    value twice per update (``n_averaged == 0``, ``n_averaged > 0``); on a GPU each read makes the host wait. A test
+    counts these reads: two per update there, none here.
 
     Args:
-        student: the network that is averaged; it is copied as it is now.
+        student: the network that is averaged; the average starts as a copy.
         decay: in [0, 1).
-        dropout: whether the average has its student's dropout.
+        dropout: whether the average keeps the student's dropout.
 
     Raises:
         ValueError: for a decay outside [0, 1).
@@ -57,7 +58,7 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def update_parameters(self, student: nn.Module) -> None:
-        """Follow the student's weights, and copy its buffers."""
+        """Average the student's weights and copy its buffers."""
         if self._started:
             self._average(list(self.module.parameters()), list(student.parameters()), 1)
             for buffer, other in zip(self.module.buffers(), student.buffers(), strict=True):
@@ -67,9 +68,9 @@ class MovingAverage(nn.Module):
         self._started = True
 
     def get_extra_state(self) -> dict[str, int]:
-        """State beside the weights for a checkpoint."""
+        """Whether the student was copied, for a checkpoint."""
         return {"updates": int(self._started)}
 
     def set_extra_state(self, state: Any) -> None:
-        """Resume from a checkpoint; one from before has the number of updates."""
+        """Restore it from a checkpoint; an older one holds the number of updates."""
         self._started = int(state["updates"]) > 0

@@ -16,16 +16,16 @@ __all__ = ["UncertaintyAwareMeanTeacher"]
 
 
 class UncertaintyAwareMeanTeacher(MeanTeacher):
-    """``L_s + w(t) L_c``: mean teacher, where the teacher is sure.
+    """``L_s + w(t) L_c``: mean teacher on the pixels where the teacher is certain.
 
-    The entropy u of the mean of ``passes`` stochastic predictions (dropout and input noise) of the teacher says how
-    unsure it is: pixels with ``u < (3/4 + 1/4 exp(-5 (1 - t)^2)) ln C`` enter. L_c is the mean over these pixels and
-    the classes of ``(p_student(x) - p_teacher(x + noise))^2``, the target one more pass of the teacher; 0 where none
-    enters.
+    The teacher's uncertainty is the entropy u of the mean of its ``passes`` stochastic predictions (dropout and input
+    noise): pixels with ``u < (3/4 + 1/4 exp(-5 (1 - t)^2)) ln C`` are used. L_c is the mean over these pixels and the
+    classes of ``(p_student(x) - p_teacher(x + noise))^2``, with one more pass of the teacher as the target; 0 without
+    such pixels.
 
     Trained and deployed: as :class:`MeanTeacher`. Deviations: the reference code's two constants of a binary task are
-    read as what they stand for, ln 2 as the largest entropy ln C, the divisor 2 as the number of classes (with
-    4 classes SSL4MIS keeps ln 2, a stricter gate, and 2, twice the loss). It makes two passes at a time, we make one.
+    generalised: ln 2 to the largest entropy ln C, the divisor 2 to the number of classes (with 4 classes SSL4MIS keeps
+    ln 2, a stricter gate, and 2, twice the loss). It makes two passes at a time, we make one.
 
     Args:
         passes: stochastic passes of the teacher, T.
@@ -42,7 +42,7 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
         self.passes = passes
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Named losses of one batch; ``coverage_teacher`` is the share of pixels where the teacher is sure."""
+        """Named losses of one batch; ``coverage_teacher`` is the share of pixels where the teacher is certain."""
         image, label, unlabeled, _ = self.weak_views(batch)
         target = self.teach(unlabeled)
         mean = torch.stack([self.teach(unlabeled) for _ in range(self.passes)]).mean(dim=0)

@@ -1,4 +1,4 @@
-"""UniMatch (Yang et al., CVPR 2023), the open code whose recipe SemSim follows."""
+"""UniMatch (Yang et al., CVPR 2023), whose open code SemSim's recipe follows."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class UniMatch(Objective):
 
     Trained and deployed: the network, 1,813,764 parameters (1 channel, 4 classes). Deviations from the reference code
     (LiheYoung/UniMatch, ``more-scenarios/medical/unimatch.py``): those of :class:`scripts.methods.FixMatch`; the two
-    strong views, and the weak view's features with and without channels, pass in turn, not joined under shared batch
-    statistics; CutMix partners are predicted in training mode, as the weak views that they are, not in evaluation mode.
+    strong views, and the weak view's features with and without dropped channels, pass one after the other, not joined
+    with shared batch statistics; CutMix partners are predicted in training mode, like all weak views, not in evaluation
+    mode.
 
     Args:
-        feature_dropout: probability of a channel to vanish from every encoder level in the feature stream.
+        feature_dropout: dropout rate of the channels of every encoder level in the feature stream.
         **kwargs: of :class:`scripts.methods.Objective`.
     """
 

@@ -18,16 +18,15 @@ __all__ = ["URPC", "rectified_consistency"]
 
 
 class URPC(RampedConsistency):
-    """``mean_s L_s(z_s) + w(t) L_c``: the decoder's scales agree with their mean, less so where they diverge from it.
+    """``mean_s L_s(z_s) + w(t) L_c``: the decoder's scales agree with their mean, with less weight where they diverge.
 
-    The three coarser decoder levels get a head each, which sees its features perturbed: by dropout (1/8 of the image's
-    size), with the most active places erased (1/4), by relative noise of at most .3 (1/2). Their logits are brought to
-    the image's size by nearest interpolation. L_c is :func:`rectified_consistency` of the unlabeled images.
+    Each of the three coarser decoder levels has a head on perturbed features: by dropout (1/8 of the image's size),
+    with the most active positions erased (1/4), by relative noise of at most .3 (1/2). Their logits are resized to the
+    image's size by nearest interpolation. L_c is :func:`rectified_consistency` of the unlabeled images.
 
     Trained: 1,821,840 parameters (1 channel, 4 classes), the U-Net and three heads. Deployed: the U-Net, 1,813,764.
-    Deviations from SSL4MIS (``train_uncertainty_rectified_pyramid_consistency_2D.py``, ``unet_urpc``): it also holds a
-    head of the bottleneck that nothing reads (9,220 parameters; with it the 1.83 M that SemSim's Table I cites), which
-    is left out.
+    Deviations from SSL4MIS (``train_uncertainty_rectified_pyramid_consistency_2D.py``, ``unet_urpc``): it also has an
+    unused head of the bottleneck (9,220 parameters; with it the 1.83 M of SemSim's Table I), which is left out.
 
     Args:
         dropout: rate of the coarsest head's dropout of single values.
@@ -63,7 +62,7 @@ class URPC(RampedConsistency):
 
 
 def rectified_consistency(logits: Tensor) -> Tensor:
-    """``mean_s [mean(exp(-D_s) (p - p_s)^2) / mean(exp(-D_s)) + mean(D_s)]``, nothing of it cut from the graph.
+    """``mean_s [mean(exp(-D_s) (p - p_s)^2) / mean(exp(-D_s)) + mean(D_s)]``, with gradients through all factors.
 
     p_s are the class probabilities of scale s, p is their mean over the scales, ``D_s = KL(p || p_s)`` per pixel.
 

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention that never holds all scores: PyTorch's fused kernel, on a CPU our own over chunks."""
+"""Scaled dot-product attention in constant memory: PyTorch's fused kernel, on a CPU our own over chunks."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.flop_counter import register_flop_formula
 
 __all__ = ["attention"]
 
 CHUNK = 1_100_000
-"""Most scores made at a time: 2 MiB in bf16, which a core's cache holds. A fusion module's head at 224 px has fewer."""
+"""Maximum number of scores in memory: 2 MiB in bf16, which fits a core's cache. A fusion head at 224 px has fewer."""
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """``softmax(scale Q K^T) V`` over the last two dimensions, once differentiable, in the inputs' dtype.
 
-    On a CPU the fused kernel's backward pass is slow in bf16, and it wants values as wide as the queries; matrix
+    On a CPU the fused kernel's backward pass is slow in bf16 and requires values as wide as the queries; matrix
     products over chunks that fit the cache are faster.
 
     Args:
@@ -39,14 +38,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    # With unequal widths, or a last dimension of another stride than 1, PyTorch would hold all scores.
+    # With unequal widths, or a last dimension whose stride is not 1, PyTorch would store all scores.
     width = max(query.shape[-1], value.shape[-1])
     q, k, v = (F.pad(x, (0, width - x.shape[-1])).contiguous() for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., : value.shape[-1]]
 
 
 def _values(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Attention over ``[N, L, D]``; the backward pass makes each chunk's scores again."""
+    """Attention over ``[N, L, D]``; the backward pass recomputes each chunk's scores."""
     out = query.new_empty(*query.shape[:-1], value.shape[-1])
     for batch, rows in _chunks(query, key):
         weights = _weights(query[batch, rows], key[batch], scale)
@@ -96,27 +95,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
 _chunked.register_autograd(_backward, setup_context=_keep)
 
 
-@register_flop_formula(torch.ops.semsim.attention)
-def _flops(query: Any, key: Any, value: Any, scale: float, **_: Any) -> int:
-    """Of two products of a batch of matrices, given shapes: 2 FLOPs per multiplication and addition."""
-    count, length, width = query
-    return 2 * count * length * int(key[1]) * (width + int(value[2]))
-
-
-@register_flop_formula(torch.ops.semsim.attention_backward)
-def _flops_backward(grad: Any, query: Any, key: Any, value: Any, scale: float, **_: Any) -> int:
-    """Of five products: the scores anew, and the gradients of values, weights, queries and keys."""
-    count, length, width = query
-    return 2 * count * length * int(key[1]) * (3 * width + 2 * int(value[2]))
-
-
 def _weights(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    # beta 0 leaves the first operand unread; alpha acts before the products are rounded
+    # with beta 0 the first operand is not read; alpha applies before the products are rounded
     return torch.baddbmm(query.new_empty(()), query, key.mT, beta=0, alpha=scale).softmax(dim=-1)
 
 
 def _chunks(query: Tensor, key: Tensor) -> list[tuple[slice, slice]]:
-    """Pieces of the batch or, where one element's scores are too many already, even pieces of its rows."""
+    """Chunks of the batch or, if one element has too many scores, equal chunks of its rows."""
     count, length = query.shape[:2]
     scores = length * key.shape[1]
     several = max(1, CHUNK // scores)

@@ -9,11 +9,11 @@ __all__ = ["Discriminator"]
 
 
 class Discriminator(nn.Module):
-    """Tells whether a segmentation comes from a labeled or an unlabeled image, from it and the image together.
+    """Classifies an image and its segmentation as labeled or unlabeled.
 
     SSL4MIS's ``FCDiscriminator``: four convolutions that halve the size (the first one of either input, then summed;
     LeakyReLU(.2) and channel dropout .5 between the others), an average pool to 2x2 and a linear layer. 2,762,754
-    parameters for 1 input channel and 4 classes. The pool is adaptive, so that any size from 16 pixels goes in; at 224
+    parameters for 1 input channel and 4 classes. The pool is adaptive, so any size from 16 pixels is accepted; at 224
     it is the reference's pool of 7.
 
     Args:

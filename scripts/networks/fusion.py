@@ -49,15 +49,15 @@ class SpatialAwareFusion(nn.Module):
     """Spatial-aware fusion module (SFM; Eqs. 14-17, Fig. 5): multi-scale encoder features -> one feature map.
 
     Each stage's map is cut into ``windows x windows`` windows; the tokens of the same window of all stages form one
-    sequence for a transformer block, so that a place sees itself at every scale. A map that the windows do not divide
-    is padded at its lower and right border by repeating the edge, and cropped again afterwards.
+    sequence for a transformer block, so that each position attends to itself at every scale. A map whose size the
+    windows do not divide is padded at its lower and right border by repeating the edge, and cropped afterwards.
 
     The learned position embeddings (one per stage, shared by all windows) have the window size at ``reference_size``
     pixels and are interpolated to any other: the parameter count does not depend on the training size.
 
     Args:
         channels: the U-Net's encoder widths, finest stage first.
-        stages: paper stages that are fused (1 is full resolution); ``f~`` has stage 3's size whatever the set.
+        stages: the paper's stages that are fused (1 is full resolution); ``f~`` always has stage 3's size.
         windows: windows per side, S.
         dim: width of the tokens and of the fused features, D.
         heads: attention heads.
@@ -124,7 +124,7 @@ class SpatialAwareFusion(nn.Module):
             fused.append(y if y.shape[-2:] == size else F.interpolate(y, size=size, mode="bilinear"))
         return cast(Tensor, self.fuse(torch.cat(fused, dim=1)))
 
-    # Channels stay last from here to there: cutting and joining windows are then plain copies of whole tokens.
+    # Channels are last between these two, so that cutting and joining windows copies whole tokens.
 
     def _split(self, x: Tensor) -> Tensor:
         """Windows ``[B * S * S, h, w, dim]`` of a map ``[B, dim, H, W]``."""
@@ -137,7 +137,7 @@ class SpatialAwareFusion(nn.Module):
         return x.reshape(batch * s * s, h, w, dim)
 
     def _merge(self, windows: Tensor, like: Tensor) -> Tensor:
-        """Inverse of :meth:`_split`: the map ``[B, dim, H, W]`` that ``like`` was."""
+        """Inverse of :meth:`_split`: a map ``[B, dim, H, W]`` with the shape of ``like``."""
         s, (_, h, w, dim) = self.windows, windows.shape
         x = windows.reshape(-1, s, s, h, w, dim).transpose(2, 3).reshape(-1, s * h, s * w, dim)
         return x.permute(0, 3, 1, 2)[..., : like.shape[-2], : like.shape[-1]]

@@ -1,4 +1,4 @@
-"""The network that rectifies pseudo-labels by latent diffusion, which DiffRect trains beside the deployed one."""
+"""The network that rectifies pseudo-labels by latent diffusion; DiffRect trains it jointly with the deployed one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["LabelRectifier", "class_colors"]
 
 
 def class_colors(num_classes: int) -> Tensor:
-    """``[C, 3]`` RGB in [0, 1]: black background, then evenly spaced hues from red on; white for a single class."""
+    """``[C, 3]`` RGB in [0, 1]: black background, then evenly spaced hues starting at red; white for a single class."""
     foreground = num_classes - 1
     if foreground == 1:
         return torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
@@ -27,13 +27,13 @@ def class_colors(num_classes: int) -> Tensor:
 
 
 class LabelRectifier(nn.Module):
-    """From a pseudo-label and its image to the logits of a better label, by diffusion at the bottleneck of a U-Net.
+    """Map a pseudo-label and its image to the logits of a better label, by diffusion at the bottleneck of a U-Net.
 
-    An encoder reads the image together with the label, whose classes are colours (:func:`class_colors`); a second one
-    reads the image alone, and its features are added level by level. How wrong the pseudo-label is expected to be,
-    its Dice loss in [0, 1], enters every level as a time step's embedding does ("calibration guidance"). A denoiser,
-    MONAI's ``DiffusionModelUNet``, finds the bottleneck of the better label from noise and the bottleneck of the
-    pseudo-label; the decoder reads it with the skip connections of the pseudo-label.
+    One encoder takes the image together with the label, whose classes are coloured (:func:`class_colors`); a second one
+    takes the image only, and its features are added level by level. The expected error of the pseudo-label, its Dice
+    loss in [0, 1], is embedded like a time step and added to every level ("calibration guidance"). A denoiser, MONAI's
+    ``DiffusionModelUNet``, predicts the bottleneck of the better label from noise and the bottleneck of the
+    pseudo-label; the decoder takes it with the skip connections of the pseudo-label.
 
     Args:
         in_channels: channels of the image.
@@ -41,8 +41,8 @@ class LabelRectifier(nn.Module):
         channels: width of each level of encoders and decoder.
         denoiser: widths of the denoiser's levels, multiples of its ``groups``.
         groups: groups of the denoiser's group norms.
-        time_steps: of the diffusion in training.
-        sampling_steps: of the DDIM sampler.
+        time_steps: time steps of the diffusion in training.
+        sampling_steps: steps of the DDIM sampler.
     """
 
     embedding = 128
@@ -81,7 +81,7 @@ class LabelRectifier(nn.Module):
         self.schedule.set_timesteps(sampling_steps)
         alphas = self.schedule.alphas_cumprod
         del self.schedule.alphas_cumprod
-        # As a buffer it moves with the module; MONAI would copy it to the device in every step and wait for it.
+        # A buffer moves with the module; MONAI would copy it to the device in every step and wait.
         self.schedule.register_buffer("alphas_cumprod", alphas, persistent=False)
         self.register_buffer("colors", class_colors(num_classes), persistent=False)
 
@@ -92,7 +92,7 @@ class LabelRectifier(nn.Module):
             image: ``[B, C, H, W]``.
             label: pseudo-label ``[B, H, W]``.
             guidance: scalar in [0, 1], the Dice loss of the pseudo-label.
-            better: the label to find, ``[B, H, W]``.
+            better: the target label, ``[B, H, W]``.
 
         Returns:
             Logits ``[B, num_classes, H, W]``, float32, and the mean squared error of the denoised bottleneck.
@@ -107,7 +107,7 @@ class LabelRectifier(nn.Module):
 
     @torch.no_grad()
     def sample(self, image: Tensor, label: Tensor, guidance: Tensor) -> Tensor:
-        """Logits of the label that DDIM finds from pure noise; arguments as in :meth:`forward`."""
+        """Logits of the label that DDIM samples from pure noise; arguments as in :meth:`forward`."""
         features = self.encode(image, label, guidance)
         latent = torch.randn_like(features[-1], dtype=torch.float32)
         found = latent

@@ -40,7 +40,7 @@ class SwinStage(nn.Module):
 
 
 class PatchExpand(nn.Module):
-    """Upsampling by ``scale``: a linear layer makes the channels that become the new pixels, then layer norm."""
+    """Upsampling by ``scale``: a linear layer expands the channels into the new pixels, then layer norm."""
 
     def __init__(self, dim: int, out_dim: int, scale: int) -> None:
         super().__init__()
@@ -59,9 +59,9 @@ class SwinUNet(nn.Module):
     """U-shaped network of Swin blocks: 27,168,420 parameters for 4 classes with the defaults.
 
     The defaults are the reference's ``swin_tiny_patch4_window7_224_lite`` (stochastic depth .2 included), as used by
-    SSL4MIS. Differences: any image size goes in, padded at the lower and right border by repeating the edge to a
-    multiple of 32; maps that the windows do not divide are padded with zeros inside the blocks, and a map smaller than
-    a window is one window (with the position table read as MONAI reads it). At 224 pixels none of this applies.
+    SSL4MIS. Differences: any image size is accepted and padded at the lower and right border by repeating the edge to a
+    multiple of 32; maps whose size the windows do not divide are padded with zeros inside the blocks, and a map smaller
+    than a window is one window (with MONAI's reading of the position table). At 224 pixels none of this applies.
 
     Args:
         num_classes: classes of the output, background included.
@@ -106,7 +106,7 @@ class SwinUNet(nn.Module):
         self.encoder = nn.ModuleList(stage(i) for i in range(len(dims)))
         self.merging = nn.ModuleList(PatchMerging(dim, spatial_dims=2) for dim in dims[:-1])
         self.norm = nn.LayerNorm(dims[-1])
-        # Lists of the decoder go by the level that they lead to, finest first, like the encoder's.
+        # Lists of the decoder are ordered by their output level, finest first, like the encoder's.
         self.expanding = nn.ModuleList(PatchExpand(wide, dim, 2) for dim, wide in pairwise(dims))
         self.joining = nn.ModuleList(nn.Linear(2 * dim, dim) for dim in dims[:-1])
         self.decoder = nn.ModuleList(stage(i) for i in range(len(dims) - 1))
@@ -142,8 +142,8 @@ class SwinUNet(nn.Module):
     def load_pretrained(self, path: str) -> None:
         """Start encoder and decoder from a Swin Transformer, as the reference does.
 
-        Each decoder stage starts as the encoder's of its level. Blocks beyond a stage's depth, masks and the
-        classifier are left aside; what the file does not hold (expansion, joining, head) stays as it is.
+        Each decoder stage starts as the encoder's of its level. Blocks beyond a stage's depth, masks and the classifier
+        are ignored; modules that the file lacks (expansion, joining, head) keep their weights.
 
         Args:
             path: e.g. ``swin_tiny_patch4_window7_224.pth`` of Microsoft's Swin-Transformer: a state dict, or one
@@ -151,7 +151,7 @@ class SwinUNet(nn.Module):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the encoder is not in it, or has other shapes.
+            ValueError: if the encoder is missing from it or has other shapes.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"pretrained: expected a file of Swin Transformer weights, found none at '{path}'.")

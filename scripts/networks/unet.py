@@ -48,7 +48,7 @@ class UNet(nn.Module):
         in_channels: channels of the input image (1 grey, 3 RGB).
         num_classes: classes of the output, background included.
         channels: width of each encoder level; the paper's "stage k" is entry ``k - 1``.
-        dropout: dropout probability inside each encoder level, or one number for all of them. The decoder has none.
+        dropout: dropout probability of each encoder level, or one number for all. The decoder has no dropout.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(UpBlock(channels[k], channels[k - 1]) for k in range(len(channels) - 1, 0, -1))
         self.head = nn.Conv2d(channels[0], num_classes, 3, padding=1)
         # The faster layout for convolutions, on CPUs and on GPUs. It is set here, so that every program that builds the
-        # network from a config, MONAI Label for instance, computes bitwise the same.
+        # network from a config, such as MONAI Label, computes the same bits.
         nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -91,7 +91,7 @@ class UNet(nn.Module):
         return features
 
     def decode_levels(self, features: list[Tensor]) -> list[Tensor]:
-        """Decoder features, coarsest first, from those of :meth:`encode`; the head reads the last one."""
+        """Decoder features, coarsest first, from those of :meth:`encode`; the last one is the head's input."""
         levels: list[Tensor] = []
         x = features[-1]
         for level, block in enumerate(self.decoder):

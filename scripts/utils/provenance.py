@@ -11,15 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.data.axis import THICKEST
-from scripts.data.records import missing_cases
 from scripts.utils.files import update_digest, write_text
 from scripts.utils.validation import read_json
 
 __all__ = [
     "check_grid",
     "code_version",
-    "describe_data",
     "file_digest",
     "is_synthetic",
     "read_record",
@@ -62,43 +59,6 @@ def code_version(root: Path = ROOT) -> str:
         pass  # no git here, or no checkout
     metadata = root / "configs" / "metadata.json"
     return f"version {json.loads(metadata.read_text(encoding='utf-8'))['version']}" if metadata.is_file() else "unknown"
-
-
-def describe_data(
-    layout: str,
-    dataset_dir: str | Path | None = None,
-    splits: str | Path | None = None,
-    allow_missing: bool = False,
-    fold: int = 0,
-    class_names: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """What a record says of the data: names and digests, never a path, nor a patient but those that public data names.
-
-    Args:
-        layout: the data set's layout.
-        dataset_dir: its folder, of which nothing is said, or its datalist, which then is the split.
-        splits: file of the split; None: the seeded split of the cases at hand.
-        allow_missing: whether cases of the split may be missing from the folder.
-        fold: the fold that validates.
-        class_names: names of the foreground classes by their number as text.
-
-    Returns:
-        ``{"data", "split", "split_sha256"}``, ``fold`` where it is another than the first, ``class_names`` where there
-        are any, and, where cases may be and are missing, ``missing_cases``: their names, or for data of one's own their
-        number.
-    """
-    more: dict[str, Any] = {"fold": fold} if fold else {}
-    if class_names:
-        more["class_names"] = dict(class_names)
-    if allow_missing and (missing := missing_cases(layout, str(dataset_dir), splits)):
-        more["missing_cases"] = len(missing) if layout == "custom" else missing
-    file = dataset_dir if str(dataset_dir).lower().endswith(".json") else splits
-    if dataset_dir and not file and (Path(dataset_dir) / "splits_final.json").is_file():  # nnU-Net's
-        file = Path(dataset_dir) / "splits_final.json"
-    if not file:
-        return {"data": layout, "split": "seeded", "split_sha256": None, **more}
-    known = os.path.isfile(file)
-    return {"data": layout, "split": Path(file).name, "split_sha256": file_digest(file) if known else None, **more}
 
 
 def is_synthetic(image: str | Path) -> bool:
@@ -154,7 +114,7 @@ PROTOCOL: dict[str, Any] = {
     "percentiles": [0, 100],
     "mirroring": False,
     "largest_component": False,
-    "slice_axis": THICKEST,
+    "slice_axis": "thickest",
 }
 """What inference does with weights whose record says nothing else: the paper's protocol."""
 

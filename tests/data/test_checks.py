@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd
 from PIL import Image
 
-from scripts.data import LabelValuesd, LoadVolumed, VolumeDataset, cached_volumes
+from scripts.data import LabelValuesd, LoadImageVolumed, VolumeDataset, cached_volumes
 from scripts.data.checks import check_classes, check_grids, remarks
 
 SHAPE = (20, 24, 5)
@@ -22,7 +22,7 @@ AFFINE = np.array([[-1.5, 0, 0.3, 12], [0, -1.45, 0, -7], [0.1, 0, 8, 40], [0, 0
 
 
 def load(path: Path) -> MetaTensor:
-    volume: MetaTensor = Compose([LoadVolumed("file"), EnsureChannelFirstd("file")])({"file": str(path)})["file"]
+    volume: MetaTensor = Compose([LoadImageVolumed("file"), EnsureChannelFirstd("file")])({"file": str(path)})["file"]
     return volume
 
 
@@ -95,7 +95,7 @@ def test_classes_that_cannot_be_are_refused_before_a_file_is_read(
     tmp_path: Path, num_classes: Any, values: Any, message: str
 ) -> None:
     def preprocessing() -> Compose:
-        steps = [LoadVolumed(["image", "label"])]
+        steps = [LoadImageVolumed(["image", "label"])]
         return Compose([*steps, *([] if values is None else [LabelValuesd("label", values)])])
 
     records = [{"image": "nowhere.nii.gz", "label": "nowhere.nii.gz"}]
@@ -153,7 +153,7 @@ def test_training_names_what_is_odd_every_time(tmp_path: Path, caplog: pytest.Lo
     spark[4, 4, 4] = 32767
     for record, array in zip(records, (body, spark, body > 130), strict=True):
         nib.save(nib.Nifti1Image(array.astype(np.int16), np.eye(4)), record["image"])
-    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+    steps = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image")])
     for _ in range(2):
         caplog.clear()
         cached_volumes(records, steps, tmp_path / "cache", num_classes=2)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from scripts.data import LoadVolumed
+from scripts.data import LoadImageVolumed
 from scripts.data.metaimage import TYPES
 from scripts.data.readers import read_grid, voxel_files
 
@@ -39,7 +39,7 @@ def write(path: Path, data: str = "LOCAL", voxels: bytes = b"", more: bytes = b"
 
 
 def load(path: Path) -> np.ndarray:
-    return LoadVolumed("image")({"image": str(path)})["image"].numpy()
+    return LoadImageVolumed("image")({"image": str(path)})["image"].numpy()
 
 
 def slices(folder: Path) -> list[str]:
@@ -170,10 +170,10 @@ def test_no_flipped_bit_of_a_compressed_volume_passes(tmp_path: Path) -> None:
 def test_a_header_that_claims_too_much_asks_for_no_memory(tmp_path: Path) -> None:
     path = write(tmp_path / "x.mha", voxels=bytes(20_000), DimSize="20000 20000 4")
     code = (
-        "import resource, sys; from scripts.data import LoadVolumed\n"
+        "import resource, sys; from scripts.data import LoadImageVolumed\n"
         "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = used()\n"
-        "try: LoadVolumed('image')({'image': sys.argv[1]})\n"
+        "try: LoadImageVolumed('image')({'image': sys.argv[1]})\n"
         "except ValueError: print(used() - before)\n"
     )
     root = Path(__file__).resolve().parents[2]

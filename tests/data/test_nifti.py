@@ -11,9 +11,9 @@ import SimpleITK as sitk  # noqa: N813
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd
 
-from scripts.data import LoadVolumed, ThroughPlaneLastd
+from scripts.data import LoadImageVolumed, ThroughPlaneLastd
 from scripts.data.nifti import GEOMETRY
-from scripts.data.writers import SaveVolumed
+from scripts.data.writers import SaveImageVolumed
 
 SHAPE = (7, 6, 5)
 TURN = np.linalg.qr(np.eye(3) + 0.2 * np.random.default_rng(0).normal(size=(3, 3)))[0] * [-1, -1, 1]
@@ -75,14 +75,14 @@ def at(image: sitk.Image) -> np.ndarray:
 
 
 def load(path: Path) -> MetaTensor:
-    return LoadVolumed("image")({"image": str(path)})["image"]
+    return LoadImageVolumed("image")({"image": str(path)})["image"]
 
 
 def mapped(image: Path, folder: Path) -> Path:
     """The label map that inference's steps make of an image: loaded, turned, batched, turned back and written."""
     steps = Compose(
         [
-            LoadVolumed("image"),
+            LoadImageVolumed("image"),
             EnsureChannelFirstd("image"),
             Orientationd("image", axcodes="LPS", labels=None),
             ThroughPlaneLastd("image"),
@@ -91,7 +91,9 @@ def mapped(image: Path, folder: Path) -> Path:
     (batch,) = DataLoader(Dataset([{"image": str(image)}], steps), batch_size=1)
     (item,) = decollate_batch({**batch, "pred": (batch["image"] > 4).float()})
     item = Invertd("pred", steps, orig_keys="image")(item)
-    save = SaveVolumed("pred", output_dir=str(folder), output_postfix="seg", output_dtype=np.uint8, print_log=False)
+    save = SaveImageVolumed(
+        "pred", output_dir=str(folder), output_postfix="seg", output_dtype=np.uint8, print_log=False
+    )
     save(item)
     return folder / image.name.replace(".nii", "_seg.nii.gz")
 

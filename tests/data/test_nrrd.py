@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from scripts.data import LoadVolumed
+from scripts.data import LoadImageVolumed
 
 
 def save(path: Path, components: int = 1) -> np.ndarray:
@@ -22,10 +22,10 @@ def save(path: Path, components: int = 1) -> np.ndarray:
 @pytest.mark.parametrize("components", [1, 3])
 def test_nrrd_lies_where_nifti_lies(components: int, tmp_path: Path) -> None:
     array = save(tmp_path / "x.nrrd", components)
-    loaded = LoadVolumed("image")({"image": str(tmp_path / "x.nrrd")})["image"]
+    loaded = LoadImageVolumed("image")({"image": str(tmp_path / "x.nrrd")})["image"]
     np.testing.assert_array_equal(loaded.numpy(), array.transpose(2, 1, 0, *range(3, array.ndim)))
     save(tmp_path / "x.nii.gz")
-    nifti = LoadVolumed("image")({"image": str(tmp_path / "x.nii.gz")})["image"]
+    nifti = LoadImageVolumed("image")({"image": str(tmp_path / "x.nii.gz")})["image"]
     np.testing.assert_allclose(loaded.affine, nifti.affine, atol=1e-5)
 
 
@@ -43,4 +43,4 @@ def test_other_files_are_refused_in_one_line(change: object, message: str, tmp_p
     save(path)
     path.write_bytes(change(path.read_bytes()))  # type: ignore[operator]
     with pytest.raises(Exception, match=message):
-        LoadVolumed("image")({"image": str(path)})
+        LoadImageVolumed("image")({"image": str(path)})

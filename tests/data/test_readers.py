@@ -14,7 +14,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 from PIL import Image
 
 from scripts.data.cache import cached_volumes
-from scripts.data.readers import LoadVolumed, MetaImageReader, is_photograph
+from scripts.data.readers import LoadImageVolumed, MetaImageReader, is_photograph
 
 SHAPE = (7, 6, 5)
 SPACING = (0.625, 1.3, 3.6)
@@ -39,7 +39,7 @@ def volume(turn: str) -> sitk.Image:
 
 
 def load(path: Path) -> MetaTensor:
-    return LoadVolumed("image")({"image": str(path)})["image"]
+    return LoadImageVolumed("image")({"image": str(path)})["image"]
 
 
 @pytest.mark.parametrize("turn", TURNS)
@@ -76,7 +76,9 @@ def test_affine_gives_simpleitks_physical_points(tmp_path: Path, turn: str) -> N
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_both_formats_are_alike_after_reorientation(tmp_path: Path, turn: str) -> None:
-    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image"), Orientationd("image", "LPS", labels=None)])
+    steps = Compose(
+        [LoadImageVolumed("image"), EnsureChannelFirstd("image"), Orientationd("image", "LPS", labels=None)]
+    )
     sitk.WriteImage(volume(turn), str(tmp_path / "x.mhd"))
     sitk.WriteImage(volume(turn), str(tmp_path / "x.nii"))
     meta, nifti = (steps({"image": str(tmp_path / name)})["image"] for name in ("x.mhd", "x.nii"))
@@ -89,7 +91,7 @@ def test_both_formats_are_alike_after_reorientation(tmp_path: Path, turn: str) -
 def test_channels_of_a_vector_image(tmp_path: Path, suffix: str) -> None:
     array = np.random.default_rng(2).normal(size=(5, 6, 7, 3)).astype(np.float32)  # z, y, x, channel
     sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(tmp_path / f"x{suffix}"))
-    item = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])({"image": str(tmp_path / f"x{suffix}")})
+    item = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image")])({"image": str(tmp_path / f"x{suffix}")})
     np.testing.assert_array_equal(item["image"], array.transpose(3, 2, 1, 0))
 
 
@@ -100,7 +102,9 @@ def test_photographs_are_volumes_of_one_slice_that_nothing_turns(tmp_path: Path,
     rows, columns = np.mgrid[0:16, 0:24]
     array = np.stack([4 * rows + 2 * columns + 40 * channel for channel in range(channels)], -1).astype(np.uint8)
     Image.fromarray(array.squeeze()).save(tmp_path / f"x{suffix}", quality=100, subsampling=0, dpi=(300, 300))
-    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image"), Orientationd("image", "LPS", labels=None)])
+    steps = Compose(
+        [LoadImageVolumed("image"), EnsureChannelFirstd("image"), Orientationd("image", "LPS", labels=None)]
+    )
     found = steps({"image": str(tmp_path / f"x{suffix}")})["image"]
     assert found.shape == (channels, 24, 16, 1)  # x (columns), y (rows)
     np.testing.assert_allclose(found[..., 0], array.transpose(2, 1, 0), atol=0 if suffix == ".png" else 4)
@@ -184,12 +188,12 @@ def faulty(folder: Path, fault: str) -> Path:
 def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, fault: str, message: str) -> None:
     path = faulty(tmp_path, fault)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        LoadVolumed("image")({"image": str(path)})
+        LoadImageVolumed("image")({"image": str(path)})
     cause: Any = error.value
     assert str(cause).startswith(str(path))
     assert "\n" not in str(cause)
     # training reads through the cache
-    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+    steps = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image")])
     with pytest.raises(ValueError, match=message) as error:
         cached_volumes([{"image": str(path)}], steps, tmp_path / "cache", num_classes=2)
     assert "\n" not in str(error.value)
@@ -297,7 +301,7 @@ def test_a_flat_nifti_is_a_volume_of_one_slice(tmp_path: Path) -> None:
     for shape in ((7, 6), (7, 6, 1)):
         nib.save(nib.Nifti1Image(VOXELS[..., 0].reshape(shape), affine), tmp_path / f"{len(shape)}.nii.gz")
     chain = Compose(
-        [LoadVolumed("image"), EnsureChannelFirstd("image"), Orientationd("image", axcodes="LPS", labels=None)]
+        [LoadImageVolumed("image"), EnsureChannelFirstd("image"), Orientationd("image", axcodes="LPS", labels=None)]
     )
     flat, volume = (chain({"image": str(tmp_path / f"{dims}.nii.gz")})["image"] for dims in (2, 3))
     assert flat.shape == volume.shape == (1, 7, 6, 1)
@@ -312,7 +316,7 @@ def test_a_flat_nifti_is_a_volume_of_one_slice(tmp_path: Path) -> None:
 
 def test_changed_voxels_are_another_entry_of_the_cache(tmp_path: Path) -> None:
     sitk.WriteImage(volume("straight"), str(tmp_path / "x.mhd"))
-    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+    steps = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image")])
     records = [{"image": str(tmp_path / "x.mhd")}]
     before = cached_volumes(records, steps, tmp_path / "cache", num_classes=2)[0].image[2, 0, 3, 3]
     sitk.WriteImage(volume("straight") + 1, str(tmp_path / "x.mhd"))  # the header stays as it is
@@ -324,7 +328,7 @@ def test_a_nifti_of_colours_has_their_channels(tmp_path: Path) -> None:
     colours = np.random.default_rng(0).integers(0, 255, (7, 6, 5, 3), dtype=np.uint8)
     rgb = np.ascontiguousarray(colours).view(np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))[..., 0]
     nib.save(nib.Nifti1Image(rgb, np.eye(4)), tmp_path / "x.nii.gz")
-    steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+    steps = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image")])
     np.testing.assert_array_equal(steps({"image": str(tmp_path / "x.nii.gz")})["image"], colours.transpose(3, 0, 1, 2))
 
 

@@ -13,7 +13,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd
 from PIL import Image
 
 from bundle.workflows import CONFIGS
-from scripts.data import LabelValuesd, LoadVolumed, ScaleImaged, ThroughPlaneLastd
+from scripts.data import LabelValuesd, LoadImageVolumed, ScaleImaged, ThroughPlaneLastd
 
 CANONICAL = np.arange(7 * 6 * 4, dtype=np.float32).reshape(7, 6, 4)  # LPS, slices last
 SPACING = (1.5, 1.4, 9.0)
@@ -123,7 +123,7 @@ def test_channels_of_volumes_are_scaled_one_by_one_and_colours_together(tmp_path
         factors = 10.0 ** np.arange(channels)
         voxels = (rng.integers(1, 50, (9, 8, 3, channels)) * factors).astype(np.float32)
         nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, 5, 1])), tmp_path / "x.nii")
-        steps = Compose([LoadVolumed("image"), EnsureChannelFirstd("image"), ScaleImaged("image")])
+        steps = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image"), ScaleImaged("image")])
         found = steps({"image": str(tmp_path / "x.nii")})["image"].numpy()
         low, high = (f(voxels, axis=(0, 1, 2)) for f in (np.min, np.max))
         np.testing.assert_allclose(found, np.moveaxis((voxels - low) / (high - low), -1, 0), atol=1e-6)

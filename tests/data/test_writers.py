@@ -12,8 +12,8 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.data import MetaTensor
 
-from scripts.data.readers import LoadVolumed
-from scripts.data.writers import SaveVolumed
+from scripts.data.readers import LoadImageVolumed
+from scripts.data.writers import SaveImageVolumed
 
 SHAPE = (6, 5, 4)
 CORNERS = ((0, 0, 0), (5, 0, 0), (0, 4, 0), (0, 0, 3))
@@ -38,7 +38,7 @@ def label_map(shape: tuple[int, ...] = SHAPE, affine: np.ndarray | None = None, 
 
 def save(item: MetaTensor, folder: Path, suffix: str, **options: Any) -> Path:
     options = {"output_dtype": np.uint8, **options}
-    saver = SaveVolumed("pred", suffix, output_dir=str(folder), output_postfix="seg", print_log=False, **options)
+    saver = SaveImageVolumed("pred", suffix, output_dir=str(folder), output_postfix="seg", print_log=False, **options)
     saver({"pred": item})
     return folder / f"case_seg{suffix}"
 
@@ -64,7 +64,7 @@ def test_grid_is_the_images(tmp_path: Path, suffix: str, handed: float) -> None:
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".mhd"])
 def test_what_is_written_is_read_again(tmp_path: Path, suffix: str) -> None:
     item = label_map()
-    back = LoadVolumed("image")({"image": str(save(item, tmp_path, suffix))})["image"]
+    back = LoadImageVolumed("image")({"image": str(save(item, tmp_path, suffix))})["image"]
     np.testing.assert_array_equal(back, item[0])
     np.testing.assert_allclose(back.affine, oblique(), atol=1e-5 if "nii" in suffix else 1e-12)
 
@@ -80,7 +80,7 @@ def test_probabilities_keep_their_channels(tmp_path: Path, suffix: str) -> None:
     item = label_map()
     item = MetaTensor(torch.rand(3, *SHAPE), meta=item.meta)
     path = save(item, tmp_path, suffix, output_dtype=np.float32)
-    back = LoadVolumed("image")({"image": str(path)})["image"]
+    back = LoadImageVolumed("image")({"image": str(path)})["image"]
     assert back.dtype == torch.float32
     np.testing.assert_array_equal(np.moveaxis(np.asarray(back), -1, 0), item)
 
@@ -97,7 +97,7 @@ def test_header_names_the_voxels_beside_it(tmp_path: Path) -> None:
 def test_mask_of_a_photograph(tmp_path: Path) -> None:
     # a photograph of 6 columns and 5 rows, as the reader gives it
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((5, 6), np.uint8)), str(tmp_path / "photo.png"))
-    photo = LoadVolumed("image")({"image": str(tmp_path / "photo.png")})["image"]
+    photo = LoadImageVolumed("image")({"image": str(tmp_path / "photo.png")})["image"]
     mask = (torch.arange(5) >= 3).float().expand(6, 5)[None, ..., None]  # the lowest two rows
     item = MetaTensor(mask, meta={**photo.meta, "filename_or_obj": "case.png"})
     stored = sitk.GetArrayFromImage(sitk.ReadImage(str(save(item, tmp_path, ".png", label_values=[0, 255]))))
@@ -120,7 +120,7 @@ def test_png_holds_no_volume(tmp_path: Path) -> None:
 
 def test_unknown_suffix_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match=r"output_ext: expected one of \.nii\.gz, .*found '\.jpg'"):
-        SaveVolumed("pred", ".jpg")
+        SaveImageVolumed("pred", ".jpg")
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".mhd", ".png"])
@@ -149,7 +149,7 @@ def test_a_png_of_more_than_8_bits_is_refused(tmp_path: Path) -> None:
 def test_overlays_know_their_suffixes() -> None:
     folder = Path(__file__).resolve().parents[2] / "configs" / "datasets"
     for path in folder.glob("*.json"):
-        SaveVolumed("pred", json.loads(path.read_text())["output_ext"])
+        SaveImageVolumed("pred", json.loads(path.read_text())["output_ext"])
 
 
 @pytest.mark.parametrize("below", ["", "sub/.."])
@@ -157,8 +157,8 @@ def test_maps_never_lie_among_the_images(tmp_path: Path, below: str) -> None:
     """There NAME_seg may be a label already, and would be one for the next training."""
     (tmp_path / "sub").mkdir()
     with pytest.raises(ValueError, match="is the folder of the images"):
-        SaveVolumed("pred", output_dir=str(tmp_path / below), data_root_dir=str(tmp_path))
-    SaveVolumed("pred", output_dir=str(tmp_path / "sub"), data_root_dir=str(tmp_path))
+        SaveImageVolumed("pred", output_dir=str(tmp_path / below), data_root_dir=str(tmp_path))
+    SaveImageVolumed("pred", output_dir=str(tmp_path / "sub"), data_root_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("source", ["case.NII.GZ", "case.Nii", "case.MHA"])

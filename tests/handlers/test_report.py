@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
@@ -140,6 +143,23 @@ def test_a_second_run_starts_anew(tmp_path):
     for seed in range(2):
         engine.run([[volume(f"/d/{seed}.nii", *random_maps(seed))]])
     assert {row["case"] for row in read(tmp_path / "per_volume.csv")} == {"1"}
+
+
+def report_of_a_process(rank, folder):
+    """Volume 0 in the first process, 0 and 1 in the second."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    batches = [[volume(f"/d/{seed}.nii", *random_maps(seed))] for seed in range(rank + 1)]
+    evaluate(batches, Path(folder, str(rank)))
+    dist.barrier()
+    os._exit(0)  # see tests/test_engine.py
+
+
+def test_the_first_process_reports_the_volumes_of_all(tmp_path):
+    mp.spawn(report_of_a_process, args=(str(tmp_path),), nprocs=2)
+    evaluate([[volume(f"/d/{seed}.nii", *random_maps(seed))] for seed in range(2)], tmp_path / "one")
+    for name in ("per_volume.csv", "summary.csv"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert not (tmp_path / "1").exists()
 
 
 # --- configs/evaluate.json

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from monai.transforms import Compose, EnsureChannelFirstd, ScaleIntensityd
 
-from scripts.data import LoadVolumed
+from scripts.data import LoadImageVolumed
 from scripts.monai_label import Studies, run_folder, training_slices, validation_volumes
 from tests.monai_label.common import CLASSES, CODES, SYNONYMS, listed, make_datastore, save, set_info
 
@@ -76,7 +76,7 @@ def preprocessing() -> Compose:
     keys = ("image", "label")
     return Compose(
         [
-            LoadVolumed(keys, allow_missing_keys=True),
+            LoadImageVolumed(keys, allow_missing_keys=True),
             EnsureChannelFirstd(keys, allow_missing_keys=True),
             ScaleIntensityd("image"),
         ]

@@ -15,12 +15,12 @@ CODE = """
 import multiprocessing, sys
 from monai.data import DataLoader, Dataset, decollate_batch
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd
-from scripts.data import LoadVolumed, ThroughPlaneLastd
+from scripts.data import LoadImageVolumed, ThroughPlaneLastd
 from scripts.utils.processes import worker_method
 
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
-    steps = [LoadVolumed("image"), EnsureChannelFirstd("image"), Orientationd("image", axcodes="LPS", labels=None)]
+    steps = [LoadImageVolumed("image"), EnsureChannelFirstd("image"), Orientationd("image", axcodes="LPS", labels=None)]
     steps = Compose([*steps, ThroughPlaneLastd("image")])
     data = Dataset([{"image": sys.argv[2]}], steps)
     (batch,) = DataLoader(data, batch_size=1, num_workers=2, multiprocessing_context=worker_method(2))

@@ -13,8 +13,6 @@ from scripts.utils.errors import root_cause
 from scripts.utils.provenance import (
     check_grid,
     code_version,
-    describe_data,
-    file_digest,
     read_record,
     trained_options,
     trained_size,
@@ -74,15 +72,6 @@ def test_size_follows_the_record_or_the_default(weights: Path, caplog: pytest.Lo
     check_grid(weights, 96)
     with pytest.raises(ValueError, match="trained on slices of 96 px, this run takes 224 px: set --image_size 96"):
         check_grid(weights, 224)
-
-
-def test_data_is_described_without_paths(tmp_path: Path) -> None:
-    splits = tmp_path / "mine.json"
-    splits.write_text("{}")
-    expected = {"data": "acdc", "split": "mine.json", "split_sha256": file_digest(splits)}
-    assert describe_data("acdc", tmp_path, splits) == expected
-    assert describe_data("custom", splits) == {**expected, "data": "custom"}, "a datalist is its own split"
-    assert describe_data("isic") == {"data": "isic", "split": "seeded", "split_sha256": None}
 
 
 def test_code_version_is_the_commit_or_the_metadata(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from scripts.data.dicom.find import Findings, find_volumes
 from scripts.data.dicom.pixels import read_voxels
 from scripts.data.dicom.volume import Frame
 from scripts.data.images import find_images
-from scripts.data.readers import LoadVolumed
+from scripts.data.readers import LoadImageVolumed
 from tests.dicom_study import OBLIQUE, SECRETS, Study, archive, pixels, write
 
 TURNS = {
@@ -204,7 +204,7 @@ def test_a_volume_loads_as_its_nifti_does(tmp_path: Path) -> None:
     study = Study(turn=OBLIQUE, phases=1)
     write(study.cine(), tmp_path)
     records = find_images(tmp_path)
-    image = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])(records[0])["image"]
+    image = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image")])(records[0])["image"]
     assert isinstance(image, MetaTensor)
     np.testing.assert_array_equal(image[0], study.volumes[0])
     np.testing.assert_allclose(image.affine, study.affine, atol=1e-9)
@@ -436,7 +436,7 @@ def test_a_damaged_image_is_named_when_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"_\w{10}\.dcm: its pixels cannot be decoded: damaged or cut short\."
     ) as error:
-        LoadVolumed("image")({"image": volume})
+        LoadImageVolumed("image")({"image": volume})
     assert "\n" not in str(error.value)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from scripts.data import dataset_records
+from scripts.data.description import describe_data
 from scripts.data.images import evaluation_records, find_images
 from scripts.data.layouts.datalist import named_classes, read_class_values, read_datalist
-from scripts.utils.provenance import describe_data, file_digest
+from scripts.utils.provenance import file_digest
 
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 

@@ -13,9 +13,9 @@ import SimpleITK as sitk  # noqa: N813
 from monai.bundle import ConfigParser
 
 from scripts.data import dataset_records
+from scripts.data.description import describe_data
 from scripts.data.layouts.promise12 import promise12_cases
 from scripts.data.records import missing_cases
-from scripts.utils.provenance import describe_data
 
 ROOT = Path(__file__).resolve().parents[3]
 SPLIT = ROOT / "scripts" / "data" / "splits" / "promise12.json"
