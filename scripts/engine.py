@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from scripts.draws import Draws
 from scripts.methods import Objective
-from scripts.static_step import Losses, StaticSteps
+from scripts.static_step import CaptureError, Losses, StaticSteps
 from scripts.utils.memory import freed_memory_kept
 from scripts.utils.options import check_switches, check_values
 
@@ -245,7 +245,15 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self, static: StaticSteps, batchdata: Mapping[str, Tensor], generator: torch.Generator
     ) -> dict[str, float]:
         """A captured step; returns the losses of the step before it, whose end the host need not wait for."""
-        before, self.pending = self.pending, static(batchdata, generator, self.state.iteration)
+        try:
+            losses = static(batchdata, generator, self.state.iteration)
+        except CaptureError as error:
+            logger.warning("Steps are not captured, the training goes on without: %s", error)
+            self.static, self.compile = None, False
+            if self.pending is not None:
+                self._checked(self.pending)
+            return self._step(batchdata, generator)
+        before, self.pending = self.pending, losses
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         for event in (
@@ -254,9 +262,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             IterationEvents.BACKWARD_COMPLETED,
         ):
             self.fire_event(event)
-        output = None if before is None else self._checked(before)
-        if output is None or self.state.iteration % self.state.epoch_length == 0:
-            output, self.pending = self._checked(self.pending), None
+        output = self._checked(before or losses)
+        if self.state.iteration % self.state.epoch_length == 0:
+            output, self.pending = self._checked(losses), None
         return output
 
     @staticmethod

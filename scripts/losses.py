@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-__all__ = ["DiceCE", "MaskedDice", "PseudoLabel", "coverage", "dice_loss", "pseudo_label"]
+__all__ = ["DiceCE", "MaskedDice", "PseudoLabel", "coverage", "dice_loss", "one_hot", "pseudo_label"]
 
 
 class PseudoLabel(NamedTuple):
@@ -47,7 +47,7 @@ class DiceCE(nn.Module):
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Loss of ``[B, C, H, W]`` logits against ``[B, 1, H, W]`` labels, integers in [0, C)."""
         logits = logits.contiguous()  # softmax works in that layout whatever comes
-        dice = dice_loss(logits.softmax(dim=1), one_hot(label[:, 0], logits), self.batch)
+        dice = dice_loss(logits.softmax(dim=1), one_hot(label[:, 0], logits.shape[1]), self.batch)
         return (dice + F.cross_entropy(logits, label[:, 0].long())) / 2
 
 
@@ -68,17 +68,17 @@ class MaskedDice(nn.Module):
     def forward(self, logits: Tensor, label: Tensor, passed: Tensor | None = None) -> Tensor:
         """Loss of ``[B, C, H, W]`` logits against ``[B, h, w]`` labels, ``passed`` ``[B, h, w]`` boolean or None."""
         probabilities = logits.float().contiguous().softmax(dim=1)
-        onehot = one_hot(label, probabilities)
+        onehot = one_hot(label, logits.shape[1])
         if passed is not None:
             keep = passed[:, None].to(probabilities.dtype)
             probabilities, onehot = probabilities * keep, onehot * keep
         return dice_loss(probabilities, onehot, self.batch)
 
 
-def one_hot(label: Tensor, like: Tensor) -> Tensor:
-    """``[B, C, h, w]`` of labels ``[B, h, w]``, classes and dtype as in ``like``."""
-    classes = torch.arange(like.shape[1], device=label.device)
-    return (label[:, None] == classes[:, None, None]).to(like.dtype)
+def one_hot(label: Tensor, num_classes: int) -> Tensor:
+    """``[B, C, h, w]`` float32 of labels ``[B, h, w]``; PyTorch's own looks at the values first, on the host."""
+    classes = torch.arange(num_classes, device=label.device)
+    return (label[:, None] == classes[:, None, None]).float()
 
 
 def dice_loss(probabilities: Tensor, onehot: Tensor, batch: bool) -> Tensor:

@@ -18,13 +18,18 @@ from torch.optim import SGD
 from scripts.draws import Draws
 from scripts.methods import Objective
 from scripts.methods.teacher import MovingAverage
+from scripts.utils.errors import one_line
 
-__all__ = ["Losses", "StaticSteps", "cuda_graph"]
+__all__ = ["CaptureError", "Losses", "StaticSteps", "cuda_graph"]
 
 WARM_UP = 3
 """Steps before a capture: a compiler, libraries and the allocator do in them what they do once."""
 
 Step = Callable[[], Tensor]
+
+
+class CaptureError(RuntimeError):
+    """A step cannot be recorded; nothing of the training has changed."""
 
 
 @dataclass
@@ -122,6 +127,9 @@ class StaticSteps:
             batch: see :class:`scripts.methods.Objective`, on the host.
             generator: of the views' random numbers.
             iteration: its number, from 1.
+
+        Raises:
+            CaptureError: if it is the first of its kind and cannot be recorded.
         """
         for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
@@ -166,6 +174,8 @@ class StaticSteps:
             inputs["draws"] = torch.rand(draws.taken).to(self.device)
             try:
                 replay = self.record(step)
+            except Exception as error:  # of a compiler, a library or the driver
+                raise CaptureError(one_line(error)) from error
             finally:
                 self.objective.draws = self.objective.progress = None
         return _Program(inputs, replay, names)
@@ -210,10 +220,12 @@ class StaticSteps:
             if isinstance(value, Tensor)
         ]
         before = [value.clone() for value in tensors]
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            yield
-        for value, kept in zip(tensors, before, strict=True):
-            value.copy_(kept)
+        try:
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                yield
+        finally:
+            for value, kept in zip(tensors, before, strict=True):
+                value.copy_(kept)
 
 
 def cuda_graph(step: Step) -> Step:

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from scripts.augmentation import AugmentedView
-from scripts.engine import SemiSupervisedTrainer
+from scripts.engine import SemiSupervisedTrainer, poly_schedule
 from scripts.handlers.checkpoints import RunCheckpoint
 from scripts.methods import Objective
 from scripts.static_step import StaticSteps
@@ -29,7 +30,7 @@ CAPTURED = [name for name, method in METHODS.items() if method.capturable]
 
 
 def recorded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    return make_fx(step)()
+    return torch.no_grad()(make_fx(step)())  # the backward pass is among what was recorded
 
 
 def training(
@@ -70,13 +71,15 @@ def test_replayed_steps_equal_eager_ones(name: str) -> None:
 
 
 def test_losses_come_one_step_late_and_whole_at_the_end_of_an_epoch() -> None:
-    eager, late = [], []
+    eager: list[float] = []
+    late: list[float] = []
     for losses, record in ((eager, None), (late, lambda step: step)):
         engine = training("fixmatch", record, epochs=2)
         engine.supervised_share = 0.0
-        engine.train_data_loader = None
         engine.state.epoch_length = 4
-        engine.add_event_handler("iteration_completed", lambda e, found=losses: found.append(e.state.output[0]["loss"]))
+        engine.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda e, found=losses: found.append(e.state.output[0]["loss"])
+        )
         engine.run()
     # Step 1 is eager; 2 and 5 are the first of their kind and epoch and are waited for, as 4 and 8 are, the last.
     assert late == [eager[i - 1] for i in (1, 2, 2, 4, 5, 5, 6, 8)]
@@ -86,6 +89,7 @@ def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
     def run(folder: str, epochs: int, resume: bool) -> dict[str, Tensor]:
         objective = build("fixmatch", seed=int(resume), dropout=0.2, weak=WeakView("rotate_flip"))
         engine = trainer(objective, epochs, [RunCheckpoint(str(tmp_path / folder), objective.network, resume)])
+        engine.lr_scheduler = poly_schedule(engine.optimizer, 6)  # of the whole training
         engine.static = StaticSteps(objective, engine.optimizer, engine._autocast, recorded)
         engine.run()
         return objective.state_dict()
@@ -117,6 +121,21 @@ def test_a_step_without_a_finite_loss_leaves_the_weights_and_is_told() -> None:
         engine.run()
     assert before
     assert all(value.isfinite().all() for value in objective.parameters())
+
+
+def test_a_step_that_cannot_be_recorded_trains_without(caplog: pytest.LogCaptureFixture) -> None:
+    def refused(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        step()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    states = []
+    for record in (None, refused):
+        engine = training("fixmatch", record)
+        engine.run()
+        states.append(engine.method.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert "operation not permitted" in caplog.text
+    assert engine.static is None
 
 
 def test_compiling_is_refused_on_a_cpu() -> None:
