@@ -70,17 +70,17 @@ def main(
         raise ValueError(f"device: expected one of {', '.join(MATRIX_SIDE)}, found {device}.")
     rates = _print_machine(device)
     sizes = (image_size,) if isinstance(image_size, int) else tuple(image_size)
-    for image_size in sizes:
-        step_seconds = _print_steps(names, image_size, batch_size, repeats, device, rates)
+    for size in sizes:
+        step_seconds = _print_steps(names, size, batch_size, repeats, device, rates)
     with tempfile.TemporaryDirectory() as folder:
         cohort = make_phantom_cohort(
             Path(folder, "cohort"), patients=(2, 0, 0), size=(216, 256), slices=(SLICES, SLICES)
         )
         images = [str(path) for path in sorted(Path(cohort).glob("*/*_frame??.nii.gz"))]
-        _print_inference(images, folder, image_size, repeats, device)
-        parts = _print_input(images, folder, image_size, batch_size, repeats, device, step_seconds)
+        _print_inference(images, folder, size, repeats, device)
+        parts = _print_input(images, folder, size, batch_size, repeats, device, step_seconds)
         if step_seconds:
-            others = isolated(epoch_parts, images, folder, image_size, device)
+            others = isolated(epoch_parts, images, folder, size, device)
             _print_epoch(parts, others, batch_size, step_seconds)
         _print_hd95(images[0], repeats)
 

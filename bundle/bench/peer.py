@@ -10,6 +10,7 @@ are not part of the step: its loader makes them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ THRESHOLD = 0.95
 
 def peer_step(batch: dict[str, Tensor]) -> Callable[[], None]:
     """One step on a batch ``image``, ``label``, ``unlabeled``; both strong views and the pasted images are its own."""
-    network = UNet().to(batch["image"].device, memory_format=torch.contiguous_format)
+    network: UNet = cast(Any, UNet()).to(batch["image"].device, memory_format=torch.contiguous_format)
     for block in network.encoder:
         block[3] = nn.Dropout(block[3].p)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
