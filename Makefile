@@ -71,7 +71,7 @@ test-label: $(LABEL_INSTALLED)  ## test the bundle in a real MONAI Label server
 	$(LABEL_PYTHON) -m pytest tests/bundle/label
 
 clean:  ## remove the environments, the tools' caches and what the demos made; leave output/, eval/ and models/ alone
-	rm -rf $(VENV) $(LABEL_VENV) $(OLDEST_VENV) demo label-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL_VENV) $(OLDEST_VENV) demo label-demo label-round .pytest_cache .mypy_cache .ruff_cache
 	find bundle scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: requirements.txt

@@ -123,7 +123,7 @@ class Predictions:
         entries: dict[str, dict[str, Any]] = {}
         with suppress(FileNotFoundError):
             for line in (self.folder / self.name).read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError, TypeError, KeyError):
+                with suppress(ValueError, TypeError, KeyError, RecursionError):
                     entry = json.loads(line)
                     entries[str(entry["image"])] = {"files": [*map(str, entry["files"])], "sha256": entry["sha256"]}
         return entries

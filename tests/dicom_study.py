@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from pydicom.valuerep import format_number_as_ds
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bundle.workflows import CONFIGS
+from scripts.data.dicom.find import find_volumes
+from scripts.data.dicom.segmentation import SegmentationWriter
 from scripts.phantoms.heart import PhantomPatient
 
 PATIENT = "Phantomson^Quendolin"
@@ -33,19 +37,22 @@ class Study:
         seed: of the patient.
         phases: phases of the cine; images between end-diastole and end-systole are mixed from the two.
         turn: directions of rows, columns and slices as the columns of a matrix.
+        patient: ID of the patient.
     """
 
-    def __init__(self, seed: int = 0, phases: int = 4, turn: np.ndarray | None = None) -> None:
+    def __init__(
+        self, seed: int = 0, phases: int = 4, turn: np.ndarray | None = None, patient: str = "PID-4711"
+    ) -> None:
         turn = np.eye(3) if turn is None else turn
         rng = np.random.default_rng(seed)
-        patient = PhantomPatient(rng, size=(40, 56), spacing=(4.0, 5.0), slices=(4, 5))
-        diastole, systole = (patient.volume(state) for state in (False, True))
+        heart = PhantomPatient(rng, size=(40, 56), spacing=(4.0, 5.0), slices=(4, 5))
+        diastole, systole = (heart.volume(state) for state in (False, True))
         contraction = np.sin(np.pi * np.arange(phases) / phases)
         self.volumes = [np.round((1 - c) * diastole[0] + c * systole[0]).astype(np.int16) for c in contraction]
         self.labels = [systole[1] if c > 0.5 else diastole[1] for c in contraction]
-        self.turn, self.spacing, self.gap = turn, (round(patient.pixel, 4), round(patient.pixel * 1.25, 4)), 8.5
+        self.turn, self.spacing, self.gap = turn, (round(heart.pixel, 4), round(heart.pixel * 1.25, 4)), 8.5
         self.origin = turn @ np.array([-71.25, -60.5, 33.125])
-        self.key = f"study {seed}"
+        self.key, self.patient = f"study {seed}", patient
         self.study = self.uid_of("study")
         self.reference = self.uid_of("frame of reference")
 
@@ -68,7 +75,7 @@ class Study:
         ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
         ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = sop_class
         ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = self.uid_of(series, instance)
-        ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = PATIENT, "PID-4711", BIRTH, "O"
+        ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = PATIENT, self.patient, BIRTH, "O"
         ds.StudyInstanceUID, ds.SeriesInstanceUID = self.study, self.uid_of(series)
         ds.StudyDate = ds.SeriesDate = ds.ContentDate = ds.AcquisitionDate = STUDY_DATE
         ds.StudyTime = ds.SeriesTime = ds.ContentTime = ds.AcquisitionTime = "112233"
@@ -199,6 +206,19 @@ def archive(folder: Path, **options: Any) -> Study:
     return study
 
 
+def drawn(study: Study, folder: Path, phases: Sequence[int]) -> None:
+    """The labels of some phases, from 1, of a study in a folder as DICOM SEGs among its files."""
+    acdc = json.loads((CONFIGS / "datasets" / "acdc.json").read_text(encoding="utf-8"))
+    names = {key: acdc[key] for key in ("class_names", "class_codes", "class_colors")}
+    write_seg = SegmentationWriter("drawn by hand", acdc["num_classes"], **names)
+    volumes = find_volumes(folder, phase=phases).volumes
+    for phase, volume in zip(phases, volumes, strict=True):
+        write_seg(study.labels[phase - 1], volume, folder / f"SG{phase:05d}")
+
+
 if __name__ == "__main__":
-    for i in range(2):
-        archive(Path(sys.argv[1]) / f"{i}", seed=i)
+    for i in range(6):
+        place = Path(sys.argv[1]) / f"{i}"
+        made = archive(place, seed=i, patient=f"PID-{4711 + i}")
+        if i < 3:
+            drawn(made, place, phases=(1, 3))

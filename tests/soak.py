@@ -12,14 +12,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import multiprocessing
-import os
 import random
-import resource
-import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,18 +22,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import monai.bundle  # noqa: F401 - loaded before the forks
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-import torch
 from PIL import Image
 
 from scripts.data.images import find_images
 from scripts.phantoms import make_phantom_cohort
 from scripts.utils.tensors import load_state
+from tests.forks import EARLY, FORK, run_monai
 
-ROOT = Path(__file__).resolve().parents[1]
 METHODS = ["supervised", "fixmatch", "semsim", "mean_teacher", "cross_pseudo_supervision", "bcp", "unimatch", "urpc"]
 SIZES: dict[str, dict[str, Any]] = {
     "acdc": {"size": (48, 64), "spacing": (3.0, 3.6), "slices": (3, 4)},
@@ -60,40 +53,6 @@ WRONG = {
     "resume": ["nowhere.pt", "maybe"],
     "in_channels": ["2", "0"],
 }
-LONG = 900.0  # seconds after which a run counts as hanging
-
-
-EARLY = "error: interrupted before the bundle's own code was there to say so"
-FORK = multiprocessing.get_context("fork")
-
-
-def command(words: list[str], log: int, limit: int | None) -> None:
-    """Be MONAI's command line, in a process of one's own that prints into a pipe."""
-    for number in (1, 2):
-        os.dup2(log, number)
-    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
-    os.chdir(ROOT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
-    if limit is not None:  # like a full disk, for whom root's reserve would be open
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    sys.argv = ["monai.bundle", *words]
-    code = 0
-    try:
-        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-        print(error.code if code == 1 else "", file=sys.stderr)
-    except BaseException as error:  # as Python itself ends
-        code = 130 if isinstance(error, KeyboardInterrupt) else 1
-        if code == 130 and sys.excepthook is sys.__excepthook__:
-            print(EARLY, file=sys.stderr)
-        else:
-            sys.excepthook(type(error), error, error.__traceback__)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 class Soak:
@@ -120,31 +79,10 @@ class Soak:
             cohort.start()
             cohort.join()
 
-    def run(
-        self, words: list[str], end: signal.Signals | None = None, after: float = LONG, limit: int | None = None
-    ) -> tuple[int, str]:
-        """Run a command line; returns its exit code, negative for a signal, and its log.
-
-        Args:
-            words: the command line.
-            end: the signal that ends it.
-            after: seconds until then.
-            limit: the largest file that it may write, in bytes.
-        """
+    def run(self, words: list[str], **options: Any) -> tuple[int, str]:
+        """Run a command line, see :func:`tests.forks.run_monai`, into a log of its own."""
         self.number += 1
-        log = self.folder / f"log-{self.number}.txt"
-        with log.open("wb") as stream:  # another process writes it, whose files have no limit
-            printer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=stream)
-        assert printer.stdin is not None
-        process = FORK.Process(target=command, args=(words, printer.stdin.fileno(), limit))
-        process.start()
-        process.join(after)
-        if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, end or signal.SIGKILL)
-            process.join(60)
-        printer.communicate()
-        code = process.exitcode if process.exitcode is not None else 999
-        return code, log.read_text(errors="replace")
+        return run_monai(words, self.folder / f"log-{self.number}.txt", **options)
 
     def judge(self, action: str, mishap: str, words: list[str], code: int, log: str, fault: str) -> None:
         """Sort a run that was left to end by what came of it.
@@ -224,7 +162,7 @@ class Soak:
         after = self.random.uniform(0.5, 12)
         if mishap in ("killed", "interrupted"):
             end = signal.SIGKILL if mishap == "killed" else signal.SIGINT
-            code, log = self.run(words, end, after)
+            code, log = self.run(words, end=end, after=after)
             if mishap == "interrupted" and code != 0:
                 self.judge("train", mishap, words, code, log, "")
             words = [*words, "--resume=True"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 import torch
 
 from scripts.networks import UNet
+from scripts.phantoms import make_phantom_cohort
 from scripts.utils.errors import FaultsError, root_cause
 from tests.workflows import CONFIGS, ROOT, workflow
 
@@ -129,7 +132,7 @@ def test_a_line_that_was_cut_short_costs_one_image(infer: Callable[..., None], t
     before = written(tmp_path / "out")
     log = tmp_path / "out" / "predictions.jsonl"
     last = json.loads(log.read_text().splitlines()[-1])["image"].removesuffix(".nii.gz")
-    log.write_text(log.read_text()[:-20])
+    log.write_text("[" * 10_000 + "\n" + log.read_text()[:-20])
     infer()
     assert changed(before, written(tmp_path / "out")) == {last}
 
@@ -184,3 +187,44 @@ def test_two_processes_share_the_images(cohort: Path, tmp_path: Path) -> None:
     assert changed(before, written(tmp_path / "out")) == set()
     entries = [json.loads(entry) for entry in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert sorted(entry["image"] for entry in entries) == ["b/scan.nii.gz", "e.nii.gz"]
+
+
+@pytest.mark.skipif("SEMSIM_SLOW" not in os.environ, reason="SEMSIM_SLOW not set: hundreds of studies take minutes")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_three_hundred_studies_survive_a_kill(processes: int, tmp_path: Path) -> None:
+    """Three broken ones among them; killed when about a third is done, then started again."""
+    cohort = Path(make_phantom_cohort(tmp_path / "cohort", (150, 0, 0), size=(40, 48), slices=(3, 4)))
+    images = tmp_path / "images"
+    images.mkdir()
+    for image in cohort.glob("*/*_frame??.nii.gz"):
+        image.rename(images / image.name)
+    names = sorted(path.name for path in images.iterdir())
+    broken = names[::120]
+    for name in broken:
+        (images / name).write_bytes(b"no image")
+    shared = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else []
+    line = [sys.executable, "-m", *shared, "monai.bundle", "run"]
+    line += ["--config_file", "configs/inference.json", "--dataset_dir", str(images), "--image_size", "48"]
+    line += ["--checkpoint", str(save_weights(tmp_path / "model.pt")), "--output_dir", str(tmp_path / "out")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    noted = tmp_path / "out" / "predictions.jsonl"
+
+    first = subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    while not (noted.is_file() and noted.read_text().count("\n") > 100):
+        assert first.poll() is None, "it ended before it could be killed"
+        time.sleep(0.05)
+    # torchrun's workers are in sessions of their own
+    workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    for pid in (first.pid, *map(int, workers)):
+        os.kill(pid, signal.SIGKILL)
+    first.wait()
+    before = noted.read_text().count("\n")
+    again = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
+    assert again.returncode == 1
+    for name in broken:
+        assert len(re.findall(rf"(?m)^(?:\[rank0\]: )?(?:error: )?{images / name}", again.stderr)) == 1
+    entries = [json.loads(entry)["image"] for entry in noted.read_text().splitlines()]
+    assert sorted(entries) == sorted(set(names) - set(broken)), "each sound study once"
+    assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 297
+    (speed,) = re.findall(r"Segmented \d+ images in .*", again.stderr + again.stdout)
+    print(f"{processes} process(es), killed after {before} studies: {speed}")

@@ -4,11 +4,9 @@ import itertools
 import json
 import math
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -30,6 +28,7 @@ from scripts.methods import FixMatch, Objective, Supervised
 from scripts.networks import UNet
 from scripts.utils.errors import root_cause
 from scripts.views import WeakView
+from tests.workflows import workflow as base_workflow
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -373,6 +372,12 @@ def test_properties_from_another_directory(phantom: Path, tmp_path: Path, monkey
     assert not flow.check_properties()
 
 
+@pytest.mark.parametrize("files", [["train.json"], ["train.json", "evaluate.json"], ["inference.json"]])
+def test_a_start_in_another_folder_is_told_of(tmp_path: Path, files: list[str]) -> None:
+    with pytest.raises(SystemExit, match=r"error: no bundle in .*: start in its folder, or name that by --bundle_root"):
+        base_workflow("train", *files, bundle_root=str(tmp_path))
+
+
 def test_an_empty_validation_list_still_ends_in_weights(phantom: Path, tmp_path: Path) -> None:
     flow = workflow("methods/supervised.json", **arguments(phantom, tmp_path, **{"validate#dataset#data": []}))
     flow.initialize()
@@ -476,30 +481,6 @@ def run(options: Mapping[str, Any], *overlays: str) -> None:
     flow = workflow(*overlays, **options)
     flow.initialize()
     flow.run()
-
-
-def test_a_killed_run_resumes_to_the_same_weights(phantom: Path, tmp_path: Path) -> None:
-    options = arguments(phantom, tmp_path, **{"train#trainer#max_epochs": 30, "val_interval": 15})
-    overlay = "methods/semsim_minus.json"
-    run(options, overlay)
-
-    killed = options | {"output_dir": str(tmp_path / "killed")}
-    with subprocess.Popen(
-        command(killed, overlay), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        checkpoint = tmp_path / "killed" / "checkpoint.pt"
-        while not checkpoint.exists() and process.poll() is None:
-            time.sleep(0.02)
-        time.sleep(0.1)  # somewhere in a later epoch
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    assert not (tmp_path / "killed" / "model_last.pt").exists()
-
-    run(killed | {"resume": True}, overlay)
-    whole = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["method"]
-    resumed = torch.load(checkpoint, weights_only=True)["method"]
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
 
 @pytest.mark.parametrize(

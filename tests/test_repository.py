@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from bundle.__main__ import COMMANDS
 from bundle.share.checks import anchors
+from scripts.data.dicom.volume import PACKAGES
 from scripts.utils.options import check_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +49,8 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_metadata_versions_are_the_pins(card: dict, pins: dict[str, str]) -> None:
-    versions = {name.lower(): version for name, version in card["required_packages_version"].items()}
+    named = {**card["required_packages_version"], **card["dicom_packages_version"]}
+    versions = {name.lower(): version for name, version in named.items()}
     versions |= {
         "monai": card["monai_version"],
         "torch": card["pytorch_version"],
@@ -63,6 +65,8 @@ def test_project_ranges_hold_the_pins(card: dict, pins: dict[str, str]) -> None:
     ranges = [Requirement(line) for line in project["dependencies"]]
     required = {requirement.name.lower() for requirement in ranges}
     assert required == {"torch", "monai", "numpy"} | {name.lower() for name in card["required_packages_version"]}
+    dicom = {Requirement(line).name for line in project["optional-dependencies"]["dicom"]}
+    assert dicom == set(card["dicom_packages_version"]) == set(PACKAGES.split())
     for extra in project["optional-dependencies"].values():
         ranges += [Requirement(line) for line in extra]
     assert {requirement.name.lower() for requirement in ranges} == set(pins)

@@ -5,8 +5,8 @@ Every function builds what it needs from the bundle's own configs, so that a cha
 
 from __future__ import annotations
 
+import math
 import os
-import resource
 import statistics
 import sys
 import time
@@ -93,9 +93,13 @@ def median_seconds(work: Callable[[], Any], repeats: int, device: str) -> float:
 
 
 def peak_memory(device: str) -> float:
-    """Peak memory so far in MiB: allocated on a GPU, resident in the process on a CPU."""
+    """Peak memory so far in MiB: allocated on a GPU, resident in the process on a CPU; NaN on Windows."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:
+        return math.nan
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from bundle.report.page import Cell, Code, Heading, Section, Table, Text, number
 from bundle.report.several import score_sections, settings_section
 from scripts.metrics import MEASURES
 from scripts.utils.files import replacing, write_csv, write_text
+from scripts.utils.validation import read_json
 
 __all__ = ["CHECKPOINTS", "PARTS", "collect", "write_comparison"]
 
@@ -54,7 +54,7 @@ def collect(folder: Path, part: str) -> list[dict[str, Any]]:
         summaries = {name: run / f"{part}-{name}" / "summary.csv" for name in CHECKPOINTS}
         if not all(path.is_file() for path in summaries.values()):
             continue
-        row = {"run": run.name, **json.loads(about.read_text(encoding="utf-8"))}
+        row = {"run": run.name, **read_json(about, "run")}
         command = row.pop("command")
         parser = ConfigParser(ConfigParser.load_config_file(run / "train.json"))
         row |= {name: parser.get_parsed_content(name) for name in ("labeled", "image_size")}

@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 
 from bundle.workflows import CONFIGS, method_names
 from scripts.utils.files import write_text
+from scripts.utils.validation import read_json
 
 __all__ = ["PLAIN", "Run", "command_line", "labeled_counts", "plan", "store"]
 
@@ -213,7 +214,7 @@ def store(
     files = {folder / "settings.json": _base(config_file, overrides)}
     files |= {folder / run.name / name: config for run in runs for name, config in run.configs.items()}
     for path, config in files.items():
-        if path.is_file() and (changed := list(_differences(json.loads(path.read_text(encoding="utf-8")), config))):
+        if path.is_file() and (changed := list(_differences(read_json(path, "config"), config))):
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             what = "; ".join(changed[:3])
             raise ValueError(f"{path}: was begun with other settings: {what}{more}. Choose another --output.")

@@ -183,9 +183,11 @@ def _save(array: np.ndarray, volume: DicomVolume, path: Path) -> None:
 
 
 def _datalist(volumes: Mapping[DicomVolume, bool], names: Mapping[str, str]) -> dict[str, Any]:
+    """The list, patients with labels throughout first: ``--labeled N`` takes the first N of them."""
+    lacking = {volume.case for volume, labeled in volumes.items() if not labeled}
     entries = [
-        {"image": _image_name(v), **({"label": _label_name(v)} if labeled else {}), "case": v.case}
-        for v, labeled in volumes.items()
+        {"image": _image_name(v), **({"label": _label_name(v)} if volumes[v] else {}), "case": v.case}
+        for v in sorted(volumes, key=lambda v: v.case in lacking)
     ]
     labels = {"labels": dict(names)} if names else {}
     return {"name": "import", "description": "made from DICOM", **labels, "training": entries}

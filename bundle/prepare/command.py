@@ -12,7 +12,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from bundle.prepare.merge import merge_masks
+from bundle.prepare.merge import merge_listed, merge_masks
 from bundle.prepare.montage import draw_montage
 from bundle.prepare.survey import Finding, Settings, label_like, passed_over, some, survey, twins
 from bundle.workflows import CONFIGS, ROOT
@@ -53,7 +53,8 @@ def main(
     Args:
         dataset: acdc, promise12, isic or custom: an overlay in configs/datasets.
         source: folder of the data set, nnU-Net's among them, or a datalist, whose checksums are compared where it has
-            some and whose names of classes are kept.
+            some and whose names of classes are kept. Where its labels are lists, the masks of the classes, they are
+            merged as those of ``label_files`` are.
         output: the datalist to write; the picture is NAME_montage.png beside it.
         splits: JSON file of case names by part; default: that of the overlay, else a seeded split.
         in_channels: channels of an image; default: the overlay's.
@@ -76,10 +77,13 @@ def main(
     check_switches(allow_missing=allow_missing)
     target = _target(output, source)
     check_writable(target.parent)
+    merged = target.with_name(f"{target.stem}_labels")
     if label_files is not None:
         if splits or dataset != "custom" or not Path(source).is_dir():
             raise ValueError("label_files: masks are found beside the images of a folder, dataset custom, no splits.")
-        source = str(merge_masks(Path(source), label_files, target.with_name(f"{target.stem}_labels")))
+        source = str(merge_masks(Path(source), label_files, merged))
+    elif _is_datalist(source):
+        source = str(merge_listed(Path(source), merged))
     source = str(description_of(Path(source)) or source)  # nnU-Net's folder is read as its own list
     settings = _settings(dataset, source, in_channels, num_classes, label_values)
     splits = splits or settings["splits"]

@@ -1,4 +1,4 @@
-"""Masks of one class each, merged into one label map for each image: ``python -m bundle prepare --label_files``."""
+"""Masks of one class each, merged into one label map for each image, for ``python -m bundle prepare``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,14 @@ from monai.transforms import Compose, EnsureChannelFirstd
 from scripts.data import LoadImageVolumed
 from scripts.data.checks import add_or_raise, check_grids
 from scripts.data.layouts.custom import image_files, name_of
+from scripts.data.layouts.datalist import PARTS
 from scripts.data.readers import is_photograph
 from scripts.data.writers import SaveImageVolumed
 from scripts.utils.errors import one_line
-from scripts.utils.files import write_text
+from scripts.utils.files import as_stored, write_text
+from scripts.utils.validation import faults_of, parse_json, read_text
 
-__all__ = ["merge_masks"]
+__all__ = ["merge_listed", "merge_masks"]
 
 
 def merge_masks(root: Path, patterns: str | Sequence[str], folder: Path) -> Path:
@@ -46,24 +49,90 @@ def merge_masks(root: Path, patterns: str | Sequence[str], folder: Path) -> Path
         raise ValueError(f"label_files: expected paths such as {{name}}_liver.nii.gz, found {files}.")
     masks = {image: [_mask(image, pattern) for pattern in files] for image in image_files(root)}
     taken = {mask for image, of_image in masks.items() for mask in of_image if mask.is_file() and mask != image}
-    entries, faults = [], []
+    entries: list[dict[str, Any]] = []
+    faults: list[str] = []
     for image, of_image in masks.items():
         if image in taken:
             continue
         entry = {"image": os.path.relpath(image, folder)}
         there = {number: mask for number, mask in enumerate(of_image, start=1) if mask.is_file()}
-        if there:
-            try:
-                entry["label"] = os.path.relpath(_merge(image, there, root, folder), folder)
-            except (ValueError, RuntimeError) as error:
-                faults.append(one_line(error))
-        entries.append(entry)
+        entries.append(_with_label(entry, image, there, root, folder, faults))
     add_or_raise(faults, None)
     if not any("label" in entry for entry in entries):
         raise ValueError(f"label_files: no image of '{root}' has a mask {' or '.join(files)} beside it.")
-    target = folder / "merged.json"
     labels = {str(number): _class_name(pattern) or str(number) for number, pattern in enumerate(files, start=1)}
-    write_text(target, json.dumps({"labels": {"0": "background", **labels}, "training": entries}, indent=1) + "\n")
+    return _write(folder, {"labels": {"0": "background", **labels}, "training": entries})
+
+
+def merge_listed(path: Path, folder: Path) -> Path:
+    """Merge the masks that a datalist names, and list the label maps in their place.
+
+    Args:
+        path: datalist whose entries may have a list as ``label``: the mask of each class from 1, in their order, None
+            where the image does not show the class.
+        folder: where label maps and datalist are written, created if need be.
+
+    Returns:
+        The new datalist, with everything else that the old one says; the old one where no entry lists masks, or
+        something is wrong with it, which whoever reads it will say.
+
+    Raises:
+        ValueError: when it is no JSON, or says what label files store, which masks of one class each do not.
+        FaultsError: files that are not there, masks on another grid than their image, or that overlap; all of them.
+    """
+    content = parse_json(read_text(path), path, "datalist") if path.is_file() else None
+    if content is None or faults_of(content, "datalist"):
+        return path
+    entries = [entry for part in PARTS for entry in content.get(part) or () if isinstance(entry, dict)]
+    listed = [entry["label"] for entry in entries if isinstance(entry.get("label"), list)]
+    if not listed:
+        return path
+    if content.get("label_values") is not None:
+        raise ValueError(f"{path}: label_values: masks of one class each store no values of classes.")
+    base = Path(os.path.abspath(path)).parent
+    root = Path(os.path.commonpath([(base / entry["image"]).parent for entry in entries]))
+    faults: list[str] = []
+
+    def moved(entry: dict[str, Any] | str) -> dict[str, Any]:
+        old = {"image": entry} if isinstance(entry, str) else entry
+        new = {key: value for key, value in old.items() if key != "label"}
+        new["image"], label = os.path.relpath(_place(base, old["image"]), folder), old.get("label")
+        if isinstance(label, str):
+            new["label"] = os.path.relpath(_place(base, label), folder)
+        if not isinstance(label, list):
+            return new
+        new.pop("sha256", None)
+        masks = {number: _place(base, mask) for number, mask in enumerate(label, start=1) if mask is not None}
+        faults.extend(f"{path} names '{mask}', which is no file." for mask in masks.values() if not mask.is_file())
+        there = {number: mask for number, mask in masks.items() if mask.is_file()}
+        return _with_label(new, _place(base, old["image"]), there, root, folder, faults)
+
+    parts = {part: [moved(entry) for entry in content[part]] for part in PARTS if content.get(part)}
+    add_or_raise(faults, None)
+    numbers = {str(number): str(number) for number in range(1, 1 + max(map(len, listed)))}
+    return _write(folder, {**content, "labels": content.get("labels") or numbers, **parts})
+
+
+def _place(base: Path, name: str) -> Path:
+    return Path(as_stored(os.path.normpath(base / name)))
+
+
+def _with_label(
+    entry: dict[str, Any], image: Path, masks: dict[int, Path], root: Path, folder: Path, faults: list[str]
+) -> dict[str, Any]:
+    """An entry with the label map of its masks by class, where there are any; what is wrong is added to the faults."""
+    if not masks:
+        return entry
+    try:
+        return {**entry, "label": os.path.relpath(_merge(image, masks, root, folder), folder)}
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
+        faults.append(one_line(error))
+    return entry
+
+
+def _write(folder: Path, content: dict[str, Any]) -> Path:
+    target = folder / "merged.json"
+    write_text(target, json.dumps(content, indent=1) + "\n")
     return target
 
 

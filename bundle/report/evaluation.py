@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.metrics import COUNTS, MEASURES
+from scripts.utils.validation import read_json
 
 __all__ = ["MEAN", "Scores", "read_scores"]
 
@@ -81,10 +81,5 @@ def read_scores(folder: Path) -> Scores:
 def _about(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected what was evaluated as JSON, found {error}.") from None
-    if not isinstance(about, dict):
-        raise ValueError(f"{path}: expected what was evaluated, found {type(about).__name__}.")
+    about: dict[str, Any] = read_json(path, "evaluation")
     return about

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +97,10 @@ def training_ranges(run: Run) -> dict[str, tuple[float, float]]:
 
     def facts(file: str) -> dict[str, float]:
         kept = folder / f"{file_digest(*stored_files(Path(file)))}.json"
-        if kept.is_file():
-            return {key: float(value) for key, value in json.loads(kept.read_text(encoding="utf-8")).items()}
+        # what is damaged is made anew
+        with suppress(FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+            known = json.loads(kept.read_text(encoding="utf-8"))
+            return {key: float(known[key]) for key in MEASURED}
         found = _facts_of_file(file)
         write_text(kept, json.dumps(found) + "\n")
         return found

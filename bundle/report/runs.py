@@ -17,6 +17,7 @@ from bundle.report.evaluation import Scores, read_scores
 from bundle.workflows import CONFIGS, ROOT
 from scripts.utils.errors import root_cause
 from scripts.utils.provenance import file_digest, read_record
+from scripts.utils.validation import read_json
 
 __all__ = ["NETWORKS", "Run", "find_runs", "words"]
 
@@ -193,7 +194,7 @@ def _name(folder: Path) -> str:
     about = folder / "run.json"
     if not about.is_file():
         return folder.name
-    content = json.loads(about.read_text(encoding="utf-8"))
+    content = read_json(about, "run")
     count = re.search(r"-labeled([\d.]+)-seed\d+$", folder.name)  # where the comparison has several
     parts = [content["method"], "" if content["overlay"] == "default" else content["overlay"]]
     parts += [f"{count[1]} labelled" if count else "", f"seed {content['seed']}"]

@@ -149,7 +149,7 @@ def exact_versions(bundle: Path) -> None:
     """Versions of the packages are exact."""
     metadata = _metadata(bundle)
     versions = {key: metadata[f"{key}_version"] for key in ("monai", "pytorch", "numpy")}
-    versions |= metadata["required_packages_version"]
+    versions |= {**metadata["required_packages_version"], **metadata.get("dicom_packages_version", {})}
     loose = [f"{name} {version}" for name, version in versions.items() if not re.fullmatch(r"\d+(\.\w+)+", version)]
     if loose:
         raise ValueError(f"not exact: {', '.join(loose)}")

@@ -12,6 +12,8 @@ from scripts.utils.licences import SYNTHETIC, UNSTATED, licenses_line, recorded_
 
 __all__ = ["describe"]
 
+PACKAGES = ("required_packages_version", "dicom_packages_version")
+
 
 def describe(
     own: Mapping[str, Any],
@@ -63,7 +65,7 @@ def describe(
         "monai_version": pins["monai"],
         "pytorch_version": pins["torch"],
         "numpy_version": pins["numpy"],
-        "required_packages_version": {package: pins[package] for package in base["required_packages_version"]},
+        **{key: {package: pins[package] for package in base[key]} for key in PACKAGES},
     }
     classes = {"0": "background", **overlay["class_names"]}
     listed = ", ".join(f"{number}: {title}" for number, title in classes.items())

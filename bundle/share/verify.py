@@ -27,6 +27,7 @@ from scripts.utils.validation import read_json
 __all__ = ["Result", "main", "make_cohort", "run_worker", "verify"]
 
 COHORT = "A synthetic cohort of the bundle's kind can be made"
+TO_THE_END = "Checks through MONAI run to their end"
 WORKER = Path(__file__).with_name("verify_worker.py")
 
 
@@ -130,9 +131,12 @@ def run_worker(bundle: Path, cohort: Path, schema: Path | None) -> list[Result]:
     source = WORKER.read_text(encoding="utf-8")
     done = _run(["-c", source, str(bundle), str(schema.resolve()) if schema else "", data], bundle)
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    results = [Result(*json.loads(line)) for line in lines]
+    try:
+        results = [Result(*map(str, json.loads(line))) for line in lines]
+    except (ValueError, TypeError, RecursionError):  # the bundle's own code prints into the same stream
+        return [Result(TO_THE_END, "found lines that are no results")]
     if done.returncode:
-        results.append(Result("Checks through MONAI run to their end", _last_line(done)))
+        results.append(Result(TO_THE_END, _last_line(done)))
     return results
 
 

@@ -162,12 +162,18 @@ def _fields(path: Path, content: bytes) -> tuple[dict[str, str], int]:
             if line.strip():
                 break
             continue
-        name, value = found[1].decode(), found[2].decode(errors="replace")
+        name, value = (_printable(text) for text in found.groups())
         if fields.setdefault(name, value) != value:
             raise ValueError(f"{path}: the header says both {name} = {fields[name]} and {name} = {value}.")
         if name == "ElementDataFile":
             return fields, start
     raise ValueError(f"{path} is no image of this type, damaged or cut short: its header has no ElementDataFile.")
+
+
+def _printable(text: bytes) -> str:
+    """A field's text, which may stand in a message."""
+    decoded = text.decode(errors="replace").replace("\t", " ")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in decoded)
 
 
 def _data_files(path: Path, fields: dict[str, str], shape: Sequence[int], rest: bytes) -> list[str]:
@@ -178,7 +184,7 @@ def _data_files(path: Path, fields: dict[str, str], shape: Sequence[int], rest: 
     if not value:
         raise ValueError(f"{path}: expected the file of the voxels, found an empty ElementDataFile.")
     if re.match(r"LIST(\s+\d+)?$", value):
-        names = [name for line in rest.decode(errors="replace").splitlines() if (name := line.strip())]
+        names = [name for line in rest.splitlines() if (name := _printable(line).strip())]
         if value not in ("LIST", f"LIST {len(shape) - 1}"):
             raise ValueError(f"{path}: expected a LIST of a file for each slice, found ElementDataFile = {value}.")
     elif "%" in value:

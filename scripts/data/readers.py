@@ -21,7 +21,7 @@ from scripts.data.metaimage import read_header, read_voxels
 from scripts.data.nifti import LPS_TO_RAS, NiftiReader, check_affine, itk_affine, open_nifti
 from scripts.data.photographs import PhotographReader, is_photograph
 
-__all__ = ["LoadImageVolumed", "MetaImageReader", "is_photograph", "read_grid", "voxel_files"]
+__all__ = ["LoadImageVolumed", "MetaImageReader", "is_photograph", "read_grid", "shows_photograph", "voxel_files"]
 
 VOLUME_SUFFIXES = (".mhd", ".mha")
 NRRD = ".nrrd"
@@ -131,6 +131,12 @@ class LoadImageVolumed(LoadImaged):
             d[key].meta["few_values"] = _few_values(d[key].numpy())
             d[key].meta["photograph"] = bool(getattr(data[key], "is_photograph", False)) or is_photograph(data[key])
         return d
+
+
+def shows_photograph(image: MetaTensor) -> bool:
+    """Whether an image is a photograph, whose pixels have no size in mm, also one in a DICOM file."""
+    meta = image.meta
+    return bool(meta.get("photograph")) or is_photograph(str(meta.get("filename_or_obj", "")))
 
 
 def _few_values(array: np.ndarray) -> bool:

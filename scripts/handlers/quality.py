@@ -20,7 +20,7 @@ from monai.engines import IterationEvents
 from monai.inferers import Inferer
 from nibabel.affines import voxel_sizes
 
-from scripts.data.readers import is_photograph
+from scripts.data.readers import shows_photograph
 from scripts.quality.agreement import agreement, view_logits
 from scripts.quality.flags import check_enclosing, component_flags, plane_flags
 from scripts.quality.images import image_features, unlike
@@ -177,7 +177,7 @@ class QualityReport:
         for path in sorted(self.output_dir.rglob("*.json")):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # not ours
             if not isinstance(content, dict) or content.get("weights_sha256") != self.digest:
                 continue
@@ -199,8 +199,7 @@ def _worst(case: Mapping[str, Any]) -> tuple[bool, float]:
 def _voxel_volume(item: Mapping[str, Any]) -> float | None:
     """Volume of a voxel of the map in mL; None for photographs, which have none."""
     pred = item["pred"]
-    file = str(item["image"].meta.get("filename_or_obj", ""))
-    if not isinstance(pred, MetaTensor) or pred.ndim != 4 or is_photograph(file):
+    if not isinstance(pred, MetaTensor) or pred.ndim != 4 or shows_photograph(item["image"]):
         return None
     return float(np.prod(voxel_sizes(np.asarray(pred.affine, dtype=np.float64)))) / 1000
 

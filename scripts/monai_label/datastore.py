@@ -53,6 +53,7 @@ class Studies:
         validation: validation records.
         unlabeled: records with an absolute ``image`` alone, in the order of their names.
         left_out: one line for each label or study that is not used.
+        counts: how many studies of which kind a training uses, in words; "" until :func:`training_slices` knows.
         begin: when this object was made, by the monotonic clock.
 
     Raises:
@@ -72,6 +73,7 @@ class Studies:
         self.labeled, self.validation = ([dict(record) for record in records] for records in (labeled, validation))
         self.unlabeled: list[dict[str, str]] = []
         self.left_out: list[str] = []
+        self.counts = ""
         self.root = _datastore(labeled) or _datastore(validation)
         if self.root is None:
             return
@@ -172,12 +174,10 @@ def training_slices(
     studies.labeled = [dict(record) for record in slices.data if "label" in record]
     labeled = {str(record["image"]) for record in slices.data if "label" in record}
     others = {str(record["image"]) for record in slices.data} - labeled
-    logger.info(
-        "MONAI Label datastore: learning from %d labelled and %d unlabelled studies, validating on %d.",
-        len(labeled),
-        len(others),
-        len(validation),
+    studies.counts = (
+        f"learning from {len(labeled)} labelled and {len(others)} unlabelled studies, validating on {len(validation)}"
     )
+    logger.info("MONAI Label datastore: %s.", studies.counts)
     return slices
 
 
@@ -247,7 +247,7 @@ def _read(root: Path) -> tuple[list[str], dict[str, _Final]]:
             fetched = labels / str(series)
             final = _Final(name, listed_segments(info), bool(series), fetched if series and fetched.is_dir() else None)
             finals[os.path.realpath(labels / f"{name}{label['ext']}")] = final
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: expected MONAI Label's list of studies, found {error!r}.") from None
     images = [os.path.realpath(folder / name) for name in names if not name.startswith(".")]
     # a datastore may list formats that the preprocessing does not read

@@ -180,6 +180,7 @@ class PublishWeights:
             logger.warning("The new network is worse: the served one stays, the new one is %s.", CANDIDATE)
         else:
             self._publish()
+        logger.info("Ended at epoch %d after %s.", engine.state.epoch, self.studies.counts)
         for fault in self.studies.left_out:
             logger.warning("Left out: %s", fault)
 

@@ -94,7 +94,7 @@ def make_phantom_cohort(
     root = Path(root)
     # cohorts of the first kind were made before there were others: their marker does not name it
     named = [] if kind == "acdc" else [kind]
-    parameters = json.loads(json.dumps([*named, VERSION, patients, seed, *ranges.values()]))
+    parameters = json.dumps([*named, VERSION, patients, seed, *ranges.values()])
     labels = cohort.labels_per_case * sum(patients)
     if _is_complete(root, parameters, cohort.labels, labels):
         return str(root)
@@ -110,7 +110,7 @@ def make_phantom_cohort(
         building.chmod(0o755)  # mkdtemp makes it private
         (building / "splits.json").write_text(json.dumps(splits, indent=4) + "\n", encoding="utf-8")
         cohort.write(building, names, seed, **ranges)
-        (building / MARKER).write_text(json.dumps(parameters), encoding="utf-8")
+        (building / MARKER).write_text(parameters, encoding="utf-8")
         if root.exists() and not _is_complete(root, parameters, cohort.labels, labels):
             shutil.rmtree(root)
         try:
@@ -123,9 +123,9 @@ def make_phantom_cohort(
     return str(root)
 
 
-def _is_complete(root: Path, parameters: list[Any], pattern: str, labels: int) -> bool:
+def _is_complete(root: Path, parameters: str, pattern: str, labels: int) -> bool:
     marker = root / MARKER
-    if not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")) != parameters:
+    if not marker.is_file() or marker.read_bytes() != parameters.encode():
         return False
     return len(list(root.glob(pattern))) == labels
 

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from nibabel.affines import voxel_sizes
 from torch import Tensor
 
-from scripts.data.readers import is_photograph
+from scripts.data.readers import shows_photograph
 
 __all__ = ["FEWEST_IMAGES", "image_features", "training_ranges", "unlike"]
 
@@ -86,7 +86,7 @@ def unlike(features: Mapping[str, float], ranges: Mapping[str, Sequence[float]])
 def _field_of_view(image: Tensor) -> dict[str, float]:
     if not isinstance(image, MetaTensor) or image.ndim != 4:
         return {}
-    if is_photograph(str(image.meta.get("filename_or_obj", ""))):
+    if shows_photograph(image):
         return {}
     sizes = voxel_sizes(np.asarray(image.affine, dtype=np.float64))
     height, width = (float(size) * length for size, length in zip(sizes[:2], image.shape[1:3], strict=True))

@@ -28,6 +28,9 @@ _Validator = validators.extend(
 )
 
 
+DEEPEST = 50  # lists and objects in one another; what is held against a schema and shown is walked recursively
+
+
 class Fault(NamedTuple):
     """Where a content departs from its schema: keys and indices from the top, and what was expected and found."""
 
@@ -65,11 +68,24 @@ def parse_json(text: str | bytes, path: str | Path, kind: str) -> Any:
     expected = SCHEMAS[kind]["description"]
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
-        return json.loads(decoded, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+        content = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
-        raise ValueError(f"{path}: expected {expected}, found JSON that is nested too deeply.") from None
+        content = None
     except ValueError as error:
         raise ValueError(f"{path}: expected {expected}, found no JSON: {error}.") from None
+    else:
+        if _depth(content) <= DEEPEST:
+            return content
+    raise ValueError(f"{path}: expected {expected}, found JSON that is nested too deeply.")
+
+
+def _depth(content: Any) -> int:
+    """How many lists and objects lie in one another."""
+    level, depth = [content], 0
+    while level := [value for value in level if isinstance(value, list | dict)]:
+        depth += 1
+        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
+    return depth
 
 
 def check(content: Any, kind: str, path: str | Path) -> None:
@@ -95,12 +111,16 @@ def faults_of(content: Any, kind: str) -> list[Fault]:
 
 def _fault(error: Any) -> Fault:
     where = tuple(error.absolute_path)
-    at = "".join(f"{key}: " if isinstance(key, str) else f"entry {key + 1}: " for key in where)
+    at = "".join(f"{_key(key)}: " if isinstance(key, str) else f"entry {key + 1}: " for key in where)
     if error.validator == "required":
         missing = [key for key in error.validator_value if key not in error.instance]
         return Fault(where, f"{at}lacks {', '.join(missing)}.")
     expected = error.schema.get("description") or error.message
     return Fault(where, f"{at}expected {expected}, found {shown(error.instance)}.")
+
+
+def _key(key: str) -> str:
+    return key if key.isprintable() and len(key) <= 100 else shown(key)
 
 
 def shown(value: Any) -> str:

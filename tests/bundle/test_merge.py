@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from bundle.prepare.command import main
-from bundle.prepare.merge import merge_masks
+from bundle.prepare.merge import merge_listed, merge_masks
+from scripts.data.layouts.datalist import read_datalist
 
 AFFINE = np.diag([-1.5, -1.5, 8, 1])
 
@@ -84,3 +86,44 @@ def test_patterns_that_fit_nothing_are_named(folder: Path, tmp_path: Path) -> No
         merge_masks(folder, "{name}_liver", tmp_path / "out")
     with pytest.raises(ValueError, match="label_files: masks are found beside the images of a folder"):
         main("custom", str(folder), str(tmp_path / "set.json"), splits="split.json", label_files="a.nii")
+
+
+def listed(folder: Path, masks: list[Any], **more: Any) -> Path:
+    path = folder / "mine.json"
+    entries = [{"image": f"p{i}/ct.nii.gz", **({"label": label} if label else {})} for i, label in enumerate(masks)]
+    path.write_text(json.dumps({"training": entries, **more}))
+    return path
+
+
+def test_masks_that_a_datalist_names_are_merged(folder: Path, tmp_path: Path) -> None:
+    masks = [[f"p{i}/{organ}" for organ in ORGANS] for i in range(2)]
+    path = listed(folder, [*masks, ["p2/segmentations/liver.nii.gz", None], None], labels={"liver": 1, "spleen": 2})
+    main("custom", str(path), str(tmp_path / "set.json"))
+    content = json.loads((tmp_path / "set.json").read_text())
+    assert content["labels"] == {"0": "background", "1": "liver", "2": "spleen"}
+    entries = {Path(entry["image"]).parent.name: entry for key in ("training", "validation") for entry in content[key]}
+    assert sorted(entries) == ["p0", "p1", "p2", "p3"]
+    assert "label" not in entries["p3"]
+    classes = [np.asarray(nib.load(tmp_path / entries[f"p{i}"]["label"]).dataobj)[:, 0, 0].tolist() for i in (0, 2)]
+    assert classes == [[1, 1, 1, 0, 0, 2, 2, 2, 2], [1, 1, 1, 0, 0, 0, 0, 0, 0]]
+    assert all((tmp_path / entry["image"]).is_file() for entry in entries.values())
+    with pytest.raises(ValueError, match=r"mine\.json: 'p0/ct\.nii\.gz' has masks of one class each: .* merges them"):
+        read_datalist(path)
+    assert len(read_datalist(path, labels=False)["train"]) == 4, "to segment them no label is needed"
+
+
+def test_what_is_wrong_with_masks_of_a_datalist_is_named(folder: Path, tmp_path: Path) -> None:
+    both = [f"p0/{ORGANS[0]}", f"p0/{ORGANS[0]}"]
+    path = listed(folder, [both, ["p1/none.nii.gz"]])
+    with pytest.raises(ValueError, match=r"liver\.nii\.gz' and '.*liver\.nii\.gz' overlap in 72 voxels") as error:
+        merge_listed(path, tmp_path / "out")
+    assert "none.nii.gz', which is no file." in str(error.value)
+    with pytest.raises(ValueError, match=r"mine\.json: label_values: masks of one class each"):
+        merge_listed(listed(folder, [both], label_values=[0, 1]), tmp_path / "out")
+    for strange in ([], [3], [["p0/ct.nii.gz"]]):
+        path = listed(folder, [])
+        path.write_text(json.dumps({"training": [{"image": "p0/ct.nii.gz", "label": strange}]}))
+        assert merge_listed(path, tmp_path / "out") == path
+        with pytest.raises(ValueError, match=r"mine\.json: training: entry 1: label: .*expected"):
+            read_datalist(path)
+    assert not (tmp_path / "out").exists() or not (tmp_path / "out" / "merged.json").exists()

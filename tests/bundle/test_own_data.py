@@ -19,7 +19,7 @@ CONFIGS = "'configs/train.json','configs/datasets/custom.json','configs/methods/
 
 def python(*words: object) -> str:
     """Output of a command that a user types in the repository's folder, under a terminal that knows ASCII only."""
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     line = [sys.executable, *map(str, words)]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -29,20 +29,21 @@ def python(*words: object) -> str:
 @pytest.fixture
 def volumes(tmp_path: Path) -> Path:
     """Six volumes with a bright block, whose labels are called as nnU-Net has them; the last one has none."""
+    folder = tmp_path / "a set's [1], (%) & caf\u00e9 $HOME"
     for name in ("imagesTr", "labelsTr"):
-        (tmp_path / "set" / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
     rng = np.random.default_rng(0)
     affine = np.diag([-1.5, -1.5, 8, 1])
     for i in range(6):
         label = np.zeros((40, 48, 3), np.uint8)
         label[10 + i : 25, 12:30] = 1
         image = 80 * label + rng.normal(40, 8, label.shape)
-        nib.save(nib.Nifti1Image(image.astype(np.int16), affine), tmp_path / "set" / "imagesTr" / f"s{i}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(image.astype(np.int16), affine), folder / "imagesTr" / f"s{i}_0000.nii.gz")
         if i < 5:
-            nib.save(nib.Nifti1Image(label, affine), tmp_path / "set" / "labelsTr" / f"s{i}.nii.gz")
+            nib.save(nib.Nifti1Image(label, affine), folder / "labelsTr" / f"s{i}.nii.gz")
     about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "ball": 1}, "file_ending": ".nii.gz"}
-    (tmp_path / "set" / "dataset.json").write_text(json.dumps({**about, "numTraining": 5}))
-    return tmp_path / "set"
+    (folder / "dataset.json").write_text(json.dumps({**about, "numTraining": 5}))
+    return folder
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -332,9 +332,28 @@ def test_a_nifti_of_colours_has_their_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(steps({"image": str(tmp_path / "x.nii.gz")})["image"], colours.transpose(3, 0, 1, 2))
 
 
-def test_complex_voxels_are_refused(tmp_path: Path) -> None:
-    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.complex64), np.eye(4)), tmp_path / "x.nii")
-    with pytest.raises(ValueError, match=r"x\.nii: expected real voxels, found complex ones \(complex64\)\."):
+NUMBERS = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_numbers_of_every_type_and_order_are_read(tmp_path: Path, kind: str, order: str) -> None:
+    """Stored as they are, and with a slope and an intercept."""
+    voxels = np.random.default_rng(0).integers(0, 100, (7, 6, 5)).astype(kind)
+    header = nib.Nifti1Header(endianness=order)
+    header.set_data_dtype(kind)
+    image = nib.Nifti1Image(voxels, np.eye(4), header)
+    for name, slope in (("plain.nii", 1.0), ("scaled.nii.gz", 0.5)):
+        image.header.set_slope_inter(slope, 3.0 if slope != 1 else 0.0)
+        nib.save(image, tmp_path / name)
+        expected = np.asarray(nib.load(tmp_path / name).dataobj, np.float64)
+        np.testing.assert_allclose(load(tmp_path / name).numpy(), expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [64, 128])
+def test_complex_voxels_are_refused(tmp_path: Path, bits: int) -> None:
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), f"complex{bits}"), np.eye(4)), tmp_path / "x.nii")
+    with pytest.raises(ValueError, match=rf"x\.nii: expected real voxels, found complex ones \(complex{bits}\)\."):
         load(tmp_path / "x.nii")
 
 

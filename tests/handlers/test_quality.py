@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from scripts.handlers.quality import PASSES, QualityReport, ViewPasses
 from scripts.quality.fit import fit_dice
 from scripts.quality.record import Calibration, write_calibration
+from tests.dicom_study import Study, write
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -165,3 +166,16 @@ def test_worst_comes_first_and_photographs_have_no_volume(tmp_path: Path, traine
     assert [row["case"] for row in rows] == ["empty", "unsure", "sure"]
     assert [row["flags"] for row in rows] == ["empty, passes disagree", "passes disagree", ""]
     assert {row["ml"] for row in rows} == {row["predicted_dice"] for row in rows} == {""}
+
+
+def test_a_photograph_in_dicom_has_no_volume_either(
+    tmp_path: Path, trained: Callable[..., Path], infer: Callable[..., Path]
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+    write([Study().photograph(picture)], tmp_path / "in")
+    skin = {"num_classes": 2, "class_names": {"1": "lesion"}, "class_codes": {}, "class_colors": {}, "enclosing": {}}
+    weights = trained("isic", in_channels=3, num_classes=2)
+    out = infer(tmp_path / "in", weights, in_channels=3, output_ext=".dcm", **skin)
+    (row,) = read(out / "quality.csv")
+    assert (row["class"], row["ml"]) == ("lesion", "")
+    assert next(out.glob("*_seg.json")).with_suffix(".dcm").is_file()

@@ -197,7 +197,10 @@ def test_labels_elsewhere_make_no_datastore(tmp_path: Path) -> None:
     assert others(records) == []
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"images_dir": "."}', '{"images_dir": ".", "objects": {"d": {}}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "[" * 10_000, '{"images_dir": "."}', '{"images_dir": ".", "objects": {"d": {}}}', "\xff"],
+)
 def test_an_index_that_cannot_be_read_is_named(content: str, tmp_path: Path) -> None:
     records = make_datastore(tmp_path, ["a"], ["d"])
     (tmp_path / "datastore_v2.json").write_text(content)

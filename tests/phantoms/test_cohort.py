@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from scripts.data import dataset_records
 from scripts.phantoms import make_phantom_cohort
+from scripts.phantoms.cohort import MARKER
 
 SMALL = {"patients": (2, 1, 1), "size": (48, 56), "spacing": (3.6, 4.0), "slices": (3, 4)}
 
@@ -89,6 +90,9 @@ def test_deterministic_and_idempotent(tmp_path: Path) -> None:
     next(first.glob("patient*/*_gt.nii.gz")).unlink()
     make_phantom_cohort(first, seed=4, **SMALL)  # incomplete: made again
     assert len(list(first.glob("patient*/*_gt.nii.gz"))) == 8
+    (first / MARKER).write_bytes(b"[" * 10_000 + b"\xff")
+    make_phantom_cohort(first, seed=4, **SMALL)  # damaged: made again
+    assert json.loads((first / MARKER).read_text())[2] == 4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"], "nothing temporary stays"
 
 

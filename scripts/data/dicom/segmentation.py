@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from scripts.data.dicom.volume import DicomVolume, Frame
 from scripts.utils.provenance import code_version, file_digest
 
 __all__ = ["SegmentationWriter", "segment_codes"]
+
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # else a dozen lines for each file
 
 ALGORITHM = "SemSim"
 PRIVATE = "99SEMSIM"  # coding scheme of classes that no public code is given for

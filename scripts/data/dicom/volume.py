@@ -150,5 +150,5 @@ def dicom_module(name: str) -> ModuleType:
         if (error.name or "").startswith("scripts"):
             raise
         raise ValueError(
-            f"DICOM needs packages that are not installed (no module '{error.name}'): pip install {PACKAGES}"
+            f"DICOM needs the extra 'dicom', which is not installed (no module '{error.name}'): pip install {PACKAGES}"
         ) from None

@@ -28,9 +28,10 @@ def read_datalist(
 
     The file is held against its schema first (:mod:`scripts.utils.validation`). Each entry of its lists is
     ``{"image": path, "label": path, "case": name}``, or the image's path alone. ``label`` is absent where there is
-    none; ``case`` is what a split must not tear apart, by default the image itself. Paths are relative to the JSON's
-    folder. Where there is no ``validation`` list and entries of ``training`` have a number ``fold``, those of one fold
-    validate, as MONAI has it. Other keys, of an entry or of the file, are of no account here.
+    none; masks of one class each, a list, are refused, as ``bundle prepare`` merges them. ``case`` is what a split must
+    not tear apart, by default the image itself. Paths are relative to the JSON's folder. Where there is no
+    ``validation`` list and entries of ``training`` have a number ``fold``, those of one fold validate, as MONAI has it.
+    Other keys, of an entry or of the file, are of no account here.
 
     Args:
         path: JSON file with at least one of the keys of :data:`PARTS`.
@@ -194,6 +195,12 @@ def _record(path: Path, entry: Any, labels: bool, faults: list[str]) -> dict[str
     record = {}
     for name in ("image", "label") if labels else ("image",):
         if (value := given.get(name)) is None:
+            continue
+        if isinstance(value, list):
+            faults.append(
+                f"{path}: '{given['image']}' has masks of one class each: `python -m bundle prepare custom --source "
+                f"{path.name}` merges them."
+            )
             continue
         file = as_stored(os.path.normpath(path.parent / value))
         if os.path.isfile(file):

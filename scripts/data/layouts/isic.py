@@ -39,7 +39,7 @@ def isic_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[di
     masks: dict[str, list[Path]] = {}
     for folder in (*sorted(root.glob("*_GroundTruth")), root / "masks"):
         for mask in sorted(folder.glob("*")):
-            if mask.suffix.lower() == ".png" and not mask.name.startswith("."):
+            if mask.suffix.lower() == ".png" and not mask.name.startswith(".") and not mask.is_dir():
                 masks.setdefault(mask.stem, []).append(mask)
     cases: dict[str, list[dict[str, str]]] = {}
     found: list[str] = []
@@ -47,7 +47,7 @@ def isic_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[di
         for image in sorted(folder.glob("*")):
             if image.suffix.lower() not in IMAGE_SUFFIXES or image.stem.endswith(OTHER_ENDINGS):
                 continue
-            if image.name.startswith("."):  # macOS keeps such files beside those of other systems' archives
+            if image.name.startswith(".") or image.is_dir():  # what macOS and some archives leave beside the files
                 continue
             if image.stem in cases:
                 other = cases[image.stem][0]["image"]

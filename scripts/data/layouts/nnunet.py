@@ -67,7 +67,7 @@ def _cases(folder: Path, part: str, ending: str) -> dict[str, dict[str, str]]:
     cases: dict[str, dict[str, str]] = {}
     for path in sorted((folder / f"images{part}").glob(f"*{ending}")):
         name = re.fullmatch(r"(.+)_(\d{4})", path.name.removesuffix(ending))
-        if path.name.startswith(".") or not name:
+        if path.name.startswith(".") or path.is_dir() or not name:
             continue
         if name[2] != "0000":
             raise ValueError(

@@ -41,7 +41,7 @@ def promise12_cases(root: Path, faults: list[str] | None = None) -> dict[str, li
         for image in sorted(root.glob("*/" * depth + "Case*")):
             folders = image.relative_to(root).parts[:-1]
             matched = _IMAGE.match(image.name)
-            if not matched or any(_ELSEWHERE.search(name.lower()) for name in folders):
+            if not matched or image.is_dir() or any(_ELSEWHERE.search(name.lower()) for name in folders):
                 continue
             name = matched[1]
             if name in cases:

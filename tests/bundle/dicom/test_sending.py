@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-import socket
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,8 +14,7 @@ from pydicom import dcmread
 from bundle.__main__ import main as bundle
 from bundle.dicom import sending
 from tests.dicom_study import Study, write
-
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+from tests.orthanc import free_port, running_orthanc
 
 
 def send(*arguments: str) -> None:
@@ -36,12 +31,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[0]
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return write(Study(phases=1).cine()[:1], tmp_path / "in", lambda _: "seg.dcm")[0]
@@ -49,36 +38,8 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def orthanc(tmp_path: Path) -> Iterator[str]:
-    """URL of an archive that is up."""
-    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
-    if not program or not PLUGIN.exists():
-        pytest.skip("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
-    port = free_port()
-    settings = {
-        "StorageDirectory": str(tmp_path / "archive"),
-        "IndexDirectory": str(tmp_path / "archive"),
-        "HttpPort": port,
-        "HttpServerEnabled": True,
-        "DicomServerEnabled": False,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": True,
-        "RegisteredUsers": {"doctor": "secret"},
-        "Plugins": [str(PLUGIN)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (tmp_path / "orthanc.json").write_text(json.dumps(settings))
-    with open(tmp_path / "orthanc.log", "wb") as log:
-        process = subprocess.Popen([program, str(tmp_path / "orthanc.json")], stdout=log, stderr=log)
-        try:
-            for _ in range(300):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}/dicom-web"
-        finally:
-            process.terminate()
-            process.wait(20)
+    with running_orthanc(tmp_path, {"doctor": "secret"}) as address:
+        yield f"{address}/dicom-web"
 
 
 def test_an_archive_takes_it_once_and_returns_it_unchanged(

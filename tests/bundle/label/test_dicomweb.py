@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,54 +18,25 @@ import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from bundle.label.server import HOST, LabelServer, app_folder, free_port
+from bundle.label.server import LabelServer, app_folder
 from scripts.phantoms import make_phantom_cohort
 from tests.bundle.label.test_label_server import A, make_bundle
+from tests.orthanc import running_orthanc
 
-PLUGINS = Path("/usr/share/orthanc/plugins")
 TOOLS = Path(sys.executable).parent
 TIMEOUT = 60.0
 # As OHIF stores them: by the alphabet. The classes are RV, Myo, LV.
 OHIF = {"lv": 3, "myo": 2, "rv": 1}
 
-pytestmark = [
-    pytest.mark.skipif(not shutil.which("Orthanc"), reason="no Orthanc: apt-get install orthanc orthanc-dicomweb"),
-    pytest.mark.skipif(not list(PLUGINS.glob("libOrthancDicomWeb*")), reason="no orthanc-dicomweb"),
-    pytest.mark.skipif(not (TOOLS / "itkimage2segimage").is_file(), reason="no dcmqi: pip install dcmqi"),
-]
+pytestmark = pytest.mark.skipif(
+    not (TOOLS / "itkimage2segimage").is_file(), reason="dcmqi is not installed: pip install dcmqi"
+)
 
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an empty archive that this machine alone reaches."""
-    folder, port = tmp_path_factory.mktemp("orthanc"), free_port()
-    settings = {
-        "Name": "test",
-        "StorageDirectory": str(folder / "db"),
-        "IndexDirectory": str(folder / "db"),
-        "HttpPort": port,
-        "RemoteAccessAllowed": False,
-        "DicomServerEnabled": False,
-        "Plugins": [str(path) for path in PLUGINS.glob("libOrthancDicomWeb*")],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
-    try:
-        end = time.monotonic() + TIMEOUT
-        while True:
-            try:
-                requests.get(f"http://{HOST}:{port}/system", timeout=TIMEOUT).raise_for_status()
-                break
-            except requests.ConnectionError:
-                assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
-                assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                time.sleep(0.2)
-        yield f"http://{HOST}:{port}"
-    finally:
-        process.terminate()
-        process.wait(TIMEOUT)
+    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as address:
+        yield address
 
 
 def store(orthanc: str, *files: Path) -> None:

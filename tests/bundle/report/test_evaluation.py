@@ -12,13 +12,14 @@ from bundle.report.evaluation import MEAN, read_scores
 
 HEAD = "case,class,dsc,hd95_voxels,assd_voxels,hd95_mm,assd_mm,one_empty,both_empty\n"
 ROWS = "a,LV,0.9,1,0.5,,,0,0\na,mean,0.9,1,0.5,,,0,0\nb,LV,0,7,7,,,1,0\nb,mean,0,7,7,,,1,0\n"
+ABOUT = {"part": "val", "weights_sha256": "0" * 64, "code": "commit 1234567"}
 
 
 def test_scores_are_those_of_the_table(tmp_path: Path) -> None:
     (tmp_path / "per_volume.csv").write_text(HEAD + ROWS)
-    (tmp_path / "evaluation.json").write_text(json.dumps({"part": "val"}))
+    (tmp_path / "evaluation.json").write_text(json.dumps(ABOUT))
     scores = read_scores(tmp_path)
-    assert (scores.cases, scores.classes, scores.about) == (["a", "b"], ["LV"], {"part": "val"})
+    assert (scores.cases, scores.classes, scores.about) == (["a", "b"], ["LV"], ABOUT)
     assert scores.values["LV"]["dsc"].tolist() == [0.9, 0.0]
     assert scores.values[MEAN]["one_empty"].tolist() == [0, 1]
     assert np.isnan(scores.values["LV"]["hd95_mm"]).all()
@@ -34,8 +35,9 @@ def test_scores_are_those_of_the_table(tmp_path: Path) -> None:
         (HEAD + ROWS.replace("b,LV,0,7,7,,,1,0\n", ""), None, "a row for every case and class"),
         (HEAD + ROWS + "b,LV,0,7,7,,,1,0\n", None, "a row for every case and class"),
         (HEAD + ROWS.replace("0.9,1,0.5", "high,1,0.5"), None, "expected numbers"),
-        (HEAD + ROWS, "{", "as JSON"),
-        (HEAD + ROWS, "[]", "found list"),
+        (HEAD + ROWS, "{", "found no JSON"),
+        (HEAD + ROWS, "[]", r"a JSON object, found \[\]"),
+        (HEAD + ROWS, "[" * 10_000, "nested too deeply"),
     ],
 )
 def test_damaged_evaluations_are_refused_by_name(

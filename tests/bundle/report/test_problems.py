@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
 import numpy as np
 
 from bundle.report.evaluation import MEAN, Scores
-from bundle.report.problems import empty_predictions, outliers, unlike_training
+from bundle.report.problems import empty_predictions, outliers, training_ranges, unlike_training
 from tests.bundle.report.common import make_case
 
 
@@ -44,3 +49,16 @@ def test_cases_outside_the_training_range_are_named() -> None:
         (2, "field of view 400 mm, in training 100-200"),
         (3, "mean intensity 0.050, in training 0.100-0.200"),
     ]
+
+
+def test_what_is_kept_of_the_training_images_is_measured_anew_where_it_is_damaged(tmp_path: Path) -> None:
+    nib.save(
+        nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(5, 4, 3), np.diag([2.0, 2, 8, 1])), tmp_path / "a.nii"
+    )
+    known = {"train#dataset#data": [{"image": str(tmp_path / "a.nii")}], "cache_dir": str(tmp_path / "cache")}
+    run: Any = SimpleNamespace(get=known.get)
+    ranges = training_ranges(run)
+    (kept,) = (tmp_path / "cache" / "report").iterdir()
+    for damaged in (b"", b"{", b"[]", b"\xff", b"[" * 10_000, b"{}"):
+        kept.write_bytes(damaged)
+        assert training_ranges(run) == ranges

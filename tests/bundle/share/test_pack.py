@@ -165,7 +165,7 @@ def test_versions_are_the_pins_and_the_version_can_be_chosen(trained: Trained, t
     assert metadata["changelog"]["9.9.9"] == "more patients"
     assert (tmp_path / "semsim_acdc_segmentation_v9.9.9.zip").is_file()
     pins = (ROOT / "requirements.txt").read_text().splitlines()
-    for package, version in metadata["required_packages_version"].items():
+    for package, version in (metadata["required_packages_version"] | metadata["dicom_packages_version"]).items():
         assert f"{package}=={version}" in pins
 
 

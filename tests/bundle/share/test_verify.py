@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import stat
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,15 @@ def test_a_schema_that_cannot_be_downloaded_is_named_by_hand(copy: Path, monkeyp
     monkeypatch.setattr(verify_worker, "verify_metadata", offline)
     with pytest.raises(ValueError, match=r"no network.*: name a local copy by --schema"):
         verify_worker.schema_holds(verify_worker.Bundle(copy, "", {}))
+
+
+@pytest.mark.parametrize("line", ["RESULT {", "RESULT 3", "RESULT [1]", "RESULT " + "[" * 10_000])
+def test_what_a_bundle_prints_among_the_results_is_a_failed_check(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setattr("bundle.share.verify._run", lambda *_: subprocess.CompletedProcess([], 0, f"{line}\n", ""))
+    (result,) = run_worker(copy, copy, None)
+    assert result.fault == "found lines that are no results"
 
 
 def test_what_monai_finds_is_reported(copy: Path, schema: Path) -> None:

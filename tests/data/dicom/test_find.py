@@ -182,6 +182,20 @@ def test_modalities_are_not_mixed_and_series_can_be_chosen(tmp_path: Path) -> No
         find_volumes(tmp_path, modality="XA")
 
 
+def test_an_enhanced_ct_is_read_in_its_units(tmp_path: Path) -> None:
+    study = Study(phases=1)
+    ds = study.enhanced(slope=2, intercept=-1024)
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = uid.EnhancedCTImageStorage
+    ds.Modality = "CT"
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    shared.CTImageFrameTypeSequence = shared.MRImageFrameTypeSequence
+    del shared.MRImageFrameTypeSequence
+    write([ds], tmp_path)
+    (volume,) = find_volumes(tmp_path).volumes
+    np.testing.assert_array_equal(read_voxels(volume.frames), 2.0 * study.volumes[0] - 1024)
+    np.testing.assert_allclose(volume.affine, study.affine, atol=1e-9)
+
+
 def test_names_tell_nothing_and_hang_on_the_salt(tmp_path: Path) -> None:
     archive(tmp_path)
     names = [{str(v) for v in find_volumes(tmp_path, "ed", salt=salt).volumes} for salt in (b"a", b"b", b"a")]

@@ -44,6 +44,7 @@ def test_the_folder_is_read_as_it_is(tmp_path: Path, ending: str) -> None:
         assert sorted(cases(train) + cases(val)) == [(f"h_{i:03}", i < 6) for i in range(8)]
         assert cases(train)[-2:] == [("h_006", False), ("h_007", False)]
         assert read_class_values(folder / "dataset.json")[0] == {"0": "background", "1": "anterior", "2": "posterior"}
+        assert named_classes({1: "front"}, source)["1"] == "front", "a command line gives the number as such"
         assert named_classes({"2": "back"}, source) == {"1": "anterior", "2": "back"}
     assert train[0]["image"].endswith(f"{train[0]['case']}_0000{ending}")
     assert [Path(record["image"]).name for record in find_images(folder / "dataset.json")] == [f"h_900_0000{ending}"]
