@@ -26,8 +26,8 @@ THRESHOLD = 0.95
 def peer_step(batch: dict[str, Tensor]) -> Callable[[], None]:
     """One step on a batch ``image``, ``label``, ``unlabeled``; both strong views and the pasted images are its own."""
     network: UNet = cast(Any, UNet()).to(batch["image"].device, memory_format=torch.contiguous_format)
-    for block in network.encoder:
-        block[3] = nn.Dropout(block[3].p)
+    for block, rate in zip(network.encoder, network.dropout, strict=True):
+        cast(Any, block)[3] = nn.Dropout(rate)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     image, label, weak = (batch[name].contiguous() for name in ("image", "label", "unlabeled"))
     strong, pasted = torch.cat([weak.flip(0), weak]), weak.flip(-1)
