@@ -221,11 +221,12 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         }
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.draws = Draws(device, generator=generator)
+        self.objective.progress = torch.full((), self.objective.passed(), device=device)
         try:
             with self._autocast():
                 losses: dict[str, Tensor] = self.method(batch)
         finally:
-            self.objective.draws = None
+            self.objective.draws = self.objective.progress = None
         # An objective computes predictions and losses in one pass: both events follow it.
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         self.fire_event(IterationEvents.LOSS_COMPLETED)

@@ -27,7 +27,6 @@ from scripts.views import WeakView
 from tests.methods.common import METHODS, build, make_batch, trainer
 
 CAPTURED = [name for name, method in METHODS.items() if method.capturable]
-RAMPED = ("cross_pseudo_supervision", "entropy_minimization", "mean_teacher", "uncertainty_aware_mean_teacher")
 TAUGHT = {"weak": AugmentedView(), "teacher_decay": 0.9}
 OPTIONS = {"fixmatch": TAUGHT, "semsim": TAUGHT, "variants": {"lambda_query": 0.5, "decoder_views": (1, 3)}}
 
@@ -49,7 +48,7 @@ def training(
 
 
 def test_which_objectives_are_captured() -> None:
-    assert set(CAPTURED) == {"supervised", "fixmatch", "unimatch", "semsim_minus", "semsim", *RAMPED}
+    assert {"supervised", "fixmatch", "unimatch", "semsim_minus", "semsim", "mean_teacher"} <= set(CAPTURED)
     reason = StaticSteps.obstacle(build("adversarial"), torch.optim.SGD([torch.zeros(1)]))
     assert reason is not None
     assert "Adversarial" in reason
@@ -67,10 +66,7 @@ def test_replayed_steps_equal_eager_ones(name: str) -> None:
         engine.run()
         states.append(engine.method.state_dict())
     eager, replayed = states
-    for key in (key for key in eager if isinstance(eager[key], Tensor)):
-        # On the device the ramp is a float32, on the host a double.
-        tolerance = {"rtol": 1e-4, "atol": 1e-6} if name in RAMPED else {"rtol": 0, "atol": 0}
-        torch.testing.assert_close(replayed[key], eager[key], **tolerance)
+    assert all(torch.equal(eager[key], replayed[key]) for key in eager if isinstance(eager[key], Tensor))
     programs = engine.static.programs  # type: ignore[union-attr]
     assert [key[0] for key in programs] == ["labeled", "all"], "one program for each phase"
 

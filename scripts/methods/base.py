@@ -67,7 +67,7 @@ class Objective(nn.Module):
         iteration: number of the current iteration, from 0; set by the trainer, also after resuming.
         total_iterations: length of the training; set by the trainer.
         draws: the random numbers of this step's views; set by the trainer. None: each view draws its own.
-        progress: :meth:`passed` as a tensor on the device; None: it is computed from the iteration.
+        progress: :meth:`passed` as a tensor on the device; set by the trainer. None: computed from the iteration.
         supervised_iterations: number of iterations at the start that use labeled images only, for every objective; set
             by the trainer.
     """

@@ -396,8 +396,14 @@ def test_nothing_in_the_weak_branch_carries_a_gradient(name: str, options: dict[
     assert batch["unlabeled"].grad is None or not batch["unlabeled"].grad.any()
 
 
-@pytest.mark.parametrize("name", ["supervised", *SEMI])
-@pytest.mark.parametrize("weak", [WeakView("rotate_flip"), WeakView("flip", shared=True), AugmentedView()])
+@pytest.mark.parametrize(
+    ("name", "weak"),
+    [
+        *((name, WeakView("rotate_flip")) for name in SEMI),
+        ("semsim_minus", WeakView("flip", shared=True)),
+        ("fixmatch", AugmentedView()),
+    ],
+)
 def test_a_compiler_follows_the_whole_step(name: str, weak: WeakView) -> None:
     """Views included, without a break; ``fullgraph`` on a GPU demands it."""
     objective, batch = build(name, weak=weak, dropout=0.5, in_channels=3), make_batch(channels=3)
