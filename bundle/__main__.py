@@ -16,7 +16,7 @@ __all__ = ["COMMANDS", "main"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Named, not imported: starting one command does not load what the others need.
+# Imported on demand, so that a command does not load the others' dependencies.
 COMMANDS = {
     "bench": "bundle.bench.command:main",
     "compare": "bundle.compare.command:main",
@@ -35,9 +35,9 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Find the command that the first argument names and hand it the others.
+    """Run the command in the first argument with the other arguments.
 
-    A user's mistake ends it with one line instead of a traceback.
+    A user's mistake is reported in one line instead of a traceback.
 
     Args:
         argv: arguments without the program's name; default: those of this process.
@@ -48,17 +48,17 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"usage: python -m bundle COMMAND [--help], COMMAND one of: {', '.join(sorted(COMMANDS))}")
     module, name = COMMANDS[arguments[0]].split(":")
     try:
-        from scripts.utils.options import check_paths  # here, because it loads PyTorch
+        from scripts.utils.options import check_paths  # here, because it imports PyTorch
 
         function = getattr(import_module(module), name)
-        # Fire makes numbers of words: a folder may be called 2018
+        # Fire converts words to numbers, but a folder may be named 2018
         texts = [p.name for p in signature(function).parameters.values() if p.annotation in ("str", "str | None")]
         check_paths([word for word in arguments if word.lstrip("-").partition("=")[0] not in texts])
         command = SetParseFns(**dict.fromkeys(texts, str))(function)
         fire.Fire(command, command=arguments[1:], name=f"python -m bundle {arguments[0]}")
     except (Exception, KeyboardInterrupt) as error:
         if (line := plain_line(error, ROOT / "bundle", ROOT / "scripts")) is None:
-            raise  # no message of ours: where it comes from is worth knowing
+            raise  # an unexpected error keeps its traceback
         print(f"error: {line}", file=sys.stderr)
         sys.exit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
 

@@ -22,13 +22,13 @@ from scripts.utils.threads import thread_count
 
 __all__ = ["main"]
 
-METHODS = ("semsim", "supervised")  # the longer first: no core waits for it at the end
+METHODS = ("semsim", "supervised")  # the longer one first, so that the cores finish together
 
 
 def main(output: str = str(ROOT / "demo"), seeds: int | Sequence[int] = (0, 1, 2), **overrides: Any) -> None:
     """Train supervised and SemSim on the same few labels of the phantom cohort, evaluate on its test part, segment.
 
-    A demonstration that was interrupted goes on where it stopped; ``make clean`` removes it.
+    An interrupted demonstration continues where it stopped; ``make clean`` removes it.
 
     Args:
         output: folder of the cohort, the runs, the label maps and the picture.
@@ -39,7 +39,7 @@ def main(output: str = str(ROOT / "demo"), seeds: int | Sequence[int] = (0, 1, 2
     seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
     folder = Path(output).resolve()
     places = {"dataset_dir": str(folder / "cohort"), "cache_dir": str(folder / "cache")}
-    # steps this small gain little from a second thread: a run on each core takes less time in all
+    # steps this small gain little from a second thread: one run per core is faster overall
     jobs = 1 if torch.cuda.is_available() else min(thread_count(), len(METHODS) * len(seeds))
     config = str(CONFIGS / "demo.json")
     compare.main(METHODS, seeds, config_file=config, output=output, part="test", jobs=jobs, **(places | overrides))

@@ -1,4 +1,4 @@
-"""What a bug report needs to know of a machine, its data and a training, on one screen: ``python -m bundle doctor``."""
+"""Information for a bug report on the machine, the data and a training: ``python -m bundle doctor``."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from scripts.utils.threads import in_threads, thread_count
 __all__ = ["main"]
 
 PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite", "nibabel", "SimpleITK", "scipy", "pillow")
-LONGEST = 20.0  # seconds that the timed steps may take
+LONGEST = 20.0  # maximum seconds of the timed steps
 GIB = 2**30
 
 
 def main(config_file: str | Sequence[str] = (), steps: int = 3, **overrides: Any) -> None:
-    """Print versions, device, precision, free memory and disk, the data that are there, and what would be trained.
+    """Print versions, device, precision, free memory and disk, the available data, and the planned training.
 
-    Nothing is written. What cannot be found out stands in its line with the reason; the others follow all the same.
-    No line names a patient, but folders are shown as they are: look at it before you publish it.
+    Nothing is written. A line without a result has the reason; the other lines are still printed. No line names a
+    patient, but folders are printed with their names: check the output before you publish it.
 
     Args:
-        config_file: config files of the training beside ``configs/train.json``, with commas between.
+        config_file: config files of the training after ``configs/train.json``, separated by commas.
         steps: training steps that are timed, at most 20 seconds of them; 0: none.
-        **overrides: config overrides, as the training would have them, for example ``--dataset_dir DIR``.
+        **overrides: config overrides of the training, for example ``--dataset_dir DIR``.
 
     Raises:
         ValueError: if a config file cannot be read.
-        FileNotFoundError: if there is none of that name.
+        FileNotFoundError: if a config file is missing.
     """
     files = [str(CONFIGS / "train.json")]
     files += [part for part in (config_file.split(",") if isinstance(config_file, str) else config_file) if part]
@@ -71,7 +71,7 @@ def main(config_file: str | Sequence[str] = (), steps: int = 3, **overrides: Any
 
 
 def _found(line: Callable[[], str]) -> str:
-    """What a line says, or why it cannot."""
+    """The content of a line, or the reason for its absence."""
     try:
         return line()
     except Exception as error:
@@ -133,7 +133,7 @@ def _training(parser: ConfigParser) -> str:
 
 
 def _length(parser: ConfigParser) -> int:
-    """Steps of the whole training, without preprocessing anything."""
+    """Steps of the whole training, computed without preprocessing."""
     trainer = parser["train#trainer"]
     length = trainer.get("epoch_length")
     if not isinstance(length, int):  # one pass over the unlabelled slices
@@ -150,7 +150,7 @@ def _length(parser: ConfigParser) -> int:
 
 
 def _time(parser: ConfigParser, steps: int) -> str:
-    """Seconds of a training step late in the training, and of all of them."""
+    """Seconds of a training step late in the training, and hours of the whole training."""
     if steps < 1:
         return "not measured"
     device = torch.device(parser.get_parsed_content("device"))
@@ -163,7 +163,7 @@ def _time(parser: ConfigParser, steps: int) -> str:
     batch = {"image": torch.rand(shape), "unlabeled": torch.rand(shape)}
     batch["label"] = torch.randint(classes, (count, 1, size, size), dtype=torch.uint8)
     batch = {key: value.to(device, memory_format=torch.channels_last) for key, value in batch.items()}
-    objective.iteration, objective.total_iterations = 900, 1000  # what grows in the course of a training has grown
+    objective.iteration, objective.total_iterations = 900, 1000  # late in the training, when all terms are active
     objective.train()
     times: list[float] = []
     with freed_memory_kept(device):
@@ -178,9 +178,9 @@ def _time(parser: ConfigParser, steps: int) -> str:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
-    seconds = min(times[1:])  # the first one warms up
+    seconds = min(times[1:])  # the first one is a warm-up
     try:
         hours = f"{seconds * _length(parser) / 3600:.1f} h for all of them"
     except (ValueError, FileNotFoundError, RuntimeError):
-        hours = "their number is not known"
+        hours = "their number is unknown"
     return f"{seconds:.2f} s a step (the fastest of {len(times) - 1}, random images), {hours}; validation not counted"

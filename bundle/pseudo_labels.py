@@ -1,4 +1,4 @@
-"""What a run's pseudo-labels are worth, held against hidden labels: ``python -m bundle pseudo_labels``."""
+"""Quality of a run's pseudo-labels, compared with hidden labels: ``python -m bundle pseudo_labels``."""
 
 from __future__ import annotations
 
@@ -31,18 +31,17 @@ MEASURES = ("coverage", "precision", "recall", "dice", "dice_passing")
 def main(
     run: str, config_file: str | Sequence[str], batches: int = 20, output: str | None = None, **overrides: Any
 ) -> None:
-    """Hold the pseudo-labels of a run's weights against the hidden labels; print the measures and write them as CSV.
+    """Compare the pseudo-labels of a run's weights with the hidden labels; print the measures and write them as CSV.
 
-    Views and dropout are those of training; batches and draws follow from the config's seed, so that settings are
-    compared on the same ones. The volumes are preprocessed once more, with their labels, into the config's cache.
+    Views and dropout are as in training; batches and random draws depend on the config's seed, so that settings are
+    compared on the same ones. The volumes are preprocessed again, with their labels, into the config's cache.
 
     Args:
-        run: the run's output folder, which holds ``checkpoint.pt``.
-        config_file: the config files that the run was trained with.
+        run: the run's output folder with ``checkpoint.pt``.
+        config_file: the config files of the run.
         batches: number of batches.
         output: CSV file, see :func:`scores` for its columns; default ``pseudo_labels.csv`` in ``run``.
-        **overrides: config overrides, as the run had them (``--labeled 3``) or to be tried
-            (``--method#affinity_temperature 1``).
+        **overrides: config overrides of the run (``--labeled 3``) or to try (``--method#affinity_temperature 1``).
     """
     try:
         if not isinstance(batches, int) or batches < 1:
@@ -64,7 +63,7 @@ def main(
         settings = (parser.get_parsed_content(key) for key in ("train#preprocessing", "cache_dir", "num_classes"))
         hidden = SemiSupervisedLoader(SliceDataset(records, *settings), loader.batch_size, loader.seed)
         amp = bool(flag(parser.get_parsed_content("amp")))
-    except Exception as error:  # MONAI wraps what a component says; all of this is what the user gave
+    except Exception as error:  # MONAI wraps the errors of components, which concern the user's options
         if isinstance(cause := root_cause(error), (ValueError, TypeError, FileNotFoundError)):
             sys.exit(f"error: {cause}")
         raise
@@ -81,15 +80,15 @@ def main(
 
 
 def load_run(path: Path, objective: Objective, loader: SemiSupervisedLoader) -> int:
-    """Load an objective's state from a run's checkpoint; returns the iteration after which it was written.
+    """Load an objective's state from a run's checkpoint; returns the checkpoint's iteration.
 
     Args:
         path: the checkpoint.
-        objective: the run's.
-        loader: of the run's batches.
+        objective: the run's objective.
+        loader: the loader of the run's batches.
 
     Raises:
-        ValueError: if the file is no checkpoint of a run, or one of another method or network, or of other data.
+        ValueError: if the file is not a checkpoint of a run, or belongs to another method, network or data set.
     """
     try:
         content = load_tensors(path)
@@ -98,7 +97,7 @@ def load_run(path: Path, objective: Objective, loader: SemiSupervisedLoader) -> 
         iteration = int(state["iteration"])
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ValueError(f"{path}: is no checkpoint of the configured method and network: {what}") from None
+        raise ValueError(f"{path}: is not a checkpoint of the configured method and network: {what}") from None
     configured = data_protocol(loader)
     for name in ("labelled slices", "unlabelled slices", "image size"):
         if state.get(name) != configured[name]:
@@ -107,11 +106,11 @@ def load_run(path: Path, objective: Objective, loader: SemiSupervisedLoader) -> 
 
 
 def hidden_records(data: Sequence[Mapping[str, Any]], annotated: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The records among ``annotated`` whose image is unlabelled in ``data``; without those that lack a label.
+    """The records of ``annotated`` whose image is unlabelled in ``data``, without those that lack a label.
 
     Args:
-        data: training records, as the run had them.
-        annotated: the same cases with every label that the data set holds.
+        data: training records of the run.
+        annotated: the same cases with all labels of the data set.
 
     Raises:
         ValueError: if no record of ``data`` is unlabelled.
@@ -119,10 +118,12 @@ def hidden_records(data: Sequence[Mapping[str, Any]], annotated: Sequence[Mappin
     """
     unlabeled = {str(record["image"]) for record in data if "label" not in record}
     if not unlabeled:
-        raise ValueError(f"all {len(data)} training images are labelled, none gets pseudo-labels: lower `labeled`.")
+        raise ValueError(f"all {len(data)} training images are labelled and have no pseudo-labels: lower `labeled`.")
     found = [dict(record) for record in annotated if str(record["image"]) in unlabeled and "label" in record]
     if not found:
-        raise FileNotFoundError(f"none of the {len(unlabeled)} unlabelled images has a label, as {min(unlabeled)}.")
+        raise FileNotFoundError(
+            f"none of the {len(unlabeled)} unlabelled images has a label, for example {min(unlabeled)}."
+        )
     return found
 
 
@@ -130,14 +131,14 @@ def hidden_records(data: Sequence[Mapping[str, Any]], annotated: Sequence[Mappin
 def count_pseudo_labels(
     objective: Objective, batches: Iterable[Mapping[str, Tensor]], seed: int, amp: bool = False
 ) -> dict[str, NDArray[np.int64]]:
-    """Count the pixels of the pseudo-labels, in train mode; batch norm's running averages stay as they are.
+    """Count the pixels of the pseudo-labels, in train mode; batch norm's running averages do not change.
 
     Args:
-        objective: makes the pseudo-labels, each kind at its own size; hidden labels are brought to it
-            by the majority of each cell.
-        batches: of :class:`scripts.methods.Objective`'s form, with the labels of ``unlabeled``: ``hidden``.
-        seed: seed of views and dropout, which are a function of it and the batch's number.
-        amp: mixed precision where the objective's device has it, as in training.
+        objective: makes the pseudo-labels, each kind at its own size; hidden labels are reduced to this size by
+            majority.
+        batches: batches of :class:`scripts.methods.Objective` with the labels of ``unlabeled`` as ``hidden``.
+        seed: seed of views and dropout, which depend on it and the batch's number.
+        amp: mixed precision if the objective's device has it, as in training.
 
     Returns:
         by kind, pixels by [passes the threshold or not (0, 1), pseudo-label, hidden label], ``[2, C, C]``.
@@ -170,16 +171,16 @@ def scores(counts: NDArray[np.int64]) -> list[dict[str, Any]]:
 
     Returns:
         for each ``class``, the foreground and all: ``pixels`` of that hidden label and, in [0, 1] or None where there
-        is nothing to divide by, ``coverage`` (of the pixels with that pseudo-label, those that pass, as in training's
-        log), ``precision`` (of these, those with the right class), ``recall`` (of the pixels with that hidden label,
-        those that pass and are right), ``dice`` of the pseudo-label over all pixels and ``dice_passing`` over those
-        that pass. Dice of several classes is the mean over those that occur.
+        is nothing to divide by, ``coverage`` (share of the pixels with that pseudo-label that pass the threshold, as in
+        training's log), ``precision`` (share of these with the correct class), ``recall`` (share of the pixels with
+        that hidden label that pass and are correct), ``dice`` of the pseudo-label over all pixels and ``dice_passing``
+        over those that pass. Dice of several classes is the mean over the existing ones.
     """
     both = np.stack([counts.sum(axis=0), counts[1]])  # over all pixels, over those that pass
     named, truly, right = both.sum(axis=2), both.sum(axis=1), both.diagonal(axis1=1, axis2=2)
     classes = list(range(right.shape[1]))
     rows = []
-    with np.errstate(invalid="ignore"):  # 0 / 0 is what None stands for
+    with np.errstate(invalid="ignore"):  # 0 / 0 becomes None
         dice = 2 * right / (named + truly)
         for name, group in {**{str(c): [c] for c in classes}, "foreground": classes[1:], "all": classes}.items():
             n, t, r = (x[:, group].sum(axis=1) for x in (named, truly, right))

@@ -1,4 +1,4 @@
-"""The bundle's workflows, run from Python as ``python -m monai.bundle run`` runs them, and processes to run them in."""
+"""Running the bundle's workflows from Python, as ``python -m monai.bundle run``, and in separate processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIGS = ROOT / "configs"
 
 
 def execute(kind: str, files: Sequence[str | Path], **overrides: Any) -> None:
-    """Run one workflow as ``python -m monai.bundle run`` does, in this process.
+    """Run one workflow in this process, like ``python -m monai.bundle run``.
 
     Args:
         kind: ``train``, or ``infer`` for evaluation and inference.
@@ -37,11 +37,10 @@ def execute(kind: str, files: Sequence[str | Path], **overrides: Any) -> None:
 
 
 def isolated(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Result of a function run in a process of its own: its peak memory is its own, and so is its end.
+    """Result of a function in a separate process, which isolates its peak memory and a crash.
 
     Args:
-        work: a function of a module; the first call's module is imported once, for this and all later calls, but on
-            Windows for each.
+        work: a function of a module; the first call's module is imported once for all calls, on Windows for each.
         *args: its arguments.
         **kwargs: its keyword arguments.
 
@@ -57,5 +56,5 @@ def isolated(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def method_names() -> list[str]:
-    """Names of the objectives: of the overlays in ``configs/methods``, sorted."""
+    """Names of the objectives: the overlays in ``configs/methods``, sorted."""
     return sorted(path.stem for path in (CONFIGS / "methods").glob("*.json"))

@@ -1,7 +1,7 @@
-"""Strong augmentation of labeled images, batch-wise where the batch lives.
+"""Strong augmentation of labeled images, batch-wise on the batch's device.
 
-A few labeled cases show one size, one position and one contrast each; what the network meets on other patients and
-scanners differs in all of these. The ranges follow nnU-Net's (Isensee et al., Nature Methods 2021), with any rotation.
+A few labeled cases cover few sizes, positions and contrasts; other patients and scanners differ in all of these. The
+ranges follow nnU-Net's (Isensee et al., Nature Methods 2021), with any rotation.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["AugmentedView"]
 class AugmentedView(WeakView):
     """Spatial augmentation of every image, and intensity augmentation of the labeled ones.
 
-    It takes the place of :class:`scripts.views.WeakView`: unlabeled images get the spatial part alone, so that a
-    pseudo-label comes from an image as the scanner gave it, and their intensities are varied by the strong view.
+    It replaces :class:`scripts.views.WeakView`. Unlabeled images get the spatial part only, so that pseudo-labels come
+    from unaltered intensities; the strong view varies those.
 
     Spatial, each drawn per image: a flip, a rotation by any angle up to ``degrees``, a scale, a stretch of one axis
-    against the other, a shift and a smooth elastic deformation, in one resampling; outside of the image is 0,
+    against the other, a shift and a smooth elastic deformation, in one resampling; pixels from outside the image are 0,
     background. Intensity, each with probability ``intensity``: gamma, contrast, brightness, a smooth multiplicative
     bias field, half the resolution, Gaussian noise; on RGB also the balance of the channels. Values stay in [0, 1].
 
@@ -46,7 +46,7 @@ class AugmentedView(WeakView):
         noise: largest standard deviation of the noise.
 
     Raises:
-        ValueError: for a range that is none.
+        ValueError: for an invalid range.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class AugmentedView(WeakView):
         return view, turned.to(label.dtype)
 
     def labeled(self, image: Tensor, label: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
-        """Views of labeled images, spatial and of their intensities, and of the labels."""
+        """Views of labeled images, spatial and in intensity, and of the labels."""
         draws = draws or Draws(image.device)
         view, turned = cast("tuple[Tensor, Tensor]", self(image, label, draws))
         with torch.autocast(image.device.type, enabled=False):
             return self.vary_intensity(view, draws), turned
 
     def grid(self, image: Tensor, draws: Draws) -> Tensor:
-        """Where each pixel of the view comes from: ``[B, H, W, 2]``, x and y in [-1, 1] as ``grid_sample`` takes it."""
+        """Source position of each pixel of the view: ``[B, H, W, 2]``, x and y in [-1, 1] as for ``grid_sample``."""
         batch, _, height, width = image.shape
         apply = draws.coin(self.spatial, batch).flatten()
 
@@ -114,8 +114,8 @@ class AugmentedView(WeakView):
         stretch = drawn(draws.log_uniform(self.stretch**-0.5, self.stretch**0.5, batch), 1.0)
         shift = torch.where(apply[:, None], draws.uniform(-2, 2, batch, 2) * self.shift, 0.0)
         flip = torch.where(draws.coin(0.5, batch).flatten(), -1.0, 1.0)
-        # The grid says where a pixel comes from: the inverse of what happens to the object. Rotation in pixels, so
-        # that an image that is not square stays undistorted.
+        # The grid is the inverse of the object's transformation. The rotation is in pixels, so that images that are not
+        # square are not distorted.
         x, y = 1 / (size * stretch), stretch / size
         cos, sin, ratio = angle.cos(), angle.sin(), height / width
         rows = [
@@ -138,7 +138,7 @@ class AugmentedView(WeakView):
         points = draws.normal(batch, 1, 4, 4) * self.bias
         field = F.interpolate(points, size=(height, width), mode="bicubic", align_corners=True)
         x = either((image * field.exp()).clamp(0, 1), image)
-        # the smallest value keeps the slope of small exponents finite
+        # a minimum above 0 keeps the slope of small exponents finite
         x = either(x.clamp_min(1e-6) ** draws.log_uniform(*self.gamma, *one), x)
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
         x = either(mean + (x - mean) * draws.log_uniform(*self.contrast, *one), x)

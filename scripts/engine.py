@@ -1,4 +1,4 @@
-"""The training engine: one trainer for every objective, and what surrounds it."""
+"""The training engine: one trainer for all objectives, mixed precision and the learning rate's schedule."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ NOT_FINITE = (
 
 
 def flag(value: bool | str) -> bool | str:
-    """A switch from the command line, where ``--resume true`` arrives as the text "true"; other text is kept."""
+    """A switch from the command line, where ``--resume true`` is the text "true"; other text is returned as it is."""
     return {"true": True, "false": False}.get(str(value).lower(), value)
 
 
 def autocast_dtype(device: torch.device | str, amp: bool | str) -> torch.dtype | None:
     """The dtype of mixed precision on a device, or None for float32 throughout.
 
-    CUDA takes bfloat16, or float16 (with gradient scaling) where the card lacks it. A CPU takes bfloat16 only if it
-    has instructions for it (AVX512-BF16 or AMX): without them PyTorch emulates it, many times slower than float32.
+    CUDA uses bfloat16, or float16 (with gradient scaling) if the card lacks it. A CPU uses bfloat16 only if it has
+    instructions for it (AVX512-BF16 or AMX); PyTorch's emulation is many times slower than float32.
 
     Raises:
-        ValueError: if ``amp`` is neither True nor False, nor such a word.
+        ValueError: if ``amp`` is not True or False, also as text.
     """
     device = torch.device(device)
     check_switches(amp=flag(amp))
@@ -69,45 +69,46 @@ def autocast_dtype(device: torch.device | str, amp: bool | str) -> torch.dtype |
 def poly_schedule(
     optimizer: torch.optim.Optimizer, total_iterations: int, power: float = 0.9
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Learning rate ``lr (1 - i / total)^power`` at iteration i, a closed form: it resumes at any iteration."""
+    """Learning rate ``lr (1 - i / total)^power`` at iteration i; the closed form resumes at any iteration."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: max(0.0, 1 - i / total_iterations) ** power)
 
 
 class SemiSupervisedTrainer(SupervisedTrainer):
     """MONAI trainer that minimises an :class:`scripts.methods.Objective`.
 
-    Every iteration begins by seeding PyTorch with a function of (seed, process, iteration), and the loader is a
-    function of (seed, iteration) too: a resumed run needs no random state to go on exactly as it would have. The
-    trainer's output is a list of one dict of floats, the objective's named losses. Of MONAI's ``IterationEvents``,
-    ``FORWARD_COMPLETED`` and ``LOSS_COMPLETED`` come together: an objective predicts and compares in one call.
+    Every iteration first seeds PyTorch with a function of (seed, process, iteration), and the loader is a function of
+    (seed, iteration) too: a resumed run equals an uninterrupted one without storing a random state. The trainer's
+    output is a list of one dict of floats, the objective's named losses. Of MONAI's ``IterationEvents``,
+    ``FORWARD_COMPLETED`` and ``LOSS_COMPLETED`` are fired together: an objective computes predictions and losses in one
+    call.
 
     Args:
         device: where to train.
         max_epochs: epochs to train for.
-        train_data_loader: yields batches of :class:`scripts.methods.Objective`'s form.
+        train_data_loader: yields batches as :class:`scripts.methods.Objective` expects them.
         method: the objective, or a DistributedDataParallel around it; moved to ``device``, in channels_last format.
         optimizer: over the objective's parameters.
         lr_scheduler: stepped after every iteration.
         epoch_length: iterations per epoch; default one pass of the loader, i.e. over the unlabeled slices.
         seed: seed of views, dropout and CutMix.
         amp: mixed precision where the device has it, see :func:`autocast_dtype`.
-        supervised_share: share of the training, at its beginning, that learns from labeled images alone: pseudo-labels
-            of a network that knows nothing teach it that everything is background, and such a step costs a third.
+        supervised_share: share of the training, at its start, that uses labeled images only. Pseudo-labels of an
+            untrained network teach that everything is background, and a supervised step costs a third.
         train_handlers: MONAI or Ignite handlers.
         compile: on a GPU, compile the objective's steps and replay each phase's as one CUDA graph, see
             :class:`scripts.static_step.StaticSteps`. Objectives and settings that cannot be captured train as without
             it. The events of an iteration then come together, and the trainer's output is that of the step before,
             but for the first and the last step of an epoch: reading a step's own would wait for it.
-        total_iterations: length of the objective's schedules where this training is a part of a longer one; default
+        total_iterations: length of the objective's schedules if this training is a part of a longer one; default
             ``max_epochs * epoch_length``.
 
     Attributes:
         network: the deployed network, which MONAI's federated client exchanges.
 
     Raises:
-        ValueError: if ``max_epochs`` or ``epoch_length`` is no whole number from 1, or ``compile`` is asked for on a
-            device that is no GPU.
-        FloatingPointError: in ``run``, when the loss is not finite; the weights are as they were before that step.
+        ValueError: if ``max_epochs`` or ``epoch_length`` is not a positive whole number, or for ``compile`` on a device
+            other than a GPU.
+        FloatingPointError: in ``run``, if the loss is not finite; the weights are those before that step.
     """
 
     def __init__(
@@ -166,14 +167,14 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             super().run()
 
     def _tell_length(self) -> None:
-        """Schedules of the objective's own run over the whole training."""
+        """Set the length of the objective's own schedules."""
         whole = cast(int, self.state.max_epochs) * cast(int, self.state.epoch_length)
         total = self.total_iterations or whole
         self.objective.total_iterations = total
         self.objective.supervised_iterations = round(self.supervised_share * total)
 
     def _align_loader(self) -> None:
-        """A resumed run goes on with the batch that comes next, not with the first."""
+        """Continue a resumed run with the next batch, not with the first."""
         cast(Any, self.data_loader).iteration = self.state.iteration
 
     def _prepare_static(self) -> None:
@@ -190,7 +191,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
                 logger.info("Steps are not captured: %s.", reason)
 
     def _autocast(self) -> torch.autocast:
-        # Passes with and without gradient share one autocast: cached casts of weights may belong to the other kind.
+        # Passes with and without gradient share one autocast: a cached cast of a weight may lack its gradient.
         enabled = self.dtype is not None
         return torch.autocast(self.state.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=False)
 
@@ -208,7 +209,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             output = self._step(batchdata, generator)
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         if self.method is not self.objective and self.state.iteration % self.state.epoch_length == 0:
-            # Batch statistics are per process: before validation all take the first one's, whose weights are saved.
+            # Batch statistics are per process: before validation all copy those of the first one, whose weights are
+            # saved.
             for buffer in self.objective.buffers():
                 dist.broadcast(buffer, 0)
         return [output]
@@ -227,10 +229,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
                 losses: dict[str, Tensor] = self.method(batch)
         finally:
             self.objective.draws = self.objective.progress = None
-        # An objective computes predictions and losses in one pass: both events follow it.
+        # An objective computes predictions and losses in one call.
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         self.fire_event(IterationEvents.LOSS_COMPLETED)
-        # One transfer for all of them, before the backward pass: a broken loss must not reach the weights.
+        # One transfer for all losses, before the backward pass: a loss that is not finite must not reach the weights.
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         output = self._checked(Losses(self.state.iteration, [*losses], values))
         self.grad_scaler.scale(losses["loss"]).backward()

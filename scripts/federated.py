@@ -1,8 +1,8 @@
-"""Federated training with MONAI's client: what a site's training must know beyond its own data.
+"""Federated training with MONAI's client: the length of the schedules, and resuming a site.
 
 ``monai.fl.client.MonaiAlgo`` sets the network's weights to the received ones and runs the site's trainer for the epochs
-of one round, again and again. Between rounds the trainer keeps its place in the schedules, its optimiser's momentum
-and whatever the objective holds beside the network: the fusion module, teachers, memories. The network alone travels.
+of one round, again and again. Between rounds the trainer keeps its position in the schedules, its optimiser's momentum
+and the objective's other modules: the fusion module, teachers, memories. Only the network is exchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["planned_iterations", "rejoin"]
 
 
 def planned_iterations(rounds: int | None, epochs: int, epoch_length: int) -> int:
-    """Iterations of a site over all rounds, along which its learning rate falls and its ramps rise.
+    """Iterations of a site over all rounds: the length of its learning rate's schedule and of its ramps.
 
     Args:
         rounds: of the federation.
@@ -26,7 +26,7 @@ def planned_iterations(rounds: int | None, epochs: int, epoch_length: int) -> in
         epoch_length: iterations of an epoch.
 
     Raises:
-        ValueError: where ``rounds`` is no positive whole number.
+        ValueError: if ``rounds`` is not a positive whole number.
     """
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise ValueError(
@@ -37,9 +37,9 @@ def planned_iterations(rounds: int | None, epochs: int, epoch_length: int) -> in
 
 
 def rejoin(trainer: SemiSupervisedTrainer, handlers: Sequence[Any], resume: bool | str) -> None:
-    """Go on where a site was stopped: all from its checkpoint but the network, which the next round brings.
+    """Resume a site from its checkpoint, except for the network, which the next round brings.
 
-    Without it the checkpoint's handler would load the site's own network over the received one, at every round.
+    Otherwise the checkpoint's handler would replace the received network by the site's own at every round.
 
     Args:
         trainer: the site's, before its first round.
@@ -47,7 +47,7 @@ def rejoin(trainer: SemiSupervisedTrainer, handlers: Sequence[Any], resume: bool
         resume: True or False.
 
     Raises:
-        ValueError: as ``RunCheckpoint`` does, or for a ``resume`` that is a path.
+        ValueError: see ``RunCheckpoint``; also if ``resume`` is a path.
     """
     if not isinstance(flag(resume), bool):
         raise ValueError(f"resume: a federated site goes on from its own output_dir, expected True, found {resume!r}.")

@@ -1,4 +1,4 @@
-"""Inference over a cohort: a broken image does not stop the others, and an interrupted run goes on where it was."""
+"""Inference over a cohort: a damaged image does not stop the others, and an interrupted run can be continued."""
 
 from __future__ import annotations
 
@@ -37,19 +37,18 @@ FILE, FAULT = "file", "fault"
 
 
 class Predictions:
-    """A folder of predictions, and which images of a cohort are still without one.
+    """A folder of predictions and the images of a cohort that still lack one.
 
-    ``predictions.jsonl`` in the folder has one line for each image that was segmented: its path below the source, the
-    files that were written, the digest of the weights, and a digest of all that decides on the result: the image's
-    content, the weights and the settings. Several processes append to it, each line in one piece.
+    ``predictions.jsonl`` in the folder has one line per segmented image: its path relative to the source, the written
+    files, the digest of the weights, and a digest of everything that determines the result: the image's content, the
+    weights and the settings. Several processes append to it, one whole line at a time.
 
     Args:
         output_dir: the folder.
         source_root: folder of the images, see :func:`scripts.data.images.source_root`.
         checkpoint: the weights.
-        settings: whatever else decides on the result: transforms, the inferer. Where files are written is of no
-            account.
-        overwrite: segment every image, also where the result is there.
+        settings: everything else that determines the result: transforms, the inferer. Output paths are ignored.
+        overwrite: segment every image, even if the result exists.
     """
 
     name = "predictions.jsonl"
@@ -66,20 +65,20 @@ class Predictions:
         self.root = str(source_root)
         self.overwrite = overwrite
         self.volumes: dict[str, DicomVolume] = {}
-        # Where there are no weights, the handler that loads them says so.
+        # If the weights are missing, the handler that loads them reports it.
         self.weights = file_digest(checkpoint) if os.path.isfile(checkpoint) else None
         content = [FORMAT, self.weights, [_setting(value) for value in settings]]
         self.settings = hashlib.sha256(repr(content).encode())
 
     def pending(self, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """This process's share of the records, without those whose prediction is in the folder.
+        """This process's share of the records, without those whose prediction exists.
 
         Args:
             records: with the path of an ``image``; the same in every process.
         """
         rank, count = rank_and_count()
         self.volumes = {v: v for record in records if isinstance(v := record["image"], DicomVolume)}
-        # As MONAI's partition_dataset shares out, which refuses fewer records than processes.
+        # The partition of MONAI's partition_dataset, which refuses fewer records than processes.
         share = list(records)[rank::count]
         known = {} if self.overwrite else self._read()
         left = [record for record in share if not self._is_done(str(record["image"]), known)]
@@ -88,11 +87,11 @@ class Predictions:
         return left
 
     def add(self, image: str, files: Sequence[str]) -> None:
-        """Note that an image was segmented.
+        """Record that an image was segmented.
 
         Args:
             image: its path.
-            files: what was written for it.
+            files: the files that were written for it.
         """
         entry = {
             "image": self._name(image),
@@ -119,7 +118,7 @@ class Predictions:
         return digest.hexdigest()
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        """The latest entry of each image; a line that was cut short says nothing."""
+        """The latest entry of each image; an incomplete line is ignored."""
         entries: dict[str, dict[str, Any]] = {}
         with suppress(FileNotFoundError):
             for line in (self.folder / self.name).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -132,13 +131,13 @@ class Predictions:
         entry = known.get(self._name(image))
         if entry is None or not all((self.folder / file).is_file() for file in entry["files"]):
             return False
-        with suppress(OSError):  # an image that cannot be read is told of when it is its turn
+        with suppress(OSError):  # an image that cannot be read is reported when it is loaded
             return bool(entry["sha256"] == self._digest(image))
         return False
 
 
 class CohortDataset(Dataset):
-    """Items of another data set with their image's path as ``"file"``; of a faulty one this and its ``"fault"``.
+    """Items of another data set with their image's path as ``"file"``; a faulty item has only this and ``"fault"``.
 
     Args:
         dataset: raises ValueError for a faulty item, as :class:`scripts.data.VolumeDataset` does.
@@ -160,16 +159,16 @@ class CohortDataset(Dataset):
 
 
 class CohortEvaluator(SupervisedEvaluator):
-    """MONAI evaluator that segments images one by one and goes on where one cannot be segmented.
+    """MONAI evaluator that segments images one by one and continues after one that cannot be segmented.
 
     Args:
         val_data_loader: over a :class:`CohortDataset`, one image per batch.
-        predictions: takes note of what was written.
+        predictions: records the written files.
         **options: of :class:`monai.engines.SupervisedEvaluator`.
 
     Raises:
-        FaultsError: at the end of ``run``, if images could not be segmented: one line for each, those of all
-            processes, by the first of them; the others exit with code 1.
+        FaultsError: at the end of ``run``, if images could not be segmented: one line for each. The first process
+            reports those of all processes; the others exit with code 1.
     """
 
     def __init__(self, val_data_loader: Any, predictions: Predictions, **options: Any) -> None:
@@ -180,7 +179,7 @@ class CohortEvaluator(SupervisedEvaluator):
             ProgressBar(desc="images", persist=True, disable=None).attach(self)  # on a terminal only
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
-        """Segment all images; see the class for what it raises."""
+        """Segment all images; the class lists the errors."""
         begin = time.perf_counter()
         self.faults = []
         own = len(self.data_loader)  # type: ignore[arg-type]
@@ -213,7 +212,7 @@ class CohortEvaluator(SupervisedEvaluator):
 
 
 def _setting(value: Any) -> Any:
-    """What a setting is but for the places of files."""
+    """A setting without its output paths."""
     if isinstance(value, Compose):
         return [_setting(transform) for transform in value.flatten().transforms]
     if isinstance(value, SaveImaged):
@@ -223,6 +222,6 @@ def _setting(value: Any) -> Any:
 
 
 def _saved(output: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The files that transforms wrote of an engine's output."""
+    """The files that transforms wrote from an engine's output."""
     values = [value for item in output for value in item.values() if isinstance(value, MetaTensor)]
     return [str(value.meta[MetaKeys.SAVED_TO]) for value in values if MetaKeys.SAVED_TO in value.meta]

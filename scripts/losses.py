@@ -24,7 +24,7 @@ class PseudoLabel(NamedTuple):
 
 
 def pseudo_label(probabilities: Tensor) -> PseudoLabel:
-    """Pseudo-label of class probabilities ``[B, C, h, w]``, cut from the graph."""
+    """Pseudo-label of class probabilities ``[B, C, h, w]``, without gradient."""
     confidence, label = probabilities.detach().float().max(dim=1)
     return PseudoLabel(label, confidence)
 
@@ -52,10 +52,10 @@ class DiceCE(nn.Module):
 
 
 class MaskedDice(nn.Module):
-    """Dice loss with squared denominators and background, over the pixels that pass.
+    """Dice loss with squared denominators and background, over a mask of pixels.
 
-    Sums run over the batch (``per_image=False``), the loss is the mean over the classes. Pixels that do not pass are
-    removed from all sums; where none passes the loss is 0 and still attached to the graph.
+    Sums run over the batch (``per_image=False``), the loss is the mean over the classes. Pixels outside the mask are
+    removed from all sums; with an empty mask the loss is 0 and still attached to the graph.
 
     Args:
         per_image: sums over each image and the mean over images, instead of sums over the batch.
@@ -96,7 +96,7 @@ def dice_loss(probabilities: Tensor, onehot: Tensor, batch: bool) -> Tensor:
 
 
 def coverage(name: str, target: PseudoLabel, threshold: float) -> dict[str, Tensor]:
-    """Shares of pixels whose pseudo-label passes: of all pixels, and of those whose label is foreground.
+    """Shares of pixels whose confidence reaches the threshold: of all pixels, and of those with a foreground label.
 
     Returns:
         Scalars in [0, 1] named ``coverage_{name}`` and ``coverage_{name}_foreground`` (0 without any foreground).

@@ -1,4 +1,4 @@
-"""What can be made of a trained network's predictions without training: mirrored averaging, largest components."""
+"""Post-processing of a trained network's predictions: mirrored averaging, largest components."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["LargestComponentd", "MirroredSliceInferer"]
 
 
 class MirroredSliceInferer(SliceInferer):
-    """MONAI's ``SliceInferer`` that can average over the slices as they are and mirrored along either or both axes.
+    """MONAI's ``SliceInferer`` with optional averaging over the slices and their mirror images along both axes.
 
     Args:
-        mirroring: whether it does, at four times the cost. The result is then the logarithm of the mean of the class
-            probabilities, which whoever expects logits can take for them.
+        mirroring: whether to average, at four times the cost. The result is then the logarithm of the mean
+            class probabilities, which serves as logits.
         **kwargs: of ``SliceInferer``.
     """
 
@@ -46,19 +46,19 @@ class MirroredSliceInferer(SliceInferer):
 
 
 class LargestComponentd(MapTransform):
-    """Of each foreground class, keep the largest connected component; the rest becomes background.
+    """Keep the largest connected component of each foreground class; the rest becomes background.
 
     MONAI's ``KeepLargestConnectedComponentd`` needs scikit-image for the same.
 
     Args:
-        keys: keys of label maps ``[1, ...]``, all of whose spatial dimensions connect, corners included.
+        keys: keys of label maps ``[1, ...]``; components connect along all spatial dimensions and across corners.
     """
 
     def __init__(self, keys: KeysCollection) -> None:
         super().__init__(keys)
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        """Clean the label maps of the dictionary."""
+        """Apply to the label maps of the dictionary."""
         d = dict(data)
         for key in self.key_iterator(d):
             label = np.asarray(d[key][0].cpu())

@@ -1,8 +1,8 @@
 """Semantic similarity within an image and across images: pure functions on tensors, no state.
 
 Symbols follow the paper: ``f~`` features ``[B, D, h, w]``, C classes, J labeled images, N regions per side.
-Everything is differentiable except :func:`agreement`. What looks across images is computed in float32 under autocast,
-because Eq. 12 multiplies differences of 1e-3 by a thousand; the attention within an image runs in the features' dtype.
+Everything is differentiable except :func:`agreement`. Computations across images are in float32 under autocast, because
+Eq. 12 multiplies differences of 1e-3 by a thousand; the attention within an image runs in the features' dtype.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def refine_by_affinity(logits: Tensor, features: Tensor, temperature: float = 0.
     """Spread a prediction along the affinity of the features within each image (Eqs. 4-5).
 
     ``M = softmax(cos(f_i, f_j) / T)`` over j; space ``logit`` gives ``z + M z``, space ``probability`` gives
-    ``log((p + M p) / 2)`` with ``p = softmax(z)``: the softmax of what is returned is the refined prediction. This is
-    attention with the features as queries and keys and the prediction as values, so M never stands in memory.
+    ``log((p + M p) / 2)`` with ``p = softmax(z)``: the softmax of the result is the refined prediction. This is
+    attention with the features as queries and keys and the prediction as values, so M is never stored.
 
     Args:
         logits: decoder logits ``[B, C, h, w]`` at the features' size.
@@ -63,7 +63,7 @@ def refine_by_affinity(logits: Tensor, features: Tensor, temperature: float = 0.
         Refined logits ``[B, C, h, w]``, float32.
 
     Raises:
-        ValueError: if ``space`` is neither of the two.
+        ValueError: for another ``space``.
     """
     if space not in ("logit", "probability"):
         raise ValueError(f"affinity space: expected 'logit' or 'probability', found {space!r}.")
@@ -77,9 +77,9 @@ def refine_by_affinity(logits: Tensor, features: Tensor, temperature: float = 0.
 
 
 def majority_labels(labels: Tensor, size: Sequence[int], num_classes: int) -> Tensor:
-    """Labels at the features' size: the class that most pixels of each position's cell have.
+    """Labels at the features' size: the majority class of each position's cell.
 
-    Sampling one pixel instead would shift the labels against the features by up to half a cell.
+    Sampling one pixel instead would shift the labels relative to the features by up to half a cell.
 
     Args:
         labels: ``[B, H, W]``, integers in [0, num_classes).
@@ -87,14 +87,14 @@ def majority_labels(labels: Tensor, size: Sequence[int], num_classes: int) -> Te
         num_classes: C.
 
     Returns:
-        ``[B, h, w]`` integers; of equally frequent classes the lower.
+        ``[B, h, w]`` integers; the lower class in case of a tie.
     """
     height, width = size
     return F.adaptive_avg_pool2d(one_hot(labels, num_classes), (height, width)).argmax(dim=1)
 
 
 def nearest_divisor(size: int, wanted: int) -> int:
-    """The divisor of ``size`` nearest to ``wanted``; of two equally near ones the smaller."""
+    """The divisor of ``size`` nearest to ``wanted``; the smaller one in case of a tie."""
     nearest = 1
     for divisor in range(2, size + 1):  # a loop that a compiler can follow
         if size % divisor == 0 and abs(divisor - wanted) < abs(nearest - wanted):
@@ -105,14 +105,14 @@ def nearest_divisor(size: int, wanted: int) -> int:
 def region_prototypes(features: Tensor, labels: Tensor, num_classes: int, regions: int = 4) -> Prototypes:
     """Mean feature of each class in each region of each labeled image (Eq. 7).
 
-    Where a class is absent from a region, that image's mean of the class stands in (the paper); where it is absent
-    from the image, the mean over the batch; where no image shows it, it is marked absent.
+    If a class is absent from a region, the image's mean of the class replaces it (the paper); if absent from the image,
+    the mean over the batch; if absent from all images, it is marked absent.
 
     Args:
         features: ``[J, D, h, w]``.
         labels: ``[J, h, w]``, integers in [0, num_classes).
         num_classes: C.
-        regions: N, regions per side; the nearest divisor of h and of w is taken.
+        regions: N, regions per side; the nearest divisors of h and w are used.
 
     Returns:
         :class:`Prototypes`, float32.
@@ -136,7 +136,7 @@ def query_similarity(features: Tensor, prototypes: Prototypes) -> Tensor:
     """Cosine of each pixel's feature with the prototypes of the same region of every labeled image (Eq. 8).
 
     Args:
-        features: ``[B, D, h, w]`` of the same size as those the prototypes come from.
+        features: ``[B, D, h, w]``, of the size of the prototypes' features.
         prototypes: of J labeled images and C classes.
 
     Returns:
@@ -163,7 +163,7 @@ def cross_logits(
         similarity: m, ``[B, J, C, h, w]``.
         present: ``[C]`` boolean; absent classes get probability 0.
         temperature: T_c, positive; 1 is the paper's literal reading, under which no pixel reaches confidence .95.
-        exclude: optional ``[B, J]`` boolean, labeled images that a query must not see (at least one must remain).
+        exclude: optional ``[B, J]`` boolean, labeled images that a query must not use (at least one must remain).
 
     Returns:
         ``[B, C, h, w]`` float32; its softmax over the classes is Eq. 9.
@@ -179,8 +179,7 @@ def cross_logits(
 def agreement(similarity: Tensor, present: Tensor, rate: float = 1000.0) -> Tensor:
     """Agreement of the labeled images on each pixel (Eqs. 10-12, the paper's uncertainty U): 1 where all agree.
 
-    The cosines are turned into distributions by a softmax over the classes at temperature 1: Eq. 11's divergence
-    needs distributions.
+    A softmax over the classes at temperature 1 turns the cosines into the distributions that Eq. 11's divergence needs.
 
     Args:
         similarity: m, ``[B, J, C, h, w]``.

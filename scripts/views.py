@@ -1,4 +1,4 @@
-"""Weak and strong views of an image batch, computed batch-wise where the batch lives.
+"""Weak and strong views of an image batch, computed batch-wise on the batch's device.
 
 A view is a function of the image and of :class:`scripts.draws.Draws`. Without draws it takes its own from PyTorch's
 global generator: seeding that fixes every view.
@@ -26,12 +26,12 @@ class WeakView(nn.Module):
     Args:
         mode: ``flip``: both in-plane axes, each with probability .5. ``rotate_flip``: SSL4MIS's recipe, with
             probability .5 a quarter-turn multiple and one flip, else with probability .5 a rotation of at most
-            20 degrees. ``none``: the image as it is.
-        shared: one draw for the whole batch instead of one per image (an objective takes it for labeled and
-            unlabeled images alike), so that the regions of Eq. 8 stay aligned.
+            20 degrees. ``none``: no change.
+        shared: one draw for the whole batch instead of one per image (the same for labeled and unlabeled images), so
+            that the regions of Eq. 8 stay aligned.
 
     Raises:
-        ValueError: for another mode, or in forward for a quarter turn of an image that is not square.
+        ValueError: for another mode; in forward for images that are not square under ``rotate_flip``.
     """
 
     max_degrees = 20.0
@@ -47,7 +47,7 @@ class WeakView(nn.Module):
     def forward(
         self, image: Tensor, label: Tensor | None = None, draws: Draws | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Views of ``[B, C, H, W]`` and of the label ``[B, 1, H, W]``, if there is one, under the same draws."""
+        """Views of ``[B, C, H, W]`` and of the optional label ``[B, 1, H, W]`` under the same draws."""
         if self.mode == "none":
             return image, label
         draws = draws or Draws(image.device)
@@ -58,7 +58,7 @@ class WeakView(nn.Module):
             return self._rotate_flip(image, label, batch, draws)
 
     def labeled(self, image: Tensor, label: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
-        """The view of labeled images and of their labels: here the same as of unlabeled ones."""
+        """The view of labeled images and of their labels, here the same as for unlabeled images."""
         return cast("tuple[Tensor, Tensor]", self(image, label, draws))
 
     @property
@@ -104,11 +104,11 @@ class WeakView(nn.Module):
 
 @dataclass(frozen=True)
 class MixedView:
-    """A strong view into which boxes of other images of the batch were pasted (CutMix).
+    """A strong view with boxes pasted from other images of the batch (CutMix).
 
     Attributes:
         image: ``[B, C, H, W]``.
-        box: ``[B, 1, H, W]`` boolean, true where the partner's pixels stand.
+        box: ``[B, 1, H, W]`` boolean, true on the partner's pixels.
         partner: ``[B]`` index of the image that each box comes from.
     """
 
@@ -117,7 +117,7 @@ class MixedView:
     partner: Tensor
 
     def paste(self, target: Tensor) -> Tensor:
-        """Paste the partner's target (pseudo-label, confidence) where its pixels stand.
+        """Paste the partner's target (pseudo-label, confidence) into the box.
 
         Args:
             target: ``[B, h, w]`` of any size; box edges are multiples of 4, so h = H/4 is exact.
@@ -164,7 +164,7 @@ class StrongView(nn.Module):
     def forward(self, image: Tensor, draws: Draws | None = None) -> MixedView:
         """One independent view of weak views ``[B, C, H, W]`` in [0, 1], grey (C = 1) or RGB (C = 3)."""
         draws = draws or Draws(image.device)
-        with torch.autocast(image.device.type, enabled=False):  # mixed precision is for the network, not for its input
+        with torch.autocast(image.device.type, enabled=False):  # mixed precision is for the network only
             image = self._blur(self._jitter(image, draws), draws)
         box, partner = self._boxes(image, draws)
         return MixedView(torch.where(box, image[partner], image), box, partner)
@@ -186,7 +186,7 @@ class StrongView(nn.Module):
         return torch.where(apply, x, image)
 
     def _rotate_hue(self, image: Tensor, turn: Tensor) -> Tensor:
-        """Turn the chroma plane of YIQ by ``turn`` of a full circle, per image: linear, so no HSV round trip."""
+        """Rotate the chroma plane of YIQ by ``turn`` of a full circle, per image: linear, without conversion to HSV."""
         angle = 2 * math.pi * turn
         cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
         rotation = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
@@ -232,7 +232,7 @@ class StrongView(nn.Module):
         inside_rows = (rows >= top[:, None]) & (rows < bottom[:, None])
         inside_columns = (columns >= left[:, None]) & (columns < right[:, None])
         box = inside_rows[:, None, :, None] & inside_columns[:, None, None, :] & apply
-        # A cyclic shift of a random order: everyone's partner is somebody else, unless the batch is one image.
+        # A cyclic shift of a random order: no image is its own partner, unless the batch has one image.
         order = draws.order(batch)
         return box, torch.empty_like(order).scatter(0, order, order.roll(1))
 

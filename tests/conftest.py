@@ -18,7 +18,7 @@ from scripts.utils.provenance import write_record
 
 
 def pytest_configure() -> None:
-    """Tests that run side by side share the cores: each process, and what it starts, has its part of the threads."""
+    """Parallel test processes share the cores: each, with its children, has its share of the threads."""
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
         threads = max(1, torch.get_num_threads() // int(workers))
         torch.set_num_threads(threads)
@@ -27,7 +27,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """A test that draws random numbers without a seed of its own draws the same ones in every run."""
+    """Seed all random generators, so that every run of a test draws the same numbers."""
     torch.manual_seed(0)
 
 
@@ -41,7 +41,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
-    """A folder of real data by its name; whoever has none skips the test."""
+    """A folder of real data by its name; without it the test is skipped."""
 
     def find(name: str) -> Path:
         if not (root := os.environ.get("SEMSIM_DATA")):
@@ -61,7 +61,7 @@ def real_acdc(real_data: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Make weights as a training leaves them: ``trained("isic", in_channels=3, num_classes=2)``, a new file each."""
+    """Make weights with a record: ``trained("isic", in_channels=3, num_classes=2)`` returns a new file."""
 
     def make(data: str = "acdc", in_channels: int = 1, num_classes: int = 4, **record: Any) -> Path:
         torch.manual_seed(0)
@@ -77,7 +77,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory, trained: Callable[..., Path]) -> Path:
-    """Archive of a packed ACDC bundle, beside its folder. Do not write in it."""
+    """Archive of a packed ACDC bundle, next to its folder. Do not write in it."""
     output = tmp_path_factory.mktemp("packed")
     pack("acdc", str(trained()), str(output))
     return next(output.glob("*.zip"))

@@ -69,7 +69,7 @@ class Study:
         return uid.generate_uid(entropy_srcs=[self.key, *map(str, words)])
 
     def header(self, series: str, number: int, sop_class: str, instance: str, modality: str = "MR") -> Dataset:
-        """What all objects of the study have in common, with everything that must not get out."""
+        """Common attributes of the study's objects, including all patient data."""
         ds = Dataset()
         ds.file_meta = FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
@@ -87,7 +87,7 @@ class Study:
         return ds
 
     def plane(self, ds: Dataset, k: int) -> Dataset:
-        """Where slice ``k`` lies."""
+        """Position of slice ``k``."""
         position = self.origin + k * self.gap * self.turn[:, 2]
         ds.ImagePositionPatient = [format_number_as_ds(float(v)) for v in position]
         ds.ImageOrientationPatient = [format_number_as_ds(float(v)) for v in self.turn[:, :2].T.ravel()]
@@ -105,7 +105,7 @@ class Study:
         return ds
 
     def cine(self, series: str = "cine", number: int = 7, phases: Sequence[int] | None = None) -> list[Dataset]:
-        """One classic series with all phases of all slices, as scanners order them: by slice, from the apex."""
+        """One classic series with all phases of all slices, in the scanners' order: by slice, from the apex."""
         return [
             self.image(volume[..., k], series, number, f"{phase} {k}", k, phase)
             for k in reversed(range(self.volumes[0].shape[2]))
@@ -114,7 +114,7 @@ class Study:
         ]
 
     def series_per_slice(self) -> list[Dataset]:
-        """The cine with a series of its own for each slice."""
+        """The cine with a separate series for each slice."""
         return [
             self.image(volume[..., k], f"slice {k}", 20 + k, f"{phase}", k, phase)
             for k in range(self.volumes[0].shape[2])
@@ -122,7 +122,7 @@ class Study:
         ]
 
     def enhanced(self, slope: float = 1.0, intercept: float = 0.0) -> Dataset:
-        """The cine in one enhanced multi-frame object, frames in no order."""
+        """The cine in one enhanced multi-frame object, with shuffled frames."""
         ds = self.header("enhanced", 9, uid.EnhancedMRImageStorage, "only")
         ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "NONE"]
         pairs = [(phase, k) for phase in range(len(self.volumes)) for k in range(self.volumes[0].shape[2])]
@@ -181,7 +181,7 @@ def pixels(ds: Dataset, array: np.ndarray) -> None:
 
 
 def write(datasets: Sequence[Dataset], folder: Path, name: Callable[[int], str] | None = None) -> list[Path]:
-    """Write files with the names that archives give: no suffix, no order."""
+    """Write files with names as in archives: without suffix or order."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / (name(i) if name else f"IM{i:05d}") for i in range(len(datasets))]
     for path, ds in zip(paths, datasets, strict=True):
@@ -190,7 +190,7 @@ def write(datasets: Sequence[Dataset], folder: Path, name: Callable[[int], str] 
 
 
 def archive(folder: Path, **options: Any) -> Study:
-    """An export as archives make it: a cine, a localizer, a long axis, a map and a report in one folder, shuffled."""
+    """An archive's export: a cine, a localizer, a long axis, a map and a report in one folder, shuffled."""
     study = Study(**options)
     localizer = study.image(study.volumes[0][..., 0], "localizer", 1, "0", 0, 0)
     localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]

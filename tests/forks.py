@@ -21,7 +21,7 @@ __all__ = ["EARLY", "FORK", "run_module", "run_monai"]
 ROOT = Path(__file__).resolve().parents[1]
 EARLY = "error: interrupted before the bundle's own code was there to say so"
 FORK = multiprocessing.get_context("fork")
-LONG = 900.0  # seconds after which a run counts as hanging
+LONG = 900.0  # seconds after which a run is considered hanging
 
 
 def run_monai(words: Sequence[str], log: Path, **options: Any) -> tuple[int, str]:
@@ -54,7 +54,7 @@ def run_module(
     Returns:
         Its exit code, negative for a signal, and what it printed.
     """
-    with log.open("wb") as stream:  # another process writes it, whose files have no limit
+    with log.open("wb") as stream:  # written by another process without a limit
         printer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=stream)
     assert printer.stdin is not None
     process = FORK.Process(target=_command, args=(module, words, printer.stdin.fileno(), limit, folder, before))
@@ -84,7 +84,7 @@ def _command(
     sys.path[0] = str(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    if limit is not None:  # like a full disk, for whom root's reserve would be open
+    if limit is not None:  # simulates a full disk, because root can use the disk's reserve
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv = [module, *words]
@@ -96,7 +96,7 @@ def _command(
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         print(error.code if code == 1 else "", file=sys.stderr)
-    except BaseException as error:  # as Python itself ends
+    except BaseException as error:  # like Python's own exit
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
         if code == 130 and sys.excepthook is sys.__excepthook__:
             print(EARLY, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a computation holds in memory, as the tests look at it."""
+"""Measurement of a computation's memory for the tests."""
 
 from __future__ import annotations
 

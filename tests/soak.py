@@ -1,9 +1,9 @@
-"""Hours of other people's days in some minutes: ``make soak MINUTES=30``.
+"""Soak test: ``make soak MINUTES=30``.
 
-Trainings, evaluations and inferences over synthetic cohorts, with random options, of which some cannot be meant, and
-with random mishaps: kills, interruptions, damaged files, a disk that takes no more. Whatever happens, a run ends right
-(its results are there and sound) or refused in one line; a run that was killed goes on to its end when it is resumed.
-Anything else is a failure: its command and its log are kept, and the exit code is 1.
+Trainings, evaluations and inferences over synthetic cohorts, with random options, some of them invalid, and with random
+failures: kills, interruptions, damaged files, a full disk. Every run must succeed (with valid results) or be refused in
+one line, and a killed run must complete after it is resumed. Anything else is a failure: its command and log are kept,
+and the exit code is 1.
 
 Every run is a forked process, so that PyTorch and MONAI are loaded once. POSIX only.
 """
@@ -56,11 +56,11 @@ WRONG = {
 
 
 class Soak:
-    """Random runs in a folder, and what came of them.
+    """Random runs in a folder, and their outcomes.
 
     Args:
-        folder: of cohorts, runs and logs.
-        seed: of the random choices.
+        folder: folder of cohorts, runs and logs.
+        seed: seed of the random choices.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -85,15 +85,15 @@ class Soak:
         return run_monai(words, self.folder / f"log-{self.number}.txt", **options)
 
     def judge(self, action: str, mishap: str, words: list[str], code: int, log: str, fault: str) -> None:
-        """Sort a run that was left to end by what came of it.
+        """Classify a run that ended by itself.
 
         Args:
-            action: what was done.
-            mishap: what was done to it.
+            action: the action.
+            mishap: the injected failure.
             words: the command line.
             code: its exit code.
-            log: what it printed.
-            fault: what is wrong with its results; empty: nothing, or it has none.
+            log: its output.
+            fault: fault of its results; empty if there is none or it has no results.
         """
         last = next((line for line in reversed(log.splitlines()) if line.strip()), "")
         refused = code == 1 and "Traceback" not in log and any(x.startswith("error: ") for x in log.splitlines()[-8:])
@@ -134,7 +134,7 @@ class Soak:
         path.write_bytes(b"" if kind == "empty" else content[: len(content) // 2] if kind == "cut" else content)
 
     def train(self) -> None:
-        """One training, of which something may go wrong."""
+        """One training, possibly with an injected failure."""
         kind, method = self.random.choice(list(SIZES)), self.random.choice(METHODS)
         mishap = self.random.choice(
             ["none", "killed", "interrupted", "wrong option", "damaged data", "full disk", "damaged checkpoint"]
@@ -189,7 +189,7 @@ class Soak:
         self.judge("train", mishap, words, code, log, fault)
 
     def use(self) -> None:
-        """One inference or evaluation with trained weights, of which something may go wrong."""
+        """One inference or evaluation with trained weights, possibly with an injected failure."""
         kind, weights = self.random.choice(self.trained)
         action = self.random.choice(["infer", "evaluate"])
         mishap = self.random.choice(["none", "damaged data", "damaged weights", "damaged record", "full disk"])
@@ -224,7 +224,7 @@ class Soak:
         self.judge(action, mishap, words, code, log, fault if mishap != "damaged weights" or code == 0 else "")
 
     def wrong_maps(self, kind: str, cohort: Path, output: Path) -> str:
-        """What is wrong with the label maps of a cohort's images; empty: nothing."""
+        """Fault of the label maps of a cohort's images; empty if there is none."""
         for record in find_images(cohort):
             image = Path(record["image"])
             name = image.name.partition(".")[0]
@@ -237,7 +237,7 @@ class Soak:
         return ""
 
     def wrong_scores(self, output: Path) -> str:
-        """What is wrong with an evaluation; empty: nothing."""
+        """Fault of an evaluation; empty if there is none."""
         with (output / "summary.csv").open(newline="") as stream:
             rows = list(csv.DictReader(stream))
         scores = [float(row["dsc_mean"]) for row in rows]
@@ -267,7 +267,7 @@ def voxels(path: Path) -> np.ndarray:
 
 
 def main() -> None:
-    """Soak for some minutes; print the outcomes by kind, and end with exit code 1 if anything failed."""
+    """Run for some minutes; print the outcomes by kind, and exit with code 1 if anything failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0, help="other choices for another seed")

@@ -38,7 +38,7 @@ TABLE_6 = {
     "table6_decoder_s1_s2": (None, None, [1, 2]),
     "table6_decoder_s1_s2_s3": (None, None, [1, 2, 3]),
 }
-# What one override on the command line sets, and the attribute that shows it.
+# Overrides of the command line, and the attributes that they set.
 OVERRIDES: list[tuple[str, Any, str]] = [
     *(("method#regions", n, "regions") for n in (1, 2, 8, 14)),
     *(("method#fusion#stages", s, "fusion.stages") for s in ([4], [3], [2], [2, 3], [1, 2, 3, 4])),

@@ -48,7 +48,7 @@ def test_images_and_labels_are_sampled_where_the_grid_says() -> None:
     [({"scale": (0.5, 0.5)}, 0.25, 0.25), ({"scale": (1.4, 1.4)}, 1.96, 1.96), ({"degrees": 180.0}, 1, 1)],
 )
 def test_objects_change_their_size_as_the_scale_says(option: dict, low: float, high: float) -> None:
-    """The area of a centred disc, whatever the rotation; also in an image that is not square."""
+    """The area of a centred disc under any rotation; also in an image that is not square."""
     rows, columns = torch.meshgrid(torch.arange(96.0) - 47.5, torch.arange(144.0) - 71.5, indexing="ij")
     disc = (rows**2 + columns**2 < 30**2).float().expand(8, 1, 96, 144)
     view, _ = AugmentedView(spatial=1.0, **{**NOTHING, **option})(disc)
@@ -79,11 +79,11 @@ def test_shift_and_flip_stay_in_their_range() -> None:
     for axis in (rows, columns):
         centre = (view[:, 0] * axis).sum(dim=(1, 2)) / mass
         assert (centre - 39.5).abs().max() < 16.5
-        assert (centre - 39.5).abs().max() > 13  # the range is made use of
+        assert (centre - 39.5).abs().max() > 13  # the whole range is used
 
 
 def test_intensities_match_a_plain_loop_in_distribution() -> None:
-    """Gamma alone, always on: every image is a power of itself, exponents within the range and different."""
+    """Gamma only, always on: every image is a power of itself, with different exponents within the range."""
     view = AugmentedView(intensity=1.0, bias=0.0, contrast=(1.0, 1.0), brightness=0.0, noise=0.0)
     image = torch.full((64, 1, 8, 8), 0.5)
     exponent = view.vary_intensity(image, Draws(image.device)).mean(dim=(1, 2, 3)).log() / math.log(0.5)

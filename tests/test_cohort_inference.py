@@ -1,4 +1,4 @@
-"""Whole cohorts through configs/inference.json: broken images, runs that go on, several processes."""
+"""Inference over cohorts: damaged images, continued runs, several processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = ("a/scan", "b/scan", "c", "d", "e")
 
 @pytest.fixture
 def cohort(tmp_path: Path) -> Path:
-    """Five images of different content, below ``images``."""
+    """Five images with different contents, below ``images``."""
     folder = tmp_path / "images"
     for number, name in enumerate(NAMES):
         path = folder / f"{name}.nii.gz"
@@ -64,7 +64,7 @@ def infer(cohort: Path, tmp_path: Path) -> Callable[..., None]:
 
 
 def written(folder: Path) -> dict[str, int]:
-    """The maps of a folder with what changes when one is written again."""
+    """The maps of a folder with their modification times."""
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*_seg.nii.gz")}
 
 
@@ -74,7 +74,7 @@ def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
 
 
 def break_images(cohort: Path) -> None:
-    """One is cut short, one has NaN, one has channels."""
+    """One is truncated, one has NaN, one has channels."""
     whole = (cohort / "a/scan.nii.gz").read_bytes()
     (cohort / "a/scan.nii.gz").write_bytes(whole[: len(whole) // 2])
     nib.save(nib.Nifti1Image(np.full((8, 8, 3), np.nan, np.float32), np.eye(4)), cohort / "c.nii.gz")

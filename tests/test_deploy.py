@@ -19,14 +19,14 @@ SIZE = 48
 
 
 def strike(compose: Compose) -> Compose:
-    """Take out what reads and writes files; the operator goes by the names of the classes."""
+    """Remove the transforms that read and write files; the operator identifies them by class name."""
     names = ("LoadImage", "SaveImage")
     compose.transforms = tuple(t for t in compose.transforms if not any(name in type(t).__name__ for name in names))
     return compose
 
 
 def segment_in_memory(volume: np.ndarray, affine: np.ndarray, weights: Path) -> np.ndarray:
-    """Segment as the operator does: struck transforms, the inferer, the network on its own."""
+    """Segment like the operator: remaining transforms, the inferer, and the separate network."""
     config = ConfigParser()
     config.read_config(CONFIGS / "inference.json")
     config["bundle_root"], config["image_size"], config["device"] = str(ROOT), SIZE, "cpu"

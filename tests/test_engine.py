@@ -78,7 +78,7 @@ def network(seed: int = 0) -> UNet:
 
 
 def test_every_iteration_is_seeded_by_itself() -> None:
-    """Whatever was drawn before, iteration i sees the same random numbers."""
+    """Iteration i sees the same random numbers, independent of earlier draws."""
     results = []
     for waste in (0, 7):
         method = FixMatch(network())
@@ -90,7 +90,7 @@ def test_every_iteration_is_seeded_by_itself() -> None:
 
 
 def test_monai_handlers_see_the_events_of_an_iteration() -> None:
-    """Gradients are there after the backward pass, and the weights have moved when the model is completed."""
+    """Gradients exist after the backward pass, and the weights have changed when the model is completed."""
     net = network()
     engine = trainer(FixMatch(net), epochs=1)
     seen: list[tuple[str, bool, bool]] = []
@@ -113,7 +113,7 @@ def test_monai_handlers_see_the_events_of_an_iteration() -> None:
 
 def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
     def run(folder: str, epochs: int, resume: bool) -> dict[str, Tensor]:
-        net = network(1 if resume else 0)  # other weights than the run had: all must come from the checkpoint
+        net = network(1 if resume else 0)  # built with other weights: all must come from the checkpoint
         engine = trainer(FixMatch(net), epochs, handlers=[RunCheckpoint(str(tmp_path / folder), net, resume)])
         engine.run()
         return net.state_dict()
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_without_gradient_scaling_resumes_with_it(tmp_path: Path) -> None:
-    """Begun in bfloat16 or float32, gone on with on a card that needs float16."""
+    """Started in bfloat16 or float32, resumed on a card that needs float16."""
     for resume in (False, True):
         net = network()
         engine = trainer(FixMatch(net), 1 + resume, handlers=[RunCheckpoint(str(tmp_path), net, resume)])
@@ -178,7 +178,7 @@ def test_a_run_without_gradient_scaling_resumes_with_it(tmp_path: Path) -> None:
 
 
 def test_records_name_the_code_and_the_settings_that_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit made during a training is not what trains."""
+    """A commit made during a training does not change the recorded code."""
     commits = map(str, itertools.count(1))
     monkeypatch.setattr("scripts.handlers.checkpoints.code_version", lambda: next(commits))
     monkeypatch.setattr("scripts.utils.provenance.code_version", lambda: next(commits))
@@ -192,7 +192,7 @@ def test_records_name_the_code_and_the_settings_that_trained(tmp_path: Path, mon
 
 
 def test_records_name_all_code_and_precision_that_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of a run that resumes; starting it once it is complete trains nothing."""
+    """Also for a resumed run; restarting a complete run trains nothing."""
     net = network()
     both = ("first, then second", "float32, then bfloat16")
     for version, dtype, epochs, expected in (
@@ -210,7 +210,7 @@ def test_records_name_all_code_and_precision_that_trained(tmp_path: Path, monkey
 
 
 def test_the_last_weights_are_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever finds model_last.pt takes the run as complete."""
+    """model_last.pt marks a complete run."""
     written: list[str] = []
     monkeypatch.setattr("scripts.handlers.checkpoints.write_record", lambda path, _: written.append(path.name))
     net = network()
@@ -225,7 +225,7 @@ def test_another_length_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFi
         engine = trainer(FixMatch(net), epochs, handlers=[RunCheckpoint(str(tmp_path), net, resume)])
         engine.logger.addHandler(caplog.handler)
         engine.run()
-    assert "begun for 1 epochs: learning rate and ramps now follow 2" in caplog.text
+    assert "started for 1 epochs: learning rate and ramps now follow 2" in caplog.text
 
 
 def test_output_guard(tmp_path: Path) -> None:
@@ -248,12 +248,12 @@ def test_weights_of_another_origin_are_not_replaced(tmp_path: Path) -> None:
         (folder / "model.pt").write_text(folder.name)
     (run / "checkpoint.pt").touch()
     for resume in (False, str(run / "checkpoint.pt")):
-        with pytest.raises(FileExistsError, match="weights stand here"):
+        with pytest.raises(FileExistsError, match="training would replace these weights"):
             guard_output(str(served), resume)
-    # killed before the first checkpoint, after it had brought the best network of the other run along
+    # killed before the first checkpoint, after copying the best network of the other run
     (served / "model.pt").write_text("run")
     guard_output(str(served), str(run / "checkpoint.pt"))
-    # killed in the first epoch's end, between weights and checkpoint
+    # killed at the end of the first epoch, between weights and checkpoint
     guard_output(str(served), True)
 
 
@@ -267,7 +267,7 @@ def test_switches_from_the_command_line(value: bool | str, expected: bool | str)
 
 @pytest.mark.parametrize("word", ["off", "no", 1])
 def test_amp_is_true_or_false(word: Any) -> None:
-    """Another word counted as true, unseen."""
+    """Another word would silently be true."""
     with pytest.raises(ValueError, match=f"amp: expected True or False, spelled like this, found {word!r}"):
         autocast_dtype("cpu", word)
 
@@ -488,7 +488,7 @@ def run(options: Mapping[str, Any], *overlays: str) -> None:
     [
         ("fixmatch", {"labeled": 0}, "training slices has a label: training needs labelled cases"),
         ("fixmatch", {"labeled": 99}, "labeled=99"),
-        ("fixmatch", {"labeled": 6}, "learns from unlabelled images"),
+        ("fixmatch", {"labeled": 6}, "needs unlabelled images"),
         ("semsim", {**VARIANTS, "method#gate": "both"}, "gate: expected one of"),
         ("semsim", {**VARIANTS, "method#shared_target": "false"}, "shared_target: expected True or False"),
         ("fixmatch", {"anti_aliasing": "false"}, "anti_aliasing: expected True or False"),
@@ -563,8 +563,8 @@ def _gradients_of_rank(rank: int, folder: str) -> None:
     if rank == 0:
         torch.save([p.grad for p in net.parameters()], f"{folder}/gradients.pt")
     dist.barrier()
-    # The group ends with its last owner, the model. It would wait for Gloo's thread, and that for Python's lock, if it
-    # is still letting go of the barrier: so this process ends without clearing up.
+    # The group ends with its last owner, the model. It could deadlock with Gloo's thread and Python's lock after the
+    # barrier, so this process exits without cleanup.
     os._exit(0)
 
 
@@ -577,7 +577,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
 
 
 def test_per_batch_dice_is_per_process() -> None:
-    """Why the test above needs per-image Dice: batch sums do not add up over processes."""
+    """The reason for per-image Dice in the test above: batch sums do not add up over processes."""
     g = torch.Generator().manual_seed(0)
     logits, label = torch.randn(4, 3, 8, 8, generator=g), torch.randint(0, 3, (4, 8, 8), generator=g)
     label[:2] = 0

@@ -1,4 +1,4 @@
-"""What docs/extending.md says works: its example trains, from a folder outside the package."""
+"""The example of docs/extending.md trains, from a folder outside the package."""
 
 from __future__ import annotations
 

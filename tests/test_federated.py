@@ -55,7 +55,7 @@ def weights(client: MonaiAlgo) -> dict[str, Tensor]:
 
 
 def average(sites: list[MonaiAlgo], received: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The mean over the sites of what they send, added to what they received."""
+    """The mean of the sites' updates, added to the sent weights."""
     differences = [client.get_weights().weights for client in sites]
     return {
         name: value + torch.stack([torch.as_tensor(d[name]).float() for d in differences]).mean(0).to(value.dtype)

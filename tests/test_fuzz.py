@@ -1,7 +1,7 @@
-"""What comes from outside, spoilt at random: the outcome is a right result or one clear line, never anything else.
+"""Fuzzing of external input: the outcome must be a correct result or one clear line.
 
-The tests draw the same few examples in every run; ``make fuzz`` draws other ones and many more, and prints how many
-inputs there were of each outcome.
+The tests draw the same few examples in every run; ``make fuzz`` draws many others, and prints the number of inputs for
+each outcome.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from scripts.utils.validation import check
 ROOT = Path(__file__).resolve().parents[1]
 MANY = int(os.environ.get("SEMSIM_FUZZ", "0"))
 OUTCOMES: Counter[tuple[str, str]] = Counter()
-SECONDS = 20.0  # of one input, on a busy machine
+SECONDS = 20.0  # seconds per input, on a busy machine
 
 fuzz = settings(
     max_examples=MANY or 40,
@@ -52,7 +52,7 @@ fuzz = settings(
 
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code that is executed leaves a file where the test works."""
+    """Executed code leaves a file in the test's folder."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -65,7 +65,7 @@ def told() -> Any:
 
 
 def outcome(kind: str, work: Callable[[], object]) -> None:
-    """Do something with an input; the only errors are lines of this package that begin with what they are about."""
+    """Process an input; the only allowed errors are lines of this package that start with their subject."""
     start, refusal = time.perf_counter(), None
     try:
         work()
@@ -126,7 +126,7 @@ def written(value: Any) -> bytes:
 
 @st.composite
 def spoilt(draw: st.DrawFn, sound: bytes) -> bytes:
-    """Bytes with some flipped, cut out, or more behind them."""
+    """Bytes with some flipped, removed or appended."""
     content = bytearray(sound)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, max(len(content) - 1, 0)))
@@ -274,10 +274,10 @@ def image_bytes(suffix: str) -> bytes:
 @fuzz
 @given(data=st.data())
 def test_images(data: st.DataObject, suffix: str) -> None:
-    """Whatever is wrong becomes a fault of the file: the survey of a data set goes on with the next one."""
+    """Every error becomes a fault of the file, and the survey of a data set continues with the next one."""
     path = Path(f"image{suffix}")
     sound = image_bytes(suffix)
-    header = {".nii": 352, ".mha": 300}.get(suffix, len(sound))  # the voxels may be any
+    header = {".nii": 352, ".mha": 300}.get(suffix, len(sound))  # the voxels may have any value
     path.write_bytes(data.draw(spoilt(sound[:header])) + sound[header:])
     (finding,) = survey([{"image": str(path), "case": "a"}], Settings(1, 2))
     for fault in finding.faults:

@@ -1,4 +1,4 @@
-"""The modules' imports: no circle, no room that imports a room above it, and nothing of ``bundle`` in ``scripts``."""
+"""The modules' imports: no cycle between modules or packages, and no import of ``bundle`` in ``scripts``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_modules_import_each_other_in_no_circle(imports: dict[str, set[str]]) ->
 
 
 def test_rooms_import_each_other_in_no_circle(imports: dict[str, set[str]]) -> None:
-    """A room is a folder, or a module beside the folders: ``scripts.data``, ``scripts.losses``, ``bundle.share``."""
+    """A package is a folder or a top-level module: ``scripts.data``, ``scripts.losses``, ``bundle.share``."""
 
     def room(module: str) -> str:
         return ".".join(module.split(".")[:2])

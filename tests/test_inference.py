@@ -63,7 +63,7 @@ def oblique_affine():
 
 
 def random_network(num_classes=4):
-    """A network whose predictions hold several classes."""
+    """A network that predicts several classes."""
     torch.manual_seed(0)
     network = UNet(num_classes=num_classes).eval()
     with torch.no_grad():
@@ -99,7 +99,7 @@ def infer(tmp_path, model, monkeypatch):
         assert workflow.check_properties() == []
         try:
             workflow.run()
-        except RuntimeError as error:  # the bundle wraps what an expression raises
+        except RuntimeError as error:  # the bundle wraps an expression's error
             raise error.__cause__ or error from None
         return tmp_path / "out"
 
@@ -154,8 +154,8 @@ def test_datalist_takes_the_part_to_predict(tmp_path, parts, expected):
     ("name", "content", "error", "message"),
     [
         ("missing", None, FileNotFoundError, "missing' does not exist"),
-        ("text.txt", "", ValueError, r"text.txt' is no image"),
-        ("list.json", "{", ValueError, "list.json: expected a datalist, found no JSON"),
+        ("text.txt", "", ValueError, r"text.txt' is not an image"),
+        ("list.json", "{", ValueError, "list.json: expected a datalist, found invalid JSON"),
         ("list.json", "[]", ValueError, "list.json: expected a datalist, found"),
         ("list.json", '{"training": [{"label": "a"}]}', ValueError, "list.json: training: entry 1: lacks image"),
         ("list.json", '{"test": ["gone.nii"]}', ValueError, "gone.nii', which does not exist"),
@@ -252,9 +252,12 @@ def test_weights_are_loaded(model):
     [
         (lambda: UNet(num_classes=2).state_dict(), r"it has 2 classes, the network 4 \(num_classes\)"),
         (lambda: UNet(in_channels=3).state_dict(), r"it takes 3 channels, the network 1 \(in_channels\)"),
-        (lambda: {"method": UNet().state_dict(), "state": {"epoch": 3}}, "holds method, state, expected a network's"),
-        (lambda: {"weight": torch.zeros(1)}, "is of another network"),
-        (lambda: [1, 2], "holds list"),
+        (
+            lambda: {"method": UNet().state_dict(), "state": {"epoch": 3}},
+            "contains method, state, expected a network's",
+        ),
+        (lambda: {"weight": torch.zeros(1)}, "belongs to another network"),
+        (lambda: [1, 2], "contains list"),
         (UNet, "cannot be read as tensors"),
     ],
     ids=["classes", "channels", "resume", "strange", "list", "pickle"],
@@ -365,7 +368,7 @@ def test_truncated_image_is_named_and_results_stay(tmp_path, infer):
     save_volume(tmp_path / "in" / "a.nii.gz", phantom(), np.eye(4))
     whole = (tmp_path / "in" / "a.nii.gz").read_bytes()
     (tmp_path / "in" / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"in/b\.nii\.gz is no image .* cut short") as error:
+    with pytest.raises(ValueError, match=r"in/b\.nii\.gz is not an image .* damaged") as error:
         infer(tmp_path / "in")
     assert "\n" not in str(error.value)
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["a_seg.nii.gz"]
@@ -400,7 +403,7 @@ def test_preprocessing_is_that_of_training():
             keys = [step["keys"]] if isinstance(step["keys"], str) else step["keys"]
             if "image" not in keys:
                 continue
-            # where several keys are given, the image's setting is the first of each pair
+            # with several keys, the image's setting is the first of each pair
             first = {name: step[name][0] for name in ("mode", "anti_aliasing") if isinstance(step.get(name), list)}
             step = {**step, **first, "keys": "image"}
             steps.append({name: value for name, value in step.items() if name != "allow_missing_keys"})
@@ -415,7 +418,7 @@ def test_preprocessing_is_that_of_training():
 
 
 def test_transforms_can_be_read_without_data():
-    # MONAI Label takes preprocessing and postprocessing out of the config and brings its own images.
+    # MONAI Label uses the config's preprocessing and postprocessing with its own images.
     parser = ConfigParser()
     parser.read_config(ROOT / "configs" / "inference.json")
     parser["bundle_root"] = str(ROOT)
@@ -431,7 +434,7 @@ def test_real_volume_keeps_its_grid(real_acdc, infer):
     assert nib.load(result).shape == image.shape
     assert np.array_equal(nib.load(result).affine, image.affine)
     assert np.asarray(nib.load(result).dataobj).max() < 4
-    # ITK and the viewers on it take the spacing from another field than nibabel
+    # ITK and its viewers read the spacing from another field than nibabel
     one, other = (sitk.ReadImage(str(path)) for path in (source, result))
     for geometry in ("GetSpacing", "GetOrigin", "GetDirection"):
         assert getattr(one, geometry)() == getattr(other, geometry)()

@@ -18,7 +18,7 @@ def probability(logits: Tensor) -> list[float]:
 
 
 def plain_dice(logits: Tensor, label: Tensor, passed: Tensor | None = None, images: range | None = None) -> float:
-    """1 - 2 sum(p y) / (sum(p^2) + sum(y^2)) per class over all pixels that pass, mean over the classes."""
+    """1 - 2 sum(p y) / (sum(p^2) + sum(y^2)) per class over the mask, mean over the classes."""
     classes = logits.shape[1]
     overlap, size = [0.0] * classes, [0.0] * classes
     for b in images or range(len(logits)):
@@ -50,7 +50,7 @@ def test_dice_over_the_batch_equals_loops(masked: bool) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_dice_per_image_equals_loops(masked: bool) -> None:
     logits, label, passed = example()
-    passed[1] = False  # nothing of one image passes: it counts as 0
+    passed[1] = False  # the mask of one image is empty: its loss is 0
     mask = passed if masked else None
     expected = sum(plain_dice(logits, label, mask, range(b, b + 1)) for b in range(3)) / 3
     assert float(MaskedDice(per_image=True)(logits, label, mask)) == pytest.approx(expected, abs=2e-5)

@@ -1,4 +1,4 @@
-"""docs/methods.md: its parameter counts are the code's, its commands run what they say."""
+"""docs/methods.md: its parameter counts are the code's, and its commands are valid."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ def test_distances_of_shifted_cube_by_hand():
     pred, label = np.zeros((2, 20, 20, 12), dtype=bool)
     pred[2:6, 2:6, 2:6] = True
     label[2:6, 2:6, 5:9] = True
-    # 56 surface voxels a side, in layers of 16, 12, 12 and 16 along z, of which the one nearest the other cube lies
-    # on its surface and the others 1, 2 and 3 voxels beyond.
+    # 56 surface voxels per cube, in layers of 16, 12, 12 and 16 along z; the layer nearest to the other cube lies on
+    # its surface, the others 1, 2 and 3 voxels away.
     hd95, assd = surface_distances(pred, label)
     assert hd95 == 3.0
     assert assd == pytest.approx((16 * 0 + 12 * 1 + 12 * 2 + 16 * 3) / 56)
@@ -167,7 +167,7 @@ def test_scores_refuse_wrong_label(label, message):
 
 
 def test_the_metric_collects_the_scores_of_every_volume():
-    """Also behind MONAI's own handler, whose one number is the mean Dice."""
+    """Also in MONAI's own handler, which reports the mean Dice."""
     rng = np.random.default_rng(0)
     pairs = [rng.integers(0, 3, (2, 6, 5, depth)).astype(np.uint8) for depth in (4, 3)]
     affine = np.diag([1.5, 1.5, 8.0, 1.0])

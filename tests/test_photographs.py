@@ -1,4 +1,4 @@
-"""The bundle on photographs: the way to the network's grid and back to native pixels, from training to PNG masks."""
+"""The bundle on photographs, from training to PNG masks: mapping to the network's grid and back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OVERLAY = "datasets/isic.json"
 
 
 class Brightness(UNet):
-    """Calls a pixel lesion where it is bright: what goes in as a mask should come out as one."""
+    """Predicts lesion on bright pixels: a mask as input should be the output."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         bright = image.mean(dim=1, keepdim=True) - 0.5
@@ -32,7 +32,7 @@ class Brightness(UNet):
 
 
 def brightness(folder: Path) -> dict[str, Any]:
-    """Ids of a configuration that put :class:`Brightness` in the U-Net's place."""
+    """Config values that replace the U-Net by :class:`Brightness`."""
     torch.save(UNet(3, 2).state_dict(), folder / "model.pt")
     return {"network_def#_target_": f"{__name__}.Brightness", "checkpoint": str(folder / "model.pt")}
 
@@ -81,7 +81,7 @@ def test_way_to_the_network(tmp_path: Path, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("centre", [(0.0, 0.3), (0.98, 0.7), (0.4, 0.02), (0.55, 1.0), (0.5, 0.5)])
 def test_lesion_keeps_its_place(tmp_path: Path, centre: tuple[float, float]) -> None:
-    """A lesion at each border goes to the network's grid and comes back as a PNG mask of native size."""
+    """A lesion at each border is mapped to the network's grid and back to a PNG mask of native size."""
     height, width = 450, 610
     truth = blob(height, width, (centre[0] * height, centre[1] * width), 130)
     (tmp_path / "in").mkdir()
@@ -193,7 +193,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_real_native_pairs(real_data: Callable[[str], Path], tmp_path: Path) -> None:
-    """At megapixels: what each image is segmented into has the size of its own mask and is in its place."""
+    """At megapixels: each segmentation has the size and position of the image's mask."""
     folder = real_data("isic_native")
     masks = sorted(folder.glob("*_segmentation.png"))
     given = {"dataset_dir": str(folder), "output_dir": str(tmp_path / "out"), "image_size": 64}

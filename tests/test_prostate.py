@@ -62,13 +62,13 @@ def prostates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights that know nothing but give both classes: what becomes of a map must not hang on a training's success."""
+    """Random weights that predict both classes, so that the tests do not depend on a training's success."""
     torch.manual_seed(3)
     network = UNet(num_classes=2)
     with torch.no_grad():
         network.head.bias.zero_()
         network.head.weight -= network.head.weight.mean(dim=1, keepdim=True)
-        network.head.weight *= 50  # few voxels are undecided
+        network.head.weight *= 50  # few voxels are ambiguous
     path = tmp_path_factory.mktemp("model") / "model.pt"
     torch.save(network.state_dict(), path)
     return path
@@ -101,8 +101,8 @@ def trained(prostates: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "cache_dir": str(folder / "cache"),
         "output_dir": str(folder / "out"),
         "batch_size": 4,
-        "learning_rate": 0.02,  # at .05 the order of sums decides whether it learns
-        "val_interval": 1,  # the first precedes what it learns; in later ones it may fall back
+        "learning_rate": 0.02,  # at .05 rounding decides whether it learns
+        "val_interval": 1,  # the first one precedes the learning; later ones may decrease
         "train#trainer#max_epochs": 9,
         "train#trainer#epoch_length": 6,
     }
@@ -204,7 +204,7 @@ def test_label_maps_come_back_on_the_images_grid(prostates: Path, maps: Path) ->
         classes, probabilities = array(maps / f"{case}_seg.mha"), array(maps / f"{case}_prob.mha")
         assert np.unique(classes).tolist() == [0, 1]
         assert probabilities.shape == (*classes.shape, 2)
-        # the map comes of logits: where both classes are as likely, rounding may decide otherwise
+        # the map comes from logits: with equal classes, rounding may decide differently
         clear = np.abs(probabilities[..., 1] - probabilities[..., 0]) > 1e-6
         assert clear.mean() > 0.999
         np.testing.assert_array_equal(probabilities.argmax(-1)[clear], classes[clear])
@@ -240,7 +240,7 @@ def test_order_and_direction_of_the_axes_do_not_matter(
 @pytest.mark.parametrize("chain", ["train#preprocessing", "validate#preprocessing"])
 @pytest.mark.parametrize("photographs", [False, True])
 def test_label_maps_are_never_interpolated(prostates: Path, tmp_path: Path, chain: str, photographs: bool) -> None:
-    # classes 0 and 3 side by side: any mixture of the two would be another number
+    # neighbouring classes 0 and 3: any mixture of the two would be another number
     label = 3 * sitk.ReadImage(str(prostates / "Case00_segmentation.mhd"))
     sitk.WriteImage(label, str(tmp_path / "label.mha"))
     parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / "train.json")))
@@ -257,7 +257,7 @@ def test_label_maps_are_never_interpolated(prostates: Path, tmp_path: Path, chai
 
 @pytest.fixture(scope="module")
 def real(real_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with Case00 alone, wherever it lies in the data set, and however many others lie there."""
+    """A folder with Case00 only, copied from any place in the data set."""
     (record,) = promise12_cases(real_data("promise12"))["Case00"]
     folder = tmp_path_factory.mktemp("real")
     for file in Path(record["image"]).parent.glob("Case00*"):

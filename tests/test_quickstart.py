@@ -1,4 +1,4 @@
-"""The quickstart runs as it stands in the docs, only shorter."""
+"""The quickstart of the docs runs, with a shorter training."""
 
 from __future__ import annotations
 

@@ -18,7 +18,12 @@ from scripts.augmentation import AugmentedView
 from scripts.methods import Objective
 from tests.workflows import workflow
 
-SHORT = {"train#trainer#max_epochs": 2, "train#trainer#epoch_length": 2, "batch_size": 2, "supervised_share": 0.5}
+SHORT = {
+    "train#trainer#max_epochs": 2,
+    "train#trainer#epoch_length": 2,
+    "batch_size": 2,
+    "train#trainer#supervised_share": 0.5,
+}
 
 
 def data(phantom: Path, tmp_path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the repository promises about itself: versions, metadata, commands, export."""
+"""Consistency of the repository: versions, metadata, commands, export."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_metadata_follows_its_schema(card: dict, tmp_path: Path) -> None:
     if not schema.is_file():
         pytest.skip(f"no copy of the schema beside the data: {schema}")
     copy = tmp_path / schema.name
-    shutil.copyfile(schema, copy)  # MONAI downloads it only where there is none
+    shutil.copyfile(schema, copy)  # MONAI downloads it only if there is none
     verify_metadata(meta_file=str(METADATA), filepath=str(copy))
     del card["task"]
     broken = tmp_path / "metadata.json"
@@ -149,7 +149,7 @@ def test_pages_name_files_and_headings_that_exist(page: Path) -> None:
 
 @pytest.mark.usefixtures("at_root")
 def test_options_in_the_pages_are_ids_of_the_configs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MONAI takes any option. Overlays that a page has its reader write are left out."""
+    """MONAI accepts any option. Overlays that readers of a page write are ignored."""
     lines = [line for page in PAGES for line in page.read_text().splitlines()]
     commands = [re.sub(r"^.*?-m monai\.bundle run ", "run ", line) for line in lines if "-m monai.bundle run " in line]
     checked = 0

@@ -63,7 +63,7 @@ def refined_probabilities(logits: Tensor, features: Tensor, temperature: float, 
 def test_refinement_equals_the_explicit_matrix(space: str, temperature: float, classes: int, width: int) -> None:
     torch.manual_seed(0)
     logits, features = 3 * torch.randn(2, classes, 5, 4), torch.randn(2, width, 5, 4).relu()
-    features[0, :, 2, 3] = 0  # a pixel without any feature: similarity 0 to all, itself included
+    features[0, :, 2, 3] = 0  # a pixel with a zero feature: similarity 0 to all, itself included
     found = refine_by_affinity(logits, features, temperature, space)
     assert found.dtype == torch.float32
     expected = refined_probabilities(logits, features, temperature, space)
@@ -429,7 +429,7 @@ def test_cross_prediction_under_bf16_autocast() -> None:
         assert m.dtype == torch.float32
         return cross_logits(m, prototypes.present).softmax(1), agreement(m, prototypes.present)
 
-    # Inputs that bf16 holds exactly: the arithmetic itself must stay in float32.
+    # Inputs that bf16 represents exactly: the arithmetic must stay in float32.
     features, query = features.bfloat16(), query.bfloat16()
     exact = predict(features.float(), query.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -439,7 +439,7 @@ def test_cross_prediction_under_bf16_autocast() -> None:
 
 
 def test_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No function makes a tensor on another device than its inputs'."""
+    """All functions create tensors on the device of their inputs."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # it knows no meta device
     features = torch.rand(3, 7, 6, 8, device="meta")
     logits = torch.rand(3, 4, 6, 8, device="meta")

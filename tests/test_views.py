@@ -14,7 +14,7 @@ from scripts.views import MixedView, StrongView, WeakView
 
 
 def orientations(x: Tensor) -> list[Tensor]:
-    """The image as it is, flipped along rows, along columns, along both."""
+    """The image unchanged, flipped along rows, along columns, along both."""
     return [x, x.flip(-2), x.flip(-1), x.flip(-2, -1)]
 
 
@@ -231,7 +231,7 @@ def test_blur_has_a_sigma_per_image_within_its_range() -> None:
 
 
 def marked_boxes(view: MixedView, image: Tensor) -> list[tuple[int, int, int, int] | None]:
-    """(top, bottom, left, right) of what was pasted into each constant image, read off the picture."""
+    """(top, bottom, left, right) of the box pasted into each constant image."""
     boxes: list[tuple[int, int, int, int] | None] = []
     for before, after, partner in zip(image, view.image, view.partner, strict=True):
         pasted = (after != before).any(0)

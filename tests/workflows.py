@@ -1,4 +1,4 @@
-"""The bundle's workflows as the tests run them."""
+"""The bundle's workflows for the tests."""
 
 from __future__ import annotations
 

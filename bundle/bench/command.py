@@ -1,7 +1,7 @@
 """Time and memory of the bundle on this machine: ``python -m bundle bench``.
 
 One run prints the machine's matrix rate, time, memory and arithmetic of a training step for every objective, and the
-time of inference, of the input pipeline and of HD95. Images are synthetic; nothing is kept.
+time of inference, of the input pipeline and of HD95. Images are synthetic; nothing is stored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["OBJECTIVES", "main"]
 
 OBJECTIVES = ("supervised", "fixmatch", "unimatch", "semsim_minus", "semsim")
 REFERENCE = "fixmatch"
-"""The objective whose step the others' are held against."""
+"""The objective whose step is the reference for the ratios."""
 
 EPOCH = (156, 20, 256)
 """Steps, validation volumes and slices for batch norm of an epoch of ACDC with three labelled patients."""
@@ -54,9 +54,9 @@ def main(
     Args:
         image_size: side of the slices, pixels, or several; all that is no training step is measured at the last.
         batch_size: labelled slices of a step, and as many unlabelled ones.
-        repeats: timed repetitions, after a first one that is not timed; medians are printed.
-        methods: names of overlays in ``configs/methods``, or ``all`` of them.
-        device: ``cpu`` or ``cuda``; default: CUDA where there is one.
+        repeats: timed repetitions, after an untimed one; medians are printed.
+        methods: names of overlays in ``configs/methods``, or ``all``.
+        device: ``cpu`` or ``cuda``; default: CUDA if available.
 
     Raises:
         ValueError: if a method or the device is not known.
@@ -88,7 +88,7 @@ def main(
 def _print_machine(device: str) -> dict[torch.dtype, float]:
     """The machine and its matrix rates: ``{dtype: GFLOP/s}``, float32 first, then the default of mixed precision."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
-    print(f"machine       {name}, {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f} before this began)")
+    print(f"machine       {name}, {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f} before the start)")
     print(
         f"              {torch.get_num_threads()} threads, CPU capability {torch.backends.cpu.get_cpu_capability()}, "
         f"torch {torch.__version__}"
@@ -98,7 +98,7 @@ def _print_machine(device: str) -> dict[torch.dtype, float]:
     for dtype, rate in rates.items():
         print(f"matrix rate   {_short(dtype)} {rate:.0f} GFLOP/s")
     if fast is None:
-        print("matrix rate   bf16 not measured: this CPU only emulates it, so training runs in fp32 here")
+        print("matrix rate   bf16 not measured: this CPU only emulates it, so training uses fp32")
     return rates
 
 
@@ -110,12 +110,12 @@ def _print_steps(
     device: str,
     rates: dict[torch.dtype, float],
 ) -> float | None:
-    """Training steps and the fusion module; returns the seconds of the reference step in the default way."""
+    """Training steps and the fusion module; returns the seconds of the reference step with the default settings."""
     print(f"\ntraining step, {image_size} px, batch {batch_size} + {batch_size}; ratios are to a {REFERENCE} step,")
     print("the last column is how many of these take as long as one step of UniMatch's own loop")
     if device == "cpu":
         print(f"peak memory is the process's, {isolated(peak_memory, device):.0f} MiB of it before the first tensor")
-    # What stage 3's affinity would take, were it made: scripts.networks.attention never does.
+    # Size of stage 3's affinity matrix, which scripts.networks.attention never stores.
     affinity = batch_size * (image_size // 4) ** 4 * 4 / 2**20
     print(f"(one affinity matrix HW x HW for each image of a batch would be {affinity:.0f} MiB in fp32)")
     print(
@@ -138,12 +138,14 @@ def _print_steps(
             print(_row(name, dtype, channels_last, result, rates[dtype], reference, own_loop))
     if references:
         gain = references[0]["seconds"] / references[-1]["seconds"]
-        print(f"{REFERENCE} in the default way, {_short(ways[-1][0])} channels_last: {gain:.2f}x as fast as fp32")
+        print(
+            f"{REFERENCE} with the default settings, {_short(ways[-1][0])} channels_last: {gain:.2f}x as fast as fp32"
+        )
     dtype = ways[-1][0]
     result = isolated(fusion, dtype, image_size, batch_size, repeats, device)
     print("fusion module alone, one batch, forward and backward")
     print(_row("SFM", dtype, True, result, rates[dtype]))
-    print(f"where a step's time goes in the default way, {_short(dtype)} channels_last")
+    print(f"shares of a step's time with the default settings, {_short(dtype)} channels_last")
     print(f"{'':30} {' '.join(f'{kind:>11}' for kind in (*KINDS, 'other'))}")
     for name in names:
         shares = isolated(time_by_kind, name, dtype, True, image_size, batch_size, device)
@@ -167,7 +169,7 @@ def _print_input(
     device: str,
     step_seconds: float | None,
 ) -> dict[str, float]:
-    """Each part of the way from files to a step, and all that recurs as a share of the step; returns the parts."""
+    """Time of each stage from files to a step, and of the recurring stages as a share of the step; returns them."""
     parts: dict[str, float] = isolated(input_pipeline, images, folder, image_size, batch_size, repeats, device)
     for what, milliseconds in parts.items():
         print(f"input         {milliseconds:8.3f} ms per sample, {what}")

@@ -1,6 +1,6 @@
 """Measurements of the benchmark: rates, times, memory and arithmetic, each in one function.
 
-Every function builds what it needs from the bundle's own configs, so that a change there is a change here.
+All functions use the bundle's own configs, so that they follow changes there.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
-"""Side of the matrices whose product gives the matrix rate: large enough for arithmetic to be all that counts."""
+"""Side of the matrices for the matrix rate, large enough for arithmetic to dominate."""
 
 SLICES = 10
 """Slices of a volume."""
@@ -68,11 +68,11 @@ KINDS = {
     "resampling": ("upsample", "interpolate", "grid_sampler", "pool"),
     "copying": ("copy", "cat", "clone", "flip", "index", "gather", "scatter", "roll"),
 }
-"""Kinds of a training step's work, in this order, by parts of the names of PyTorch's operators."""
+"""Kinds of work in a training step, in this order, by parts of the names of PyTorch's operators."""
 
 
 def config(device: str, *files: str, **overrides: Any) -> ConfigParser:
-    """The bundle's own config files, as a run would read them."""
+    """The bundle's own config files, parsed as for a run."""
     parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / file) for file in files]))
     parser.update({"bundle_root": str(CONFIGS.parent), "device": torch.device(device)})
     parser.update({key.replace("__", "#"): value for key, value in overrides.items()})
@@ -127,8 +127,8 @@ def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: A
 
 
 def _cost(work: Callable[[], Any], repeats: int, device: str, count: bool = True) -> dict[str, float]:
-    """Seconds of a call, the process's peak MiB and, if asked for, the call's FLOPs; otherwise these read 0."""
-    with freed_memory_kept(device):  # as the trainer does
+    """Seconds of a call, the process's peak MiB and, on request, the call's FLOPs (else 0)."""
+    with freed_memory_kept(device):  # as in the trainer
         seconds = median_seconds(work, repeats, device)
     memory = peak_memory(device)
     return {"seconds": seconds, "memory": memory, "flops": _flops(work) if count else 0.0}
@@ -148,7 +148,7 @@ def autocast(dtype: torch.dtype, device: str) -> torch.autocast:
 
 
 def make_batch(image_size: int, batch_size: int, device: str, memory_format: torch.memory_format) -> dict[str, Tensor]:
-    """A batch of the training's form; its labels are blobs of all classes."""
+    """A training batch; its labels are blobs of all classes."""
     blobs = torch.randint(4, (batch_size, 1, 8, 8)).float()
     label = torch.nn.functional.interpolate(blobs, size=(image_size, image_size))
     batch = {"image": label / 4 + 0.2 * torch.rand(label.shape), "label": label.to(torch.uint8)}
@@ -166,17 +166,17 @@ def training_step(
     device: str,
     count: bool = False,
 ) -> dict[str, float]:
-    """Seconds, peak MiB and, if asked for, FLOPs of an objective's training step.
+    """Seconds, peak MiB and, on request, FLOPs of an objective's training step.
 
     Args:
         name: the overlay under ``configs/methods``.
-        dtype: float32, or what autocast computes in.
+        dtype: float32, or the dtype of autocast.
         channels_last: memory format of network and images.
         image_size: side of the slices, pixels.
         batch_size: labelled slices, and as many unlabelled ones.
         repeats: timed steps.
         device: ``cpu`` or ``cuda``.
-        count: whether to count FLOPs, in one more step; otherwise they read 0.
+        count: whether to count FLOPs, in one more step; otherwise they are 0.
 
     Returns:
         ``{"seconds", "memory", "flops"}``.
@@ -195,29 +195,29 @@ def peer(image_size: int, batch_size: int, repeats: int, device: str) -> dict[st
 def time_by_kind(
     name: str, dtype: torch.dtype, channels_last: bool, image_size: int, batch_size: int, device: str
 ) -> dict[str, float]:
-    """Shares of an objective's training step by :data:`KINDS`, and of ``other`` operators; they add up to 1.
+    """Shares of an objective's training step by :data:`KINDS`, and of ``other`` operators, with sum 1.
 
-    The operators' own time is counted, on a GPU that of their kernels. Arguments as for :func:`training_step`.
+    They are shares of the operators' own time, on a GPU of their kernels. Arguments as for :func:`training_step`.
     """
     step = _step(name, dtype, channels_last, image_size, batch_size, device)
-    with freed_memory_kept(device):  # as the trainer does
+    with freed_memory_kept(device):  # as in the trainer
         return _shares(step, device)
 
 
 def _shares(work: Callable[[], Any], device: str) -> dict[str, float]:
-    """Share of each kind of operator in a call's time, after a call to warm up."""
+    """Share of each kind of operator in a call's time, after a warm-up call."""
     work()
-    activities = [torch.profiler.ProfilerActivity.CPU]  # on a CPU's step CUDA's bookkeeping would count as work
+    activities = [torch.profiler.ProfilerActivity.CPU]  # on a CPU, CUDA's bookkeeping would be counted as work
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own messages would stand between the table's rows
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # keeps the profiler's own messages out of the table
     with torch.profiler.profile(activities=activities) as profile:
         work()
         if device == "cuda":
             torch.cuda.synchronize()
     times = dict.fromkeys((*KINDS, "other"), 0.0)
     for event in profile.key_averages():
-        if event.device_type == torch.autograd.DeviceType.CPU:  # kernels stand there once more by their own names
+        if event.device_type == torch.autograd.DeviceType.CPU:  # kernels are listed again by their own names
             kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "other")
             times[kind] += event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
     return {kind: time / sum(times.values()) for kind, time in times.items()}
@@ -226,12 +226,12 @@ def _shares(work: Callable[[], Any], device: str) -> dict[str, float]:
 def _step(
     name: str, dtype: torch.dtype, channels_last: bool, image_size: int, batch_size: int, device: str
 ) -> Callable[[], None]:
-    """An objective's training step, as the trainer does it, on one batch."""
+    """An objective's training step, as in the trainer, on one batch."""
     torch.manual_seed(0)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     parser = config(device, "train.json", f"methods/{name}.json")
     method = parser.get_parsed_content("method").to(device, memory_format=memory_format).train()
-    method.iteration, method.total_iterations = 2, 3  # late in a training, where terms that start later take part
+    method.iteration, method.total_iterations = 2, 3  # late in a training, when all terms are active
     optimizer = parser.get_parsed_content("optimizer")
     batch = make_batch(image_size, batch_size, device, memory_format)
 
@@ -263,7 +263,7 @@ def fusion(dtype: torch.dtype, image_size: int, batch_size: int, repeats: int, d
 
 
 def inference(images: list[str], folder: str, image_size: int, repeats: int, device: str) -> tuple[float, float]:
-    """Seconds per volume: in the network alone, and by ``inference.json`` from file to saved label."""
+    """Seconds per volume: in the network only, and by ``inference.json`` from file to saved label."""
     checkpoint = Path(folder, "model.pt")
     parser = config(
         device,
@@ -286,7 +286,7 @@ def inference(images: list[str], folder: str, image_size: int, repeats: int, dev
 def input_pipeline(
     images: list[str], folder: str, image_size: int, batch_size: int, repeats: int, device: str
 ) -> dict[str, float]:
-    """Milliseconds per sample of what feeds a step: ``{"preprocessing", "loading", "weak view", "strong view"}``.
+    """Milliseconds per sample of a step's input: ``{"preprocessing", "loading", "weak view", "strong view"}``.
 
     ``preprocessing`` happens once, files to cache; ``loading`` is from the cache to a batch on the CPU.
     """
@@ -346,14 +346,16 @@ def epoch_parts(images: list[str], folder: str, image_size: int, device: str) ->
 def hd95(image: str, repeats: int) -> dict[str, tuple[float, float]]:
     """Milliseconds per volume (three classes) and mean HD95 in voxels, of a label and a shifted copy of it.
 
-    Three ways: this bundle's, which gives ASSD too; MONAI's, the larger of two directed percentiles; and the same
-    definition as this bundle's over the full volume.
+    Three implementations: this bundle's, which includes ASSD; MONAI's, the larger of two directed percentiles; and this
+    bundle's definition over the full volume.
     """
     label = np.asarray(nib.Nifti1Image.from_filename(image.replace(".nii.gz", "_gt.nii.gz")).dataobj).astype(np.uint8)
     pred = np.roll(label, (3, -2), axis=(0, 1))
     classes = (1, 2, 3)
     pred_onehot, label_onehot = (one_hot(torch.from_numpy(x)[None, None], num_classes=4) for x in (pred, label))
-    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")  # MONAI calls what MONAI deprecates
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module="monai"
+    )  # MONAI calls a function that it deprecates
     ways: dict[str, Callable[[], list[float]]] = {
         "this bundle": lambda: [surface_distances(pred == c, label == c)[0] for c in classes],
         "MONAI": lambda: list(compute_hausdorff_distance(pred_onehot, label_onehot, percentile=95)[0]),
@@ -363,7 +365,7 @@ def hd95(image: str, repeats: int) -> dict[str, tuple[float, float]]:
 
 
 def _full_volume_hd95(pred: NDArray[np.bool_], label: NDArray[np.bool_]) -> float:
-    """HD95 by its definition, nothing left out: two distance maps of the whole volume."""
+    """HD95 by its definition: two distance maps of the whole volume."""
     surfaces = [mask ^ ndimage.binary_erosion(mask) for mask in (pred, label)]
     pairs = (surfaces, surfaces[::-1])
     distances = [ndimage.distance_transform_edt(~target)[source] for source, target in pairs]

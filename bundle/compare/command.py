@@ -1,8 +1,8 @@
 """Several methods, ablations and seeds, in one command: ``python -m bundle compare``.
 
-Every run has a folder and a process of its own. What is finished is not repeated, what was interrupted goes on from
-its checkpoint, what fails is named at the end while the others go on. :mod:`bundle.compare.runs` says which runs
-with which settings, :mod:`bundle.compare.results` makes the tables.
+Every run has its own folder and process. Finished runs are not repeated, interrupted ones resume from their checkpoint,
+and failed ones are listed at the end without stopping the others. :mod:`bundle.compare.runs` defines the runs and their
+settings, :mod:`bundle.compare.results` makes the tables.
 """
 
 from __future__ import annotations
@@ -42,27 +42,28 @@ def main(
 ) -> None:
     """Train and evaluate every method with every ablation and seed; write a CSV, a table and the validation curves.
 
-    Give the same output folder again to go on after an interruption, to add methods, ablations or seeds, or to score
-    another part: its tables hold all runs that are finished there. One such command works on a folder at a time.
+    Give the same output folder again to continue after an interruption, to add methods, ablations or seeds, or to
+    evaluate another part: the tables contain all finished runs of the folder. A folder admits one such command at a
+    time.
 
     Args:
-        methods: names of overlays in ``configs/methods`` or paths of others, with commas between; ``all`` of them.
+        methods: names of overlays in ``configs/methods`` or paths of others, separated by commas, or ``all``.
         seeds: seed or seeds.
         overlays: ablations: names or paths of overlays in ``configs/ablations``, or single values as ``ID=VALUE`` with
-            ``::`` for ``#`` in the id (``method::regions=8``); ``default`` is the method as it is.
-        labeled: number of labelled cases, or several with commas between: each is trained with every method, ablation
-            and seed. From three on, a power law is fitted to the results (1 - DSC falls as a power of the number of
-            labels) and says what twice the largest number may reach; default: what the configuration says.
+            ``::`` for ``#`` in the id (``method::regions=8``); ``default`` is the unchanged method.
+        labeled: number of labelled cases, or several, separated by commas: each is trained with every method, ablation
+            and seed. With three or more, a power law is fitted to the results (1 - DSC falls as a power of the number
+            of labels), with a forecast for twice the largest number; default: the configuration's.
         config_file: config files after ``configs/train.json`` and before the method's, for example
             ``configs/cpu.json``.
         output: folder of the runs, the tables and the picture.
         part: part of the data set that is reported, ``val`` or ``test``.
-        jobs: runs at a time; each gets its share of the threads that PyTorch would use, and memory must hold them all.
+        jobs: parallel runs; each gets its share of PyTorch's threads, and all must fit into memory.
         **overrides: further config overrides of all runs, for example ``--batch_size 4``.
 
     Raises:
-        ValueError: see :func:`bundle.compare.runs.plan` and :func:`bundle.compare.runs.store`, or if there is no such
-            part or no job.
+        ValueError: see :func:`bundle.compare.runs.plan` and :func:`bundle.compare.runs.store`; also for an invalid part
+            or number of jobs.
         FileNotFoundError: if there is no such config file.
     """
     counts = labeled_counts(labeled)
@@ -103,7 +104,7 @@ def main(
         waiting = [pool.submit(work, *numbered) for numbered in enumerate(runs, start=1)]
         try:
             problems = [future.result() for future in waiting]
-        except BaseException:  # an interruption ends the runs that have begun; it must not begin the others
+        except BaseException:  # an interruption ends the running runs and must not start the others
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     failed = {str(run): problem for run, problem in zip(runs, problems, strict=True) if problem}
@@ -115,7 +116,7 @@ def main(
 
 
 def _duration(seconds: float) -> str:
-    """A time for people: seconds, minutes or hours."""
+    """A readable duration in seconds, minutes or hours."""
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -123,10 +124,10 @@ def _duration(seconds: float) -> str:
 
 
 def _train_and_evaluate(folder: Path, part: str, threads: int) -> str:
-    """Train and evaluate a run as far as its folder lacks it, in a process of its own.
+    """Train and evaluate the unfinished parts of a run, in a separate process.
 
     Returns:
-        What went wrong, on one line, or nothing.
+        The error in one line, or an empty text.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -149,7 +150,7 @@ def _train_and_evaluate(folder: Path, part: str, threads: int) -> str:
 
 
 def _end_with_parent() -> None:
-    """A run whose comparison was killed must not go on beside the one that takes its place."""
+    """End a run whose comparison was killed, so that it does not run parallel to its successor."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

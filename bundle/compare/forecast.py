@@ -1,4 +1,4 @@
-"""What more labels would buy: a power law through the results with few labels, and its forecast."""
+"""Forecast of the Dice with more labels: a power law fitted to the results with few labels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from scipy import stats
 __all__ = ["COVERAGE", "Forecast", "PowerLaw", "fit_power_law"]
 
 COVERAGE = 0.9
-"""Share of runs that a forecast's interval is meant to hold."""
+"""Share of runs that a forecast's interval should contain."""
 
-SMALLEST = 1e-3  # of 1 - Dice: a perfect result has no logarithm
+SMALLEST = 1e-3  # minimum of 1 - Dice: the logarithm of a perfect result is infinite
 
 
 class Forecast(NamedTuple):
-    """A Dice that is expected, and the interval for a single run's."""
+    """An expected Dice, and the interval for a single run."""
 
     dice: float
     low: float
@@ -31,12 +31,12 @@ class PowerLaw:
 
     Attributes:
         scale: 1 - Dice with one label.
-        exponent: positive where labels help: .3 says that twice as many leave .81 of the error.
+        exponent: positive if labels help: with .3, twice as many labels leave .81 of the error.
         deviation: standard deviation of the logarithms of 1 - Dice around the law, with ``runs - 2`` degrees of
             freedom.
-        runs: how many runs it was fitted to.
+        runs: number of fitted runs.
         centre: mean of the logarithms of their numbers of labels.
-        spread: sum of the squared distances of those from ``centre``.
+        spread: sum of the squared distances of these from ``centre``.
     """
 
     scale: float
@@ -47,10 +47,10 @@ class PowerLaw:
     spread: float
 
     def forecast(self, labels: float) -> Forecast:
-        """What a run with so many labels is expected to reach.
+        """Forecast for a run with this number of labels.
 
-        The interval is Student's for one more observation of a linear regression. The law has no plateau: labels' own
-        errors, which set one, are not seen in it, so that it means little beyond a few times the labels at hand.
+        The interval is Student's for one more observation of a linear regression. The law has no plateau, although
+        errors of the labels cause one, so it is valid only up to a few times the present number of labels.
         """
         x = float(np.log(labels))
         middle = np.log(self.scale) - self.exponent * x

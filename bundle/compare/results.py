@@ -23,12 +23,12 @@ from scripts.utils.validation import read_json
 __all__ = ["CHECKPOINTS", "PARTS", "collect", "write_comparison"]
 
 CHECKPOINTS = {"best": "model.pt", "last": "model_last.pt"}
-"""The two networks of a run that are evaluated, and their files."""
+"""The two evaluated networks of a run, and their files."""
 
 PARTS = ("val", "test")
 
 GROUP = ("labeled", "image_size", "iterations")
-"""Key of a table: the settings that its runs have in common."""
+"""Key of a table: the common settings of its runs."""
 
 FORECAST = (
     f"A power law through all runs, least squares of the logarithms; in brackets where {COVERAGE:.0%} of single runs "
@@ -39,14 +39,14 @@ _SHOWN = {"dsc": ("DSC", 3), "hd95_voxels": ("HD95", 1), "assd_voxels": ("ASSD",
 
 
 def collect(folder: Path, part: str) -> list[dict[str, Any]]:
-    """The rows of all runs in a folder whose two networks are evaluated on a part, in alphabetical order.
+    """The rows of all runs in a folder with both networks evaluated on a part, sorted by name.
 
     Returns:
         ``run``, its folder's name; ``method``, ``overlay``, ``seed``, ``labeled``, ``image_size``, ``iterations``,
         ``part``; for ``best`` and ``last`` each of the measures, mean over the volumes of the mean over the foreground
-        classes (None in mm for photographs), and ``one_empty``, how many masks were empty in only one of prediction
-        and label; ``seconds`` of training with its validation (None where no events were logged); ``command`` that
-        began the run.
+        classes (None in mm for photographs), and ``one_empty``, the number of masks that are empty in only one of
+        prediction and label; ``seconds`` of training with its validation (None without logged events); the ``command``
+        that started the run.
     """
     rows = []
     for about in sorted(folder.glob("*/run.json")):
@@ -72,10 +72,10 @@ def write_comparison(folder: Path, rows: Sequence[dict[str, Any]], part: str, co
     """Write ``PART.csv``, ``PART.md``, ``PART.html`` and ``curves.png``.
 
     Args:
-        folder: of the comparison.
-        rows: of :func:`collect`, at least one.
+        folder: folder of the comparison.
+        rows: rows of :func:`collect`, at least one.
         part: part of the data set.
-        command: the command line that this is the result of.
+        command: the command line of this result.
 
     Returns:
         The tables with the names of the files.
@@ -108,7 +108,7 @@ def write_comparison_page(folder: Path, rows: Sequence[dict[str, Any]], part: st
         Section("Results", blocks),
         *settings_section([(row["method"], row["overlay"], row[f"{lead}_dsc"]) for row in rows]),
         *score_sections(scores, {name: folder / run for run, name in names.items()}),
-        Section("How this was made", [Code(line) for line in dict.fromkeys([command, *(r["command"] for r in rows)])]),
+        Section("Command", [Code(line) for line in dict.fromkeys([command, *(r["command"] for r in rows)])]),
     ]
     write_page(
         folder / f"{part}.html",
@@ -119,7 +119,7 @@ def write_comparison_page(folder: Path, rows: Sequence[dict[str, Any]], part: st
 
 
 def _named(row: dict[str, Any], labeled: bool) -> str:
-    """A run's method, ablation, number of labels where that differs, and seed."""
+    """A run's method, ablation, number of labels if it varies, and seed."""
     parts = [row["method"], "" if row["overlay"] == "default" else row["overlay"]]
     parts += [f"{row['labeled']:g} labelled" if labeled else "", f"seed {row['seed']}"]
     return ", ".join(filter(None, parts))
@@ -128,12 +128,12 @@ def _named(row: dict[str, Any], labeled: bool) -> str:
 def tables(rows: Sequence[dict[str, Any]], part: str, command: str) -> str:
     """Markdown: a table for every number of labels, image size and number of iterations; highest mean DSC first.
 
-    The best network leads and ranks, but on the images that it was chosen on the last one does.
+    The ranking uses the best network, or the last one on the images that selected the best.
     """
     earlier = [line for line in dict.fromkeys(row["command"] for row in rows) if line != command]
     lines = ["```bash", command, "```", ""]
     if earlier:
-        lines += ["Some of the runs were begun by", "", "```bash", *earlier, "```", ""]
+        lines += ["Some of the runs were started by", "", "```bash", *earlier, "```", ""]
     lines.append(_explained(part))
     for group in _groups(rows):
         lines += ["", f"### {_titled(group)}", "", *_markdown(*_table(rows, group, part))]
@@ -144,7 +144,7 @@ def tables(rows: Sequence[dict[str, Any]], part: str, command: str) -> str:
 
 
 def _markdown(titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
-    """A table whose second column, the ablation, is set as code."""
+    """A table whose second column, the ablation, is formatted as code."""
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for method, overlay, *others in rows:
         words = [method.text, f"`{overlay.text}`" if overlay.text else "", *(cell.text for cell in others)]
@@ -153,7 +153,7 @@ def _markdown(titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str
 
 
 def _explained(part: str) -> str:
-    chosen = " The best network was chosen on these very images." if part == "val" else ""
+    chosen = " The best network was chosen on these images." if part == "val" else ""
     return (
         f"Part {part}.{chosen} Mean and, over several seeds, sample standard deviation; distances in voxels; "
         "one empty: masks that were empty in only one of prediction and label, of all seeds."
@@ -161,7 +161,7 @@ def _explained(part: str) -> str:
 
 
 def _networks(part: str) -> list[str]:
-    """The two networks, the one that leads first: on the images that the best one was chosen on, the last."""
+    """The two networks, first the one that ranks: on the images that selected the best one, the last."""
     return ["last", "best"] if part == "val" else ["best", "last"]
 
 
@@ -175,9 +175,9 @@ def _titled(group: tuple[Any, ...]) -> str:
 
 
 def learning_curves(rows: Sequence[dict[str, Any]], network: str) -> tuple[list[str], list[list[Cell]]]:
-    """For each method and ablation with three numbers of labels or more: the power law and what it foresees.
+    """For each method and ablation with at least three numbers of labels: the power law and its forecast.
 
-    The last column is the law's own test: the largest number of labels, foreseen from the smaller ones.
+    The last column tests the law: the largest number of labels, predicted from the smaller ones.
     """
     table: list[list[Cell]] = []
     variants: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
@@ -230,7 +230,7 @@ def _table(rows: Sequence[dict[str, Any]], group: tuple[Any, ...], part: str) ->
 
 
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:
-    """Mean and, of two values and more, sample standard deviation, as text."""
+    """Mean and, for at least two values, sample standard deviation, as text."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 

@@ -1,4 +1,4 @@
-"""Which runs make a comparison, with which settings, and that a folder keeps to those it was begun with."""
+"""The runs of a comparison and their settings, which must stay the same within a folder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from scripts.utils.validation import read_json
 __all__ = ["PLAIN", "Run", "command_line", "labeled_counts", "plan", "store"]
 
 PLAIN = "default"
-"""The overlay that changes nothing: a method as it is."""
+"""The overlay that changes nothing: the unchanged method."""
 
 OWN = ("bundle_root", "seed", "output_dir", "resume", "checkpoint", "part")
-"""Config ids that the comparison sets itself."""
+"""Config ids set by the comparison."""
 
 LENGTH = ("epochs", "train#trainer#max_epochs", "train#trainer#epoch_length")
 """Config ids that may differ within a comparison: runs of other lengths get a table of their own."""
@@ -38,9 +38,9 @@ class Run:
         method: name of the method.
         overlay: name of the ablation, or ``default``.
         seed: seed of the training.
-        configs: the whole configuration by name of the file that holds it, ``train.json`` and ``evaluate.json``;
-            without the places of bundle and run, so that both may be moved.
-        labeled: number, or share, of labelled cases, where the comparison has several; else None.
+        configs: the whole configurations by file name, ``train.json`` and ``evaluate.json``, without the paths of
+            bundle and run, so that both may be moved.
+        labeled: number, or share, of labelled cases, if the comparison has several; else None.
     """
 
     method: str
@@ -77,11 +77,11 @@ def plan(
         overlays: likewise.
         config_file: likewise.
         overrides: likewise.
-        labeled: numbers of labelled cases to compare; none: what the configuration says.
+        labeled: numbers of labelled cases to compare; none: the configuration's.
 
     Raises:
-        ValueError: if there is no such method, ablation or config id, if a file cannot be read, if an override would
-            undo an ablation, if two runs would share a folder, or if there is no run at all.
+        ValueError: for an unknown method, ablation or config id, an unreadable file, an override that conflicts with an
+            ablation, two runs with the same folder, or no run.
         FileNotFoundError: if there is no such config file.
     """
     methods = method_names() if methods == "all" else _words(methods)
@@ -125,7 +125,7 @@ def plan(
 
 
 def _words(value: Any) -> list[str]:
-    """A list from the command line: read as such, or text with commas, of which those in brackets do not count."""
+    """A list from the command line: a list, or text separated by commas outside brackets."""
     words = re.split(r",(?![^\[]*\])", value) if isinstance(value, str) else value
     words = words if isinstance(words, (list, tuple)) else [words]
     return list(dict.fromkeys(str(word).strip() for word in words if str(word).strip()))
@@ -142,16 +142,16 @@ def _overlay_file(kind: str, name: str) -> str:
 
 
 def _readable(path: Path) -> str:
-    """The path of a config file, once it is sure that it can be read."""
+    """The path of a config file, after checking that it is readable."""
     try:
         ConfigParser.load_config_file(path)
-    except ValueError as error:  # it names no file
+    except ValueError as error:  # not the name of a file
         raise ValueError(f"{path}: cannot be read as a config file: {error}") from None
     return str(path)
 
 
 def _ablation(name: str) -> tuple[list[str], dict[str, Any]]:
-    """Config files and overrides of one ablation."""
+    """The config files and overrides of an ablation."""
     if name == PLAIN:
         return [], {}
     if "=" in name:
@@ -161,7 +161,7 @@ def _ablation(name: str) -> tuple[list[str], dict[str, Any]]:
 
 
 def _base_files(config_file: str | Sequence[str]) -> list[str]:
-    """``train.json`` and the files that follow it in every run."""
+    """``train.json`` and the following files of every run."""
     train = CONFIGS / "train.json"
     files = [Path(name) for name in _words(config_file)]
     if missing := [str(file) for file in files if not file.is_file()]:
@@ -170,14 +170,14 @@ def _base_files(config_file: str | Sequence[str]) -> list[str]:
 
 
 def _merged(files: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration that a workflow makes of config files and overrides, as JSON holds it."""
+    """The configuration of a workflow from config files and overrides, as plain JSON."""
     parser = ConfigParser(ConfigParser.load_config_files(files))
     key = ""
     try:
         for key, value in values.items():
             parser.update({key: value})
     except KeyError:
-        raise ValueError(f"{key}: leads nowhere in the configuration.") from None
+        raise ValueError(f"{key}: not an id of the configuration.") from None
     return json.loads(json.dumps(parser.get(), default=str))
 
 
@@ -198,18 +198,18 @@ def store(
     overrides: Mapping[str, Any],
     command: str,
 ) -> None:
-    """Hold the settings of all runs against those that the folder was begun with; write down those that are new.
+    """Compare the settings of all runs with those stored in the folder, and store new ones.
 
     Args:
-        folder: of the comparison: ``settings.json``, what its runs share, and a folder for each run with its
-            configuration and ``run.json``, what it is and which command began it.
-        runs: of :func:`plan`.
+        folder: folder of the comparison: ``settings.json``, the common settings, and a folder for each run with its
+            configuration and ``run.json``, its description and the command that started it.
+        runs: runs of :func:`plan`.
         config_file: as given to :func:`plan`.
         overrides: as given to :func:`plan`.
         command: the command line.
 
     Raises:
-        ValueError: if settings have changed; nothing is written then.
+        ValueError: if settings have changed; then nothing is written.
     """
     files = {folder / "settings.json": _base(config_file, overrides)}
     files |= {folder / run.name / name: config for run in runs for name, config in run.configs.items()}
@@ -217,7 +217,7 @@ def store(
         if path.is_file() and (changed := list(_differences(read_json(path, "config"), config))):
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             what = "; ".join(changed[:3])
-            raise ValueError(f"{path}: was begun with other settings: {what}{more}. Choose another --output.")
+            raise ValueError(f"{path}: was started with other settings: {what}{more}. Choose another --output.")
     for run in runs:
         about = {"method": run.method, "overlay": run.overlay, "seed": run.seed, "command": command}
         files[folder / run.name / "run.json"] = about
@@ -237,10 +237,10 @@ def _differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
 
 
 def labeled_counts(value: Any) -> list[float]:
-    """The option ``labeled``: numbers of labelled cases, or shares below 1, with commas between; None: none.
+    """The option ``labeled``: numbers of labelled cases, or shares below 1, separated by commas; None: none.
 
     Raises:
-        ValueError: if it is anything else.
+        ValueError: for anything else.
     """
     try:
         counts = [float(word) for word in _words("" if value is None else value)]
@@ -261,7 +261,7 @@ def command_line(
     overrides: Mapping[str, Any],
     labeled: Any = "",
 ) -> str:
-    """The command line that has these arguments."""
+    """The command line with these arguments."""
     given = {"methods": methods, "seeds": seeds, "overlays": overlays, "labeled": labeled, "config_file": config_file}
     lists = {key: ",".join(_words(value)) for key, value in given.items()}
     options = {**lists, "output": output, "part": part, **overrides}

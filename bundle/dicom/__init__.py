@@ -1,1 +1,1 @@
-"""From an archive's DICOM to training data, and results back to the archive."""
+"""Import of DICOM as training data, and sending of results to an archive."""

@@ -25,7 +25,7 @@ from scripts.utils.files import replacing, write_text
 __all__ = ["main"]
 
 COLUMNS = ("name", "patient", "study_uid", "series_uid", "file")
-DUTY = "Text that is part of the pixels (burned-in annotations) and faces are copied as they are: look for them."
+DUTY = "Burned-in text and faces are copied unchanged: check the images for them."
 
 
 def main(
@@ -39,33 +39,33 @@ def main(
     dataset: str = "custom",
     table: str | None = None,
 ) -> None:
-    """Write the volumes of a folder of DICOM files as NIfTI, photographs as PNG, with a datalist that names them.
+    """Write the volumes of a folder of DICOM files as NIfTI, photographs as PNG, with a datalist.
 
-    Nothing of a patient is written or printed: files are named by salted hashes of the UIDs of study and series. What
-    is no image to segment is skipped, what is damaged refused, one line each.
+    No patient data are written or printed: files are named by salted hashes of the UIDs of study and series. Other
+    objects than images to segment are skipped and damaged files are refused, with one line each.
 
     Args:
-        source: folder of DICOM files, searched with those below it, in any order and with any names.
-        output: a new folder; gets ``images/`` and ``datalist.json``.
-        phase: phases of the heart to take of series that have several: all, a number from 1, ed, es, or several of
-            these joined by commas. ed is the first phase; es is an estimate, the phase least like the first.
-        modality: MR or CT, where there are both.
-        series: take only series whose description or protocol matches this regular expression.
-        photographs: take colour photographs, not scans.
-        labels: folder of NIfTI labels, called after images of an earlier import with the same table, or after the UIDs
-            of their series. Labels in DICOM SEGs among the files are taken anyway.
-        dataset: an overlay in configs/datasets, whose names and codes of classes tell what a SEG's segments are.
-        table: CSV file that leads back from names to UIDs and files. It holds the salt too: where it is there already,
-            the same studies get the same names again. Only its owner may read it.
+        source: folder of DICOM files, including subfolders, in any order and with any names.
+        output: a new folder for ``images/`` and ``datalist.json``.
+        phase: phases of the heart to use from series with several: all, a number from 1, ed, es, or several of these
+            separated by commas. ed is the first phase; es is an estimate, the phase least similar to the first.
+        modality: MR or CT, required if there are both.
+        series: use only series whose description or protocol matches this regular expression.
+        photographs: use colour photographs, not scans.
+        labels: folder of NIfTI labels, named after images of an earlier import with the same table, or after the UIDs
+            of their series. Labels in DICOM SEGs among the files are always used.
+        dataset: an overlay in configs/datasets, whose names and codes of classes identify a SEG's segments.
+        table: CSV file that maps names to UIDs and files. It also stores the salt: with an existing table, the same
+            studies get the same names. Only its owner may read it.
 
     Raises:
-        ValueError: for an option that is not what it should be or is needed, as ``phase`` is for series of several.
-        FileNotFoundError: where there is no such folder, or nothing in it to segment.
-        FileExistsError: where the output is not empty.
+        ValueError: for an invalid or missing option, such as ``phase`` for series with several phases.
+        FileNotFoundError: if there is no such folder, or nothing in it to segment.
+        FileExistsError: if the output is not empty.
     """
     folder, target = Path(source), Path(os.path.abspath(output))
     if not folder.is_dir():
-        raise FileNotFoundError(f"source '{source}' is no folder.")
+        raise FileNotFoundError(f"source: expected a folder, found '{source}'.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"output '{output}' is not empty: choose a new folder.")
     salt = _salt(table)
@@ -100,7 +100,7 @@ def _image_name(volume: DicomVolume) -> str:
 
 
 def _write_image(volume: DicomVolume, folder: Path) -> str:
-    """Write one volume; returns why its files cannot be decoded, "" where they can."""
+    """Write one volume; returns the reason if its files cannot be decoded, else ""."""
     try:
         array = dicom_module("pixels").read_voxels(volume.frames)
     except ValueError as error:
@@ -114,10 +114,10 @@ def _write_image(volume: DicomVolume, folder: Path) -> str:
 
 
 def _terms(dataset: str) -> ClassTerms:
-    """What the classes of a data set are called.
+    """Names and codes of the classes of a data set.
 
     Raises:
-        ValueError: where there is no such overlay.
+        ValueError: for an unknown overlay.
     """
     path = CONFIGS / "datasets" / f"{dataset}.json"
     if not path.is_file():
@@ -128,15 +128,15 @@ def _terms(dataset: str) -> ClassTerms:
 
 
 def _by_volume(found: Any, terms: ClassTerms) -> dict[DicomVolume, Path]:
-    """The DICOM SEG of each volume that has one; those that are no volume's, or are not understood, become lines."""
+    """The DICOM SEG of each volume that has one; others, and unreadable ones, are reported in a line each."""
     labels: dict[DicomVolume, Path] = {}
     for header in found.segmentations:
         volume = dicom_labels().is_labeled_by(header.file, found.volumes)
         if volume is None or not terms.names:
             why = "names no classes: choose another --dataset" if volume is not None else ""
-            found.skipped.append(f"a DICOM SEG: {f'the data set {why}' if why else 'its images are not here'}.")
+            found.skipped.append(f"a DICOM SEG: {f'the data set {why}' if why else 'its images are missing'}.")
         elif volume in labels:
-            found.refused.append(f"{_stem(volume)}: two DICOM SEGs are its label: which of the two is meant?")
+            found.refused.append(f"{_stem(volume)}: expected one DICOM SEG as its label, found two.")
         else:
             labels[volume] = header.file
     return labels
@@ -150,7 +150,7 @@ def dicom_labels() -> Any:
 def _write_label(
     volume: DicomVolume, seg: Path | None, folder: str | None, terms: ClassTerms, target: Path, refused: list[str]
 ) -> bool:
-    """Write the label of a volume, if it has one; what is wrong with it becomes a line."""
+    """Write the label of a volume, if it has one; a fault becomes a line."""
     module = dicom_labels()
     try:
         label = module.nifti_label(Path(folder), volume) if folder else None
@@ -174,7 +174,7 @@ def _label_name(volume: DicomVolume) -> str:
 
 
 def _save(array: np.ndarray, volume: DicomVolume, path: Path) -> None:
-    """Write NIfTI at a volume's place."""
+    """Write NIfTI with a volume's affine."""
     nifti = nib.Nifti1Image(array, volume.affine)
     nifti.set_qform(volume.affine, code=1)
     nifti.set_sform(volume.affine, code=1)
@@ -200,10 +200,10 @@ def _report(skipped: Sequence[str], refused: Sequence[str]) -> None:
 
 
 def _salt(table: str | None) -> bytes:
-    """A new salt, or the one of a table that is there.
+    """The salt of an existing table, or a new one.
 
     Raises:
-        ValueError: where the file is no such table.
+        ValueError: if the file is not such a table.
     """
     if table is None or not os.path.exists(table):
         return secrets.token_bytes(32)
@@ -214,11 +214,11 @@ def _salt(table: str | None) -> bytes:
             raise ValueError
         return bytes.fromhex(digits)
     except ValueError:
-        raise ValueError(f"table '{table}' is no table of an earlier import: choose another file.") from None
+        raise ValueError(f"table: '{table}' is not the table of an earlier import: choose another file.") from None
 
 
 def _write_table(path: Path, salt: bytes, origins: dict, written: Sequence[DicomVolume]) -> None:
-    """Write what leads back from names to patients, for the owner's eyes alone."""
+    """Write the table from names to patients, readable by its owner only."""
     cases = {_stem(volume): volume.case for volume in written}
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

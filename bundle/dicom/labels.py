@@ -1,4 +1,4 @@
-"""Labels of imported volumes: a DICOM SEG that refers to their images, or a NIfTI file that is called after them."""
+"""Labels of imported volumes: a DICOM SEG that refers to their images, or a NIfTI file with their name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENDINGS = ("", "_gt", "_seg", "_label", "_segmentation", "_mask")
 
 
 def is_labeled_by(file: Path, volumes: Sequence[DicomVolume]) -> DicomVolume | None:
-    """The volume whose images a DICOM SEG refers to; None where there is none."""
+    """The volume whose images a DICOM SEG refers to; None if there is none."""
     with quietly():
         dataset = read_dataset(file, pixels=False)
     wanted = _references(dataset)
@@ -35,7 +35,7 @@ def is_labeled_by(file: Path, volumes: Sequence[DicomVolume]) -> DicomVolume | N
 
 
 def segmentation_label(file: Path, volume: DicomVolume, terms: ClassTerms) -> np.ndarray:
-    """The classes of a DICOM SEG on a volume's grid, ``[x, y, z]``; slices that it leaves out are background.
+    """The classes of a DICOM SEG on a volume's grid, ``[x, y, z]``; omitted slices are background.
 
     Args:
         file: the SEG.
@@ -43,7 +43,7 @@ def segmentation_label(file: Path, volume: DicomVolume, terms: ClassTerms) -> np
         terms: names and codes of the classes.
 
     Raises:
-        ValueError: where segments are no classes or overlap, or do not lie on the volume's grid.
+        ValueError: if segments are not classes, overlap, or do not lie on the volume's grid.
     """
     with quietly():
         segmentation = hd.seg.segread(file)
@@ -66,10 +66,10 @@ def segmentation_label(file: Path, volume: DicomVolume, terms: ClassTerms) -> np
 
 
 def nifti_label(folder: Path, volume: DicomVolume) -> np.ndarray | None:
-    """The label in a folder that is called after a volume, or after its series' UID; None where there is none.
+    """The label in a folder with the name of a volume or its series' UID; None if there is none.
 
     Raises:
-        ValueError: where it is not on the volume's grid, or no label map.
+        ValueError: if it is not on the volume's grid, or not a label map.
     """
     names = {f"{stem}{ending}" for stem in (Path(volume).stem, volume.frames[0].series) for ending in ENDINGS}
     file = next((f for f in files_below(folder) if _is_nifti(f) and Path(str(name_of(f))).name in names), None)
@@ -79,11 +79,11 @@ def nifti_label(folder: Path, volume: DicomVolume) -> np.ndarray | None:
     array = np.asarray(image.dataobj)
     first = volume.frames[0]
     if array.shape != (first.size[1], first.size[0], len(volume.frames)):
-        raise ValueError(f"its label has {array.shape} voxels, its images have other ones.")
+        raise ValueError(f"its label has {array.shape} voxels, unlike its images.")
     if not np.allclose(itk_affine(image.header), volume.affine, atol=0.01):
-        raise ValueError("its label lies elsewhere than its images.")
+        raise ValueError("its label and its images have different positions.")
     if not np.array_equal(array, np.round(array)) or array.min() < 0 or array.max() > 255:
-        raise ValueError("its label has other values than whole numbers from 0 to 255.")
+        raise ValueError("its label has values other than whole numbers from 0 to 255.")
     return array.astype(np.uint8)
 
 
@@ -98,7 +98,7 @@ def _segment(segmentation: Any, number: int) -> Segment:
 
 
 def _references(dataset: Dataset) -> set[tuple[str, int | None]]:
-    """Instances that a SEG refers to, with the number of a frame where it names one."""
+    """Instances that a SEG refers to, with frame numbers if it has them."""
     frames = [
         item
         for groups in dataset.get("PerFrameFunctionalGroupsSequence") or []

@@ -1,4 +1,4 @@
-"""Results back to an archive over DICOMweb: ``python -m bundle send``."""
+"""Sending of results to an archive over DICOMweb: ``python -m bundle send``."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ PASSING = {
 
 
 def main(*files: str, url: str) -> None:
-    """Store DICOM files, such as the segmentations that inference wrote, in an archive (STOW-RS).
+    """Store DICOM files, such as the segmentations of inference, in an archive (STOW-RS).
 
-    An object that the archive has already is not sent again, and whether it arrived is asked before each further try.
-    Who sends is said by the environment: ``DICOMWEB_TOKEN``, or ``DICOMWEB_USER`` and ``DICOMWEB_PASSWORD``; neither is
-    sent over a connection that is not encrypted, unless it stays on this machine.
+    An object that the archive already has is not sent again; before each retry the archive is asked whether the object
+    arrived. The environment has the credentials: ``DICOMWEB_TOKEN``, or ``DICOMWEB_USER`` and ``DICOMWEB_PASSWORD``;
+    they are not sent over an unencrypted connection, except within this machine.
 
     Args:
         *files: the files.
-        url: of the archive's DICOMweb service, http://127.0.0.1:8042/dicom-web for an Orthanc on this machine.
+        url: address of the archive's DICOMweb service, http://127.0.0.1:8042/dicom-web for an Orthanc on this machine.
 
     Raises:
-        FileNotFoundError: where a file is missing.
-        ValueError: where a file is no DICOM, the URL is none, or the archive does not take it.
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is not DICOM, the URL is invalid, or the archive refuses a file.
     """
     if not files:
         raise ValueError("send: expected DICOM files, found none.")
@@ -50,40 +50,40 @@ def main(*files: str, url: str) -> None:
     for file in files:
         dataset = _read(Path(file))
         sent = _store(client, dataset, file)
-        print(f"{file}: {'stored' if sent else 'the archive has it already'}.")
+        print(f"{file}: {'stored' if sent else 'already in the archive'}.")
 
 
 def _client(url: str, environment: Mapping[str, str]) -> Any:
-    """A client that signs in as the environment says.
+    """A client with the credentials of the environment.
 
     Raises:
-        ValueError: where the URL is none, or would show what is secret.
+        ValueError: if the URL is invalid, or would expose credentials.
     """
     web = dicom_module("dicomweb_client.web")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"url: expected http://HOST/PATH or https://HOST/PATH, found '{url}'.")
     if parts.username or parts.password:
-        raise ValueError(f"url: name and password belong into the environment, as {USER} and {PASSWORD}.")
+        raise ValueError(f"url: expected no name and password in it, set {USER} and {PASSWORD} in the environment.")
     token, user = environment.get(TOKEN), environment.get(USER)
     if (token or user) and parts.scheme == "http" and parts.hostname not in LOOPBACK:
-        raise ValueError(f"url: '{url}' is not encrypted, so that all could read the sign-in: expected https.")
+        raise ValueError(f"url: '{url}' is not encrypted and would expose the credentials: expected https.")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     session = requests.Session()
     if not token and user:
         session.auth = (user, environment.get(PASSWORD, ""))
-    logging.getLogger("retrying").setLevel(logging.CRITICAL)  # tracebacks of each attempt
+    logging.getLogger("retrying").setLevel(logging.CRITICAL)  # silences the traceback of each attempt
     client = web.DICOMwebClient(url, session=session, headers=headers)
-    client.set_http_retry_params(retry=False)  # a store is tried again here, once it is known not to have arrived
+    client.set_http_retry_params(retry=False)  # stores are retried here, after checking that the object has not arrived
     return client
 
 
 def _read(path: Path) -> Any:
-    """A file as pydicom reads it.
+    """A file read by pydicom.
 
     Raises:
-        FileNotFoundError: where it is missing.
-        ValueError: where it is no DICOM.
+        FileNotFoundError: if it is missing.
+        ValueError: if it is not DICOM.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
@@ -93,16 +93,16 @@ def _read(path: Path) -> Any:
             dataset = headers.read_dataset(path)
             if dataset.StudyInstanceUID and dataset.SeriesInstanceUID and dataset.SOPInstanceUID:
                 return dataset
-        except Exception:  # of any type, as every part of a damaged file may be nonsense
+        except Exception:  # of any type, because any part of the file may be damaged
             pass
-    raise ValueError(f"{path} is no DICOM file, damaged or cut short.")
+    raise ValueError(f"{path} is not a DICOM file, or is damaged.")
 
 
 def _store(client: Any, dataset: Any, file: str) -> bool:
     """Send an object unless the archive has it; returns whether it was sent.
 
     Raises:
-        ValueError: with the archive's last answer.
+        ValueError: if the archive refuses it, with its last answer.
     """
     for attempt in range(ATTEMPTS):
         if attempt:
@@ -113,7 +113,7 @@ def _store(client: Any, dataset: Any, file: str) -> bool:
             answer = client.store_instances([dataset])
             if failed := answer.get("FailedSOPSequence"):
                 reason = failed[0].get("FailureReason")
-                raise ValueError(f"{file}: the archive does not take it, reason {reason}.")
+                raise ValueError(f"{file}: the archive refuses it, reason {reason}.")
             return True
         except requests.HTTPError as error:
             if (response := error.response) is None:
@@ -123,7 +123,7 @@ def _store(client: Any, dataset: Any, file: str) -> bool:
                 break
         except (requests.ConnectionError, requests.Timeout) as error:
             what = f"no answer ({type(error).__name__})"
-    raise ValueError(f"{file}: {client.base_url} does not take it: {what}.")
+    raise ValueError(f"{file}: {client.base_url} refuses it: {what}.")
 
 
 def _is_there(client: Any, dataset: Any) -> bool:

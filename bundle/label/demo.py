@@ -1,4 +1,4 @@
-"""The demonstration behind ``make label-demo``: what a clinician does with the bundle in a MONAI Label server."""
+"""The demonstration behind ``make label-demo``: a clinician's use of the bundle in a MONAI Label server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(output: Path = ROOT / "label-demo") -> None:
     """Start a server on synthetic studies, segment one, annotate a few, train with all, segment it again.
 
     Args:
-        output: folder of the app, the studies and the answers; made anew.
+        output: folder of the app, the studies and the answers; replaced.
     """
     start = time.perf_counter()
     shutil.rmtree(output, ignore_errors=True)
@@ -40,7 +40,7 @@ def main(output: Path = ROOT / "label-demo") -> None:
         shutil.copy(image, studies)
         labels[name] = image.with_name(f"{name}_gt.nii.gz")
     names = sorted(labels)
-    # one frame each of the first patients
+    # one frame of each of the first patients
     annotated, unseen = names[: 2 * LABELED : 2], names[-1]
     torch.manual_seed(0)
     place_bundle(
@@ -50,7 +50,7 @@ def main(output: Path = ROOT / "label-demo") -> None:
 
     conf = {"epistemic_model": MODEL, "epistemic_simulation_size": "3"}
     with LabelServer(output, studies, [MODEL], conf, {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false"}) as server:
-        print(f"Server: {server.url} (this machine alone reaches it), log {server.log}")
+        print(f"Server: {server.url} (reachable from this machine only), log {server.log}")
         info = server.info()
         print(f"GET  /info/             models {list(info['models'])}, labels {info['labels']}")
         print(f"                        {info['datastore']['total']} studies")

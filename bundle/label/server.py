@@ -1,4 +1,4 @@
-"""A MONAI Label server on this machine, and what its clients (3D Slicer, OHIF) ask of it over HTTP."""
+"""A MONAI Label server on this machine, and the HTTP requests of its clients (3D Slicer, OHIF)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ __all__ = ["LabelServer", "free_port", "place_bundle"]
 HOST = "127.0.0.1"
 TIMEOUT = 300.0  # seconds, of one request
 PATIENCE = 1800.0  # seconds, of a training
-# What 3D Slicer asks for, whatever the study's own format.
+# 3D Slicer's format for results, independent of the study's.
 ANSWER = {"device": "cpu", "result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
 
 
 def place_bundle(target: Path, changes: Mapping[str, Any], network: UNet | None = None) -> Path:
-    """Pack the bundle and put it where the ``monaibundle`` app looks for it, ``APP/model/NAME``.
+    """Pack the bundle into the ``monaibundle`` app's folder, ``APP/model/NAME``.
 
     Args:
-        target: folder to make, its name is the model's.
-        changes: ids of ``train.json`` and their values; ``image_size`` is inference's too.
-        network: its weights are packed. Default: an untrained one's.
+        target: the new folder; its name is the model's.
+        changes: ids of ``train.json`` and their values; ``image_size`` also changes inference.
+        network: the network whose weights are packed; default: an untrained one.
 
     Returns:
         the folder.
@@ -60,7 +60,7 @@ def place_bundle(target: Path, changes: Mapping[str, Any], network: UNet | None 
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nothing listens on."""
+    """An unused port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
@@ -69,17 +69,17 @@ def free_port() -> int:
 class LabelServer:
     """Starts a server with the stock ``monaibundle`` app on loopback; use it in a ``with`` statement.
 
-    The server runs in this Python's environment and reaches no network: models come from the app's folder.
+    The server runs in this Python environment without network access: models come from the app's folder.
 
     Args:
-        folder: gets the app (``app/``) and the server's output (``server.log``).
+        folder: folder for the app (``app/``) and the server's output (``server.log``).
         studies: the datastore: a folder, or the address of a DICOMweb service.
         models: names of the bundles in ``app/model/``.
         conf: further ``--conf`` pairs.
         environment: settings of the server, such as ``MONAI_LABEL_DATASTORE_FILE_EXT``.
 
     Raises:
-        RuntimeError: when the server does not start.
+        RuntimeError: if the server does not start.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class LabelServer:
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
         self.session = requests.Session()
-        self.session.trust_env = False  # a proxy that the environment names does not reach this machine's loopback
+        self.session.trust_env = False  # a proxy of the environment cannot reach this machine's loopback interface
         settings = {"models": ",".join(models), "zoo_source": "local", "sam2": "false", **(conf or {})}
         self.command = [sys.executable, "-m", "monailabel.main", "start_server"]
         self.command += ["--app", str(self.app), "--studies", str(studies), "--host", HOST, "--port", str(self.port)]
         self.command += [word for name, value in settings.items() for word in ("--conf", name, value)]
-        # The training process inherits PYTHONPATH: it must find the bundle in the app, not this repository.
+        # The training process inherits PYTHONPATH and must import the bundle from the app, not from this repository.
         self.environment = {**os.environ, "PYTHONPATH": "", **(environment or {})}
 
     def __enter__(self) -> LabelServer:
@@ -130,12 +130,12 @@ class LabelServer:
             self.process.wait()
 
     def crash(self) -> None:
-        """End the server alone, as when it crashes."""
+        """End the server only, like a crash."""
         self.process.kill()
         self.process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        """To the server and to the trainings that it started."""
+        """Send a signal to the server and its trainings."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
@@ -154,7 +154,7 @@ class LabelServer:
             return False
 
     def info(self) -> dict[str, Any]:
-        """What the server offers: models, labels, trainers, studies."""
+        """The server's models, labels, trainers and studies."""
         return self._json(self.session.get(f"{self.url}/info/", timeout=TIMEOUT))
 
     def datastore(self) -> dict[str, Any]:
@@ -162,13 +162,13 @@ class LabelServer:
         return self._json(self.session.get(f"{self.url}/datastore/?output=all", timeout=TIMEOUT))
 
     def infer(self, model: str, image: str, target: Path, **params: Any) -> Path:
-        """Segment a study; the request is 3D Slicer's, with every option that the server offers.
+        """Segment a study by the request of 3D Slicer, with all of the server's options.
 
         Args:
             model: name of the model.
             image: id of the study.
             target: the label map's file, NRRD.
-            **params: options with another value, such as ``model_filename``.
+            **params: options with other values, such as ``model_filename``.
         """
         options = _first_of(self.info()["models"][model]["config"])
         answer = self.session.post(
@@ -191,7 +191,7 @@ class LabelServer:
         self._check(self.session.delete(f"{self.url}/datastore/image?id={image}", timeout=TIMEOUT))
 
     def save_label(self, image: str, label: Path, tag: str = "final", segments: Sequence[str] = ()) -> None:
-        """Hand in a study's label, with the names of its segments as 3D Slicer does."""
+        """Submit a study's label with the names of its segments, like 3D Slicer."""
         info = {"label_info": [{"name": name, "idx": number} for number, name in enumerate(segments, 1)]}
         with label.open("rb") as stream:
             answer = self.session.put(
@@ -203,35 +203,35 @@ class LabelServer:
         self._check(answer)
 
     def train(self, model: str, **params: Any) -> tuple[str, str]:
-        """Train a model and wait until it is done, see :meth:`start_training`.
+        """Train a model and wait until it ends, see :meth:`start_training`.
 
         Returns:
-            status (``DONE`` or ``ERROR``) and what the training wrote.
+            status (``DONE`` or ``ERROR``) and the training's output.
         """
         return self._task("train", model, self._training_options(model, params))
 
     def start_training(self, model: str, **params: Any) -> None:
-        """Begin to train a model.
+        """Start the training of a model.
 
-        The request is 3D Slicer's: every option that the server offers, of a list the first entry.
+        The request is 3D Slicer's: all of the server's options, the first entry of each list.
 
         Args:
             model: name of the model.
-            **params: options with another value, such as ``minutes`` and ``val_split``.
+            **params: options with other values, such as ``minutes`` and ``val_split``.
         """
         options = self._training_options(model, params)
         self._check(self.session.post(f"{self.url}/train/{model}", json=options, timeout=TIMEOUT))
 
     def stop_training(self) -> None:
-        """End the training that runs."""
+        """End the running training."""
         self._check(self.session.delete(f"{self.url}/train/", timeout=TIMEOUT))
 
     def training(self) -> dict[str, Any]:
-        """The latest training: its status and what it wrote last."""
+        """The status and the last output of the latest training."""
         return self._json(self.session.get(f"{self.url}/train/", timeout=TIMEOUT))
 
     def segment_unlabeled(self, model: str) -> str:
-        """Fetch and segment all studies without a final label and wait; the status."""
+        """Fetch and segment all studies without a final label and wait; returns the status."""
         params = {"device": "cpu", "multi_gpu": False, "save_label": True, "label_tag": "original", "max_workers": 1}
         return self._task("batch/infer", f"{model}?images=unlabeled", params)[0]
 
@@ -269,7 +269,7 @@ class LabelServer:
 
 
 def _first_of(offered: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the server offers as a viewer sends them: of a list the first entry."""
+    """The server's options as a viewer sends them, with the first entry of each list."""
     return {key: value[0] if isinstance(value, list) else value for key, value in offered.items()}
 
 

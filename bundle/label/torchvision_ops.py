@@ -1,9 +1,9 @@
-"""Lets torchvision be imported beside a PyTorch that its compiled operators were not built for.
+"""Makes torchvision importable with a PyTorch that its compiled operators were not built for.
 
-The torchvision that pip installs is built for CUDA. Beside a CPU-only PyTorch its library does not load, and the import
-then fails where it registers shape functions for two operators that nobody declared. MONAI Label imports torchvision
-for its picture helpers alone, so two empty declarations are all it takes. `make label-demo` copies this module into the
-environment with a .pth file that imports it when Python starts; it costs nothing until torchvision is imported.
+pip installs a torchvision built for CUDA. With a CPU-only PyTorch its library does not load, and the import then fails
+because it registers shape functions for two undeclared operators. MONAI Label uses only torchvision's image helpers, so
+two empty declarations suffice. `make label-demo` copies this module into the environment with a .pth file that imports
+it when Python starts; it has no cost until torchvision is imported.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["DeclareOperators"]
 
 
 class DeclareOperators(MetaPathFinder):
-    """Import hook that finds nothing, but acts once, just before torchvision is imported."""
+    """Import hook that finds no module, but acts once, just before torchvision is imported."""
 
-    library: object = None  # the declarations live as long as this
+    library: object = None  # keeps the declarations alive
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Declare the operators where torchvision's library does not load; leave the import to the other finders."""
+        """Declare the operators if torchvision's library does not load; the other finders do the import."""
         if fullname != "torchvision":
             return None
         sys.meta_path.remove(self)
@@ -37,7 +37,7 @@ class DeclareOperators(MetaPathFinder):
 
     @staticmethod
     def _declare(package: Path) -> None:
-        import torch  # late: most programs of the environment need no torch
+        import torch  # imported late: most programs of the environment do not need torch
 
         try:
             for extension in package.glob("_C.*"):

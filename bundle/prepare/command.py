@@ -46,9 +46,9 @@ def main(
 ) -> None:
     """Find the cases of a data set, check every file, and write them as a datalist with their split and checksums.
 
-    All faults are listed; with any, nothing is written. The datalist also names the classes and says what label files
-    store for each. Beside it a picture of some images with their labels' outlines is drawn. Train on the result with
-    ``--dataset_dir datalist.json``.
+    All faults are listed; with any fault, nothing is written. The datalist also contains the names of the classes and
+    their values in label files. A picture next to it shows some images with their labels' outlines. Train on the result
+    with ``--dataset_dir datalist.json``.
 
     Args:
         dataset: acdc, promise12, isic or custom: an overlay in configs/datasets.
@@ -58,20 +58,19 @@ def main(
         output: the datalist to write; the picture is NAME_montage.png beside it.
         splits: JSON file of case names by part; default: that of the overlay, else a seeded split.
         in_channels: channels of an image; default: the overlay's.
-        num_classes: classes with the background; default: those that a datalist as ``source`` names, else the
-            overlay's.
-        label_values: what label files store for each class, [0,255] for many masks; default: what a datalist as
-            ``source`` says, else the overlay's.
-        slice_axis: along which axis volumes are cut: axial, coronal, sagittal, or thickest, each along its thickest
-            voxels; default: what a datalist as ``source`` says, else decided from all headers.
-        allow_missing: whether cases that the split names may be missing, as downloads are often incomplete: the
-            datalist then holds the others.
-        fold: the one that validates, of a datalist or of nnU-Net's folder that has folds.
-        label_files: the masks of each class beside their image, such as {name}_myo.nii.gz,{name}_lv.nii.gz: they are
-            merged into label maps in the folder NAME_labels beside the datalist.
+        num_classes: classes with the background; default: those of a datalist as ``source``, else the overlay's.
+        label_values: values of the classes in label files, [0,255] for many masks; default: those of a datalist as
+            ``source``, else the overlay's.
+        slice_axis: plane of the slices: axial, coronal, sagittal, or thickest, each volume along its thickest voxels;
+            default: that of a datalist as ``source``, else decided from all headers.
+        allow_missing: whether cases of the split may be missing, as downloads are often incomplete: the datalist then
+            contains the others.
+        fold: the validation fold, if a datalist or nnU-Net's folder has folds.
+        label_files: the masks of each class next to their image, such as {name}_myo.nii.gz,{name}_lv.nii.gz: they are
+            merged into label maps in the folder NAME_labels next to the datalist.
 
     Raises:
-        ValueError: if an option, the folder's names, the datalist or the splits file is not what it should be.
+        ValueError: if an option, the folder's names, the datalist or the splits file is invalid.
         FileNotFoundError: if the source or the splits file does not exist, or there is no case.
     """
     check_switches(allow_missing=allow_missing)
@@ -80,11 +79,11 @@ def main(
     merged = target.with_name(f"{target.stem}_labels")
     if label_files is not None:
         if splits or dataset != "custom" or not Path(source).is_dir():
-            raise ValueError("label_files: masks are found beside the images of a folder, dataset custom, no splits.")
+            raise ValueError("label_files: expected a folder of images with masks, dataset custom and no splits.")
         source = str(merge_masks(Path(source), label_files, merged))
     elif _is_datalist(source):
         source = str(merge_listed(Path(source), merged))
-    source = str(description_of(Path(source)) or source)  # nnU-Net's folder is read as its own list
+    source = str(description_of(Path(source)) or source)  # nnU-Net's folder is read by its dataset.json
     settings = _settings(dataset, source, in_channels, num_classes, label_values)
     splits = splits or settings["splits"]
     faults: list[str] = []
@@ -118,7 +117,7 @@ def _target(output: str, source: str) -> Path:
     """The absolute path of the datalist to write.
 
     Raises:
-        ValueError: when it is no .json file, or the source.
+        ValueError: if it is not a .json file, or is the source.
     """
     target = Path(os.path.abspath(output))
     if target.suffix != ".json":
@@ -129,10 +128,10 @@ def _target(output: str, source: str) -> Path:
 
 
 def _settings(dataset: str, source: str, in_channels: Any, num_classes: Any, label_values: Any) -> dict[str, Any]:
-    """The data set's overlay with what a datalist says of its classes, and with the command line's values.
+    """The data set's overlay with a datalist's classes and the command line's values.
 
     Raises:
-        ValueError: when there is no such overlay, or the classes do not fit each other.
+        ValueError: for an unknown overlay, or inconsistent classes.
     """
     path = CONFIGS / "datasets" / f"{dataset}.json"
     if not path.is_file():
@@ -143,7 +142,7 @@ def _settings(dataset: str, source: str, in_channels: Any, num_classes: Any, lab
     keys = ("layout", "splits", "in_channels", "num_classes", "label_values", "class_names", "class_colors")
     settings = {key: parser.get_parsed_content(key) for key in keys}
     names, values = read_class_values(source) if _is_datalist(source) else ({}, None)
-    # beside the parser, which would execute a text of the datalist that looks like code
+    # not through the parser, which would execute text of the datalist that looks like code
     stored = values if label_values is None else label_values
     if num_classes is None and dataset == "custom" and names:
         num_classes = len(stored) if stored else max(map(int, names)) + 1
@@ -155,11 +154,11 @@ def _settings(dataset: str, source: str, in_channels: Any, num_classes: Any, lab
 
 
 def _slice_axis(given: str | None, source: str, split: Split) -> Decision:
-    """The axis that the command line or a datalist names, else the one that the headers of all images speak for."""
+    """The axis from the command line or a datalist, else decided from the headers of all images."""
     if given is not None:
-        return Decision(check_axis(given), "as asked for")
+        return Decision(check_axis(given), "as requested")
     if _is_datalist(source) and (listed := read_slice_axis(source)):
-        return Decision(listed, f"as {source} says")
+        return Decision(listed, f"from {source}")
     cases = [of_case for of_part in split.parts.values() for of_case in of_part.values()]
     return decide_axis(read_grids([record["image"] for of_case in cases for record in of_case]))
 
@@ -167,7 +166,7 @@ def _slice_axis(given: str | None, source: str, split: Split) -> Decision:
 def _judge(
     source: str, split: Split, findings: Mapping[str, Sequence[Finding]], allow_missing: bool
 ) -> tuple[list[str], list[str]]:
-    """Faults and notes of all files and of how they belong together."""
+    """Faults and notes of all files and their relations."""
     everything = [finding for of_part in findings.values() for finding in of_part]
     missing, absent = _missing(split, allow_missing)
     torn, doubled = twins(findings)
@@ -179,37 +178,36 @@ def _judge(
 
 
 def _missing(split: Split, allowed: bool) -> tuple[list[str], list[str]]:
-    """Cases that the split names and the folder lacks: a fault unless allowed, but for a part that is not there."""
+    """Cases of the split that the folder lacks: a fault unless allowed or the whole part is missing."""
     faults, notes = [], []
     for part, names in split.missing.items():
         if names and not split.parts[part] and part != "train":
-            notes.append(f"none of the {len(names)} '{part}' cases of {split.where} is there.")
+            notes.append(f"all {len(names)} '{part}' cases of {split.where} are missing.")
         elif names and allowed:
-            notes.append(f"{len(names)} '{part}' cases of {split.where} are not there: {', '.join(names)}.")
+            notes.append(f"{len(names)} '{part}' cases of {split.where} are missing: {', '.join(names)}.")
         else:
-            faults += [f"case '{name}' of part '{part}' in {split.where} is not there." for name in names]
+            faults += [f"case '{name}' of part '{part}' in {split.where} is missing." for name in names]
     if faults:
-        notes.append("--allow_missing True goes on without the cases that are not there.")
+        notes.append("--allow_missing True continues without the missing cases.")
     return faults, notes
 
 
 def _left_out(source: str, split: Split, by_image: bool) -> list[str]:
-    """What a folder holds beside the cases of the split, and what its names cannot tell."""
+    """Notes on cases outside the split, and on cases that names cannot identify."""
     cases = [*split.parts.values(), split.spare]
     records = [record for of_part in cases for of_case in of_part.values() for record in of_case]
     notes = passed_over(Path(source), records)
     if split.spare:
-        notes.append(f"{split.where} does not name all cases that are there: {some(sorted(split.spare))}.")
+        notes.append(f"{split.where} lacks some cases of the folder: {some(sorted(split.spare))}.")
     if by_image:
         notes.append(
-            "the split is by image: where a patient has several, only a datalist with their `case` keeps them in one "
-            "part."
+            "the split is by image: if a patient has several, only a datalist with their `case` keeps them in one part."
         )
     return notes
 
 
 def _unlabeled(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
-    """Labels that training (faults), or selection and scoring (notes), would miss."""
+    """Missing labels: faults for training, notes for selection and evaluation."""
     faults, notes = [], []
     bare = {
         part: [finding.record["image"] for finding in of_part if "label" not in finding.record]
@@ -219,9 +217,9 @@ def _unlabeled(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], li
         faults.append("no training image has a label.")
     faults += [f"{image}: an image of part 'val' needs a label." for image in bare.get("val", [])]
     if not findings.get("val"):
-        notes.append("no image validates: the last weights count, none are selected.")
+        notes.append("no validation image: the last weights are used, none are selected.")
     notes += [
-        f"{len(images)} of the {len(findings[part])} images of part '{part}' have no label and cannot be scored."
+        f"{len(images)} of the {len(findings[part])} images of part '{part}' have no label and cannot be evaluated."
         for part, images in bare.items()
         if images and part not in ("train", "val")
     ]
@@ -238,9 +236,9 @@ def _count(title: str, lines: Sequence[str]) -> str:
 
 
 def _changed(source: str, findings: Sequence[Finding]) -> list[str]:
-    """Files that are no longer what the datalist's checksums say."""
+    """Files that no longer match the datalist's checksums."""
     folder = Path(os.path.abspath(source)).parent
-    content = parse_json(read_text(source), source, "datalist")  # its faults are told already
+    content = parse_json(read_text(source), source, "datalist")  # its faults are already listed
     entries = [entry for key in PARTS for entry in content.get(key) or [] if isinstance(entry, dict)]
     known = {
         os.path.normpath(folder / entry["image"]): entry["sha256"]
@@ -256,7 +254,7 @@ def _changed(source: str, findings: Sequence[Finding]) -> list[str]:
 
 
 def _table(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
-    """What is there, part by part."""
+    """Table of the data by part."""
     lines = [["part", "cases", "images", "labelled", "slices", "images with class", "rows x columns", "spacing in mm"]]
     for part, of_part in findings.items():
         seen = [finding for finding in of_part if finding.shape is not None]
@@ -287,7 +285,7 @@ def _range(values: Sequence[float]) -> str:
 def _write(
     target: Path, dataset: str, settings: Mapping[str, Any], where: str, findings: Mapping[str, Sequence[Finding]]
 ) -> list[Path]:
-    """Write the datalist and, where there are labels to outline, its picture; returns their paths."""
+    """Write the datalist and, if there are labels, its picture; returns their paths."""
     write_text(target, json.dumps(_datalist(findings, target.parent, dataset, settings, where), indent=1) + "\n")
     labeled = [finding.record for of_part in findings.values() for finding in of_part if finding.classes]
     if not labeled:
@@ -334,9 +332,9 @@ def _datalist(
 
 
 def _relative(path: str, folder: str | Path) -> str:
-    """A path relative to a folder, with forward slashes as every system reads them; as it is on another drive."""
+    """A path relative to a folder, with forward slashes for every system; unchanged on another drive."""
     try:
         relative = os.path.relpath(path, folder)
-    except ValueError:  # Windows has no way from one drive to another
+    except ValueError:  # Windows has no relative path between drives
         relative = path
     return relative.replace(os.sep, "/")

@@ -30,18 +30,18 @@ def merge_masks(root: Path, patterns: str | Sequence[str], folder: Path) -> Path
     """Merge the masks of every image and list the images with their label maps.
 
     Args:
-        root: folder of the images, searched as :func:`scripts.data.layouts.custom.image_files` does.
-        patterns: the masks' paths beside their image, one for each class, with ``{name}`` for the image's name without
-            its suffix: ``segmentations/liver.nii.gz`` or ``{name}_myo.nii.gz``. Values other than 0 are the class. A
-            mask that is not there is that of a class that the image does not show; an image without any has no label.
-        folder: where label maps and datalist are written, created if need be.
+        root: folder of the images, see :func:`scripts.data.layouts.custom.image_files`.
+        patterns: the masks' paths relative to their image, one for each class, with ``{name}`` for the image's name
+            without its suffix: ``segmentations/liver.nii.gz`` or ``{name}_myo.nii.gz``. Values other than 0 are the
+            class. If a mask is missing, the image does not show the class; an image without masks has no label.
+        folder: folder for label maps and datalist, created if missing.
 
     Returns:
-        The datalist: all images as ``training``, and the names of the classes, which are those of the masks' files.
+        The datalist: all images as ``training``, and the names of the classes from the masks' files.
 
     Raises:
-        ValueError: where there is no pattern, or no mask for any.
-        FaultsError: masks on another grid than their image, or that overlap; all of them.
+        ValueError: if there is no pattern, or no mask matches.
+        FaultsError: masks on another grid than their image, or that overlap; all such masks.
     """
     files = patterns.split(",") if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
     files = [pattern.strip() for pattern in files]
@@ -59,7 +59,7 @@ def merge_masks(root: Path, patterns: str | Sequence[str], folder: Path) -> Path
         entries.append(_with_label(entry, image, there, root, folder, faults))
     add_or_raise(faults, None)
     if not any("label" in entry for entry in entries):
-        raise ValueError(f"label_files: no image of '{root}' has a mask {' or '.join(files)} beside it.")
+        raise ValueError(f"label_files: no image of '{root}' has a mask {' or '.join(files)}.")
     labels = {str(number): _class_name(pattern) or str(number) for number, pattern in enumerate(files, start=1)}
     return _write(folder, {"labels": {"0": "background", **labels}, "training": entries})
 
@@ -156,7 +156,7 @@ def _merge(image: Path, masks: dict[int, Path], root: Path, folder: Path) -> Pat
         shown = mask.as_tensor()[0] != 0
         if overlap := int((shown & (classes > 0)).sum()):
             other = masks[int(classes[shown & (classes > 0)][0])]
-            raise ValueError(f"'{other}' and '{path}' overlap in {overlap} voxels: a voxel has one class.")
+            raise ValueError(f"'{other}' and '{path}' overlap in {overlap} voxels: expected one class per voxel.")
         classes[shown] = number
     suffix = ".png" if is_photograph(image) else ".mha" if image.suffix.lower() in (".mha", ".mhd") else ".nii.gz"
     merged = MetaTensor(classes[None], meta=volume.meta)

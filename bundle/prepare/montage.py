@@ -1,4 +1,4 @@
-"""A picture of a data set to look at: images with their labels' outlines."""
+"""A picture of a data set: images with their labels' outlines."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def draw_montage(
     """Draw up to a dozen labelled images, spread evenly over the records, each the slice with most foreground.
 
     Args:
-        records: with ``image``, ``label`` and ``case``.
+        records: records with ``image``, ``label`` and ``case``.
         target: PNG file.
         num_classes: classes, background included.
-        colors: outline of each class by its number as text; the others get matplotlib's.
-        label_values: what the label files store for each class.
-        slice_axis: along which axis volumes are cut, one of :data:`scripts.data.axis.AXES`.
+        colors: outline colour of each class by its number as text; others get matplotlib's.
+        label_values: value of each class in label files.
+        slice_axis: slice axis of the volumes, one of :data:`scripts.data.axis.AXES`.
     """
     count = min(COLUMNS * ROWS, len(records))
     chosen = [records[i] for i in np.linspace(0, len(records) - 1, count).round().astype(int)]
@@ -46,14 +46,14 @@ def draw_montage(
         volumes = load({key: record[key] for key in ("image", "label")}, slice_axis)
         image, label = volumes["image"].numpy(), to_classes(volumes["label"], label_values).numpy()[0]
         k = int((label > 0).sum(axis=(0, 1)).argmax())
-        # an array's first axis is x; a picture's first axis is y
+        # an array's first axis is x, a picture's is y
         shown = image[..., k].transpose(2, 1, 0).astype(np.float64)
         low, high = np.percentile(shown, [0, 99.5])
         shown = np.clip((shown - low) / max(high - low, 1e-9), 0, 1)
         axis.imshow(shown if shown.shape[-1] == 3 else shown[..., 0], cmap="gray")
         for number in range(1, num_classes):
             mask = np.equal(label[..., k].T, number)
-            if min(mask.shape) < 2 and mask.any():  # matplotlib draws no outline in a single row
+            if min(mask.shape) < 2 and mask.any():  # matplotlib draws no outline of a single row
                 axis.imshow(np.where(mask, 1.0, np.nan), cmap="spring", alpha=0.5)
             elif mask.any():
                 axis.contour(mask, levels=[0.5], colors=[colors.get(str(number), f"C{number}")], linewidths=1)

@@ -1,4 +1,4 @@
-"""Every file of a data set looked at once: what is wrong with it, and what is in it."""
+"""Survey of all files of a data set: faults and contents, reading each file once."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from scripts.utils.threads import in_threads
 
 __all__ = ["Finding", "Settings", "label_like", "load", "passed_over", "survey", "to_classes", "twins"]
 
-NOT_NOTED = ("info.cfg", ".raw", ".zraw")  # ACDC's data of patients, the voxels that MetaImage headers name
+NOT_NOTED = ("info.cfg", ".raw", ".zraw")  # ACDC's patient data, and the voxels of MetaImage headers
 SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a data set's images must be.
+    """Requirements of a data set's images.
 
     Attributes:
         in_channels: channels of an image.
         num_classes: classes, background included.
-        label_values: what the label files store for each class; None: the class itself.
-        slice_axis: along which axis volumes are cut, one of :data:`scripts.data.axis.AXES`.
+        label_values: value of each class in label files; None: the class itself.
+        slice_axis: slice axis of the volumes, one of :data:`scripts.data.axis.AXES`.
     """
 
     in_channels: int
@@ -50,17 +50,17 @@ class Settings:
 
 @dataclass
 class Finding:
-    """What is known of one record after it was read.
+    """Result of reading one record.
 
     Attributes:
         record: the record.
-        faults: one line for each thing that training would stumble over, naming its file.
-        notes: one line for each thing that is odd and does no harm.
-        sha256: digest of each of its files, by key; of a MetaImage header's, header and voxels.
-        shape: ``(rows, columns, slices)``, None where the image cannot be read.
-        spacing: of a voxel, in mm, in the same order; None for photographs.
-        classes: foreground classes that the label shows.
-        few_values: whether the image holds a few whole values only.
+        faults: one line for each fault that would stop a training, naming its file.
+        notes: one line for each suspicious but harmless finding.
+        sha256: digest of each of its files, by key; for a MetaImage header of header and voxels.
+        shape: ``(rows, columns, slices)``, None if the image cannot be read.
+        spacing: size of a voxel in mm, in the same order; None for photographs.
+        classes: foreground classes in the label.
+        few_values: whether the image has a few whole values only.
     """
 
     record: Mapping[str, str]
@@ -77,8 +77,8 @@ def survey(records: Sequence[Mapping[str, str]], settings: Settings) -> list[Fin
     """Read every image and label.
 
     Args:
-        records: with ``image``, ``case`` and, where labelled, ``label``.
-        settings: what they must be.
+        records: records with ``image``, ``case`` and, if labelled, ``label``.
+        settings: requirements of the images.
 
     Returns:
         one finding per record, in order.
@@ -87,10 +87,10 @@ def survey(records: Sequence[Mapping[str, str]], settings: Settings) -> list[Fin
 
 
 def load(files: Mapping[str, str], slice_axis: str) -> dict[str, MetaTensor]:
-    """Images and labels ``[C, rows, columns, slices]`` as the network sees their axes, on their own grid.
+    """Images and labels ``[C, rows, columns, slices]`` with the network's order of axes, on their own grid.
 
     Args:
-        files: paths by key; all are cut as the first is.
+        files: paths by key; the first decides the slice axis for all.
         slice_axis: see :class:`Settings`.
     """
     keys = list(files)
@@ -100,19 +100,19 @@ def load(files: Mapping[str, str], slice_axis: str) -> dict[str, MetaTensor]:
 
 
 def to_classes(label: MetaTensor, values: Sequence[float] | None) -> MetaTensor:
-    """A label map of classes from one of stored values; None: they are the classes."""
+    """A label map of classes from one of stored values; with None the values are the classes."""
     classes: MetaTensor = LabelValuesd("label", values)({"label": label})["label"]
     return classes
 
 
 def twins(findings: Mapping[str, Sequence[Finding]]) -> tuple[list[str], list[str]]:
-    """Images of the same content under two names.
+    """Duplicate images under different names.
 
     Args:
-        findings: by part.
+        findings: findings by part.
 
     Returns:
-        faults: those in two parts, which would be trained on and scored; and notes: those in one part.
+        faults: duplicates in two parts, which would be leakage; and notes: duplicates in one part.
     """
     faults, notes = [], []
     seen: dict[str, tuple[str, Finding]] = {}
@@ -134,7 +134,7 @@ def label_like(findings: Sequence[Finding]) -> list[str]:
     """A note for each image without a label that looks like the label map of another one.
 
     Args:
-        findings: of all parts.
+        findings: findings of all parts.
     """
     images: dict[tuple[Any, ...], list[Finding]] = {}
     for finding in findings:
@@ -151,21 +151,21 @@ def label_like(findings: Sequence[Finding]) -> list[str]:
         best = max(named or near, key=lambda other: len(other.name), default=None)
         of = f" of {best}" if best else ""
         notes.append(
-            f"{path} looks like a label map{of}: it holds few values, all of them whole. Name labels as NAME_gt, "
+            f"{path} looks like a label map{of}: it has few values, all of them whole. Name labels NAME_gt, "
             "list image and label in a datalist, or name the masks of each class by --label_files."
         )
     return notes
 
 
 def passed_over(root: Path, records: Sequence[Mapping[str, str]]) -> list[str]:
-    """Files of a data set's folder that are no image or label of it: a name may be mistyped, a format another.
+    """Files of a data set's folder that are not used: a name may be misspelled, or a format unsupported.
 
     Args:
-        root: the folder, searched as :func:`scripts.utils.files.files_below` does.
-        records: all records that were found in it.
+        root: the folder, see :func:`scripts.utils.files.files_below`.
+        records: all records of the folder.
 
     Returns:
-        a note for the files of each folder, those that are called as labels apart.
+        a note for the unused files of each folder, and one for those with names of labels.
     """
     used = {Path(record[key]) for record in records for key in ("image", "label") if key in record}
     folders: dict[tuple[Path, bool], list[str]] = {}
@@ -176,13 +176,13 @@ def passed_over(root: Path, records: Sequence[Mapping[str, str]]) -> list[str]:
         if not name.endswith(IGNORED) and not path.name.lower().endswith(NOT_NOTED):
             folders.setdefault((path.parent, bool(name) and is_label(name)), []).append(path.name)
     return [
-        f"{folder}: {'labels of no image in the set' if label else 'files passed over'}: {some(names)}."
+        f"{folder}: {'labels without an image' if label else 'unused files'}: {some(names)}."
         for (folder, label), names in folders.items()
     ]
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names, and how many there are in all."""
+    """The first few names, and the total number."""
     return ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
 
 
@@ -223,7 +223,7 @@ def _look_at_image(finding: Finding, image: MetaTensor, settings: Settings) -> N
 
 
 def _left_at_one(path: str, image: MetaTensor) -> list[str]:
-    """A note where a NIfTI's ``pixdim`` seems never to have been set: the spacing that counts may then be wrong."""
+    """A note if a NIfTI's ``pixdim`` seems unset, so that the spacing may be wrong."""
     header = geometry_header(image.meta)
     if header is None or not header["sform_code"] or not np.allclose(header["pixdim"][1:4], 1):
         return []
@@ -231,7 +231,7 @@ def _left_at_one(path: str, image: MetaTensor) -> list[str]:
     if np.allclose(sform, 1, rtol=0.01):
         return []
     sizes = " x ".join(f"{size:.3g}" for size in sform)
-    return [f"{path}: voxels are 1 mm by its pixdim, which counts as in ITK, and {sizes} by its sform: which is true?"]
+    return [f"{path}: voxels are 1 mm by its pixdim, which is used as in ITK, and {sizes} by its sform: check both."]
 
 
 def _look_at_label(finding: Finding, label: MetaTensor, settings: Settings) -> None:
@@ -250,7 +250,7 @@ def _look_at_label(finding: Finding, label: MetaTensor, settings: Settings) -> N
 
 
 def _try(finding: Finding, check: Any, *args: Any) -> Any:
-    """What a check returns; None, and a fault, where it raises."""
+    """The result of a check; None and a fault if it raises."""
     try:
         return check(*args)
     except ValueError as error:

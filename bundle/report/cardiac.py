@@ -1,4 +1,4 @@
-"""What a cardiologist asks: volumes in mL, ejection fractions, and how far both agree with the labels."""
+"""Cardiac measurements: volumes in mL and ejection fractions, and their agreement with the labels."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def agreement(reference: NDArray[np.float64], measured: NDArray[np.float64]) -> 
 
 
 def volumes(cases: Sequence[Case], number: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Volumes of a class by the labels and by the predictions, in mL ``[cases]``."""
+    """Volumes of a class in the labels and the predictions, in mL ``[cases]``."""
     labeled = np.array([case.labeled[number] * case.millilitres for case in cases])
     return labeled, np.array([case.predicted[number] * case.millilitres for case in cases])
 
 
 def left_ventricle(names: Sequence[str]) -> int | None:
-    """Number of the class that is called as the left ventricle's cavity; None where none is."""
+    """Number of the class with a name of the left ventricle's cavity; None without one."""
     found = [number for number, name in enumerate(names, start=1) if name.lower() in _LV]
     return found[0] if len(found) == 1 else None
 
@@ -64,9 +64,9 @@ class Ejection:
         patient: the patient.
         diastole: index of the case at end diastole (ED).
         systole: index of the case at end systole (ES).
-        labeled: ejection fraction by the labels, in percent.
-        predicted: by the predictions; NaN where they show no ventricle at ED.
-        source: what said which case is which.
+        labeled: ejection fraction from the labels, in percent.
+        predicted: from the predictions; NaN if they show no ventricle at ED.
+        source: origin of the assignment of ED and ES.
     """
 
     patient: str
@@ -80,11 +80,11 @@ class Ejection:
 def ejections(cases: Sequence[Case], number: int) -> list[Ejection]:
     """Ejection fractions, ``(EDV - ESV) / EDV``, of the patients who have exactly two cases.
 
-    ED and ES are the frames that ``Info.cfg`` beside the image names (ACDC), else ED is the case whose labelled left
-    ventricle is the larger. Label and prediction are measured on the same two cases.
+    ED and ES are the frames in ``Info.cfg`` in the image's folder (ACDC), else ED is the case with the larger labelled
+    left ventricle. Label and prediction are measured on the same two cases.
 
     Args:
-        cases: with spacing.
+        cases: cases with spacing.
         number: class of the left ventricle's cavity.
     """
     labeled, predicted = volumes(cases, number)
@@ -111,7 +111,7 @@ def ejections(cases: Sequence[Case], number: int) -> list[Ejection]:
 
 
 def _phases(cases: Sequence[Case]) -> tuple[int, int] | None:
-    """Which of two cases are ED and ES by ACDC's ``Info.cfg``; None where it does not say."""
+    """ED and ES of two cases from ACDC's ``Info.cfg``; None if it lacks them."""
     info = Path(cases[0].file).with_name("Info.cfg")
     frames = [_FRAME.search(Path(case.file).name) for case in cases]
     if not info.is_file() or not all(frames):

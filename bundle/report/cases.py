@@ -1,4 +1,4 @@
-"""The scored cases: image, label and prediction of each, computed once and kept beside the preprocessed volumes."""
+"""The evaluated cases: image, label and prediction of each, computed once and cached with the preprocessed volumes."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from scripts.utils.threads import in_threads
 
 __all__ = ["Case", "load_cases", "upright"]
 
-FORMAT = 1  # raise when what is kept changes its meaning
-LARGEST = 512  # pixels per side that a picture needs
+FORMAT = 1  # increase when the cached data change their meaning
+LARGEST = 512  # minimum pixels per side of a picture
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scored volume or photograph.
+    """One evaluated volume or photograph.
 
     Attributes:
-        name: what the evaluation calls it.
-        patient: what the data set calls whom it belongs to.
+        name: its name in the evaluation.
+        patient: its patient in the data set.
         file: the image's file.
-        image: uint8 ``[slices, rows, columns, channels]``, scaled from its .5th to its 99.5th percentile; of large
-            photographs every n-th pixel.
+        image: uint8 ``[slices, rows, columns, channels]``, scaled from its .5th to its 99.5th percentile; large
+            photographs are subsampled.
         label: class of each pixel, uint8 ``[slices, rows, columns]``.
         prediction: likewise.
-        size: of the file's grid: rows, columns, slices.
-        spacing: of a voxel in the same order, mm; None for photographs.
+        size: size of the file's grid: rows, columns, slices.
+        spacing: size of a voxel in the same order, mm; None for photographs.
         labeled: voxels of each class, background first, in the label ``[C]``, on the file's own grid.
         predicted: likewise in the prediction.
         intensity: mean and standard deviation of the image, scaled from its minimum to its maximum to [0, 1].
@@ -69,7 +69,7 @@ class Case:
 
     @property
     def spacing_stated(self) -> bool:
-        """Whether the file states a spacing: voxels of 1 x 1 x 1 mm are what a file without any looks like."""
+        """Whether the file has a spacing; voxels of 1 x 1 x 1 mm indicate a file without one."""
         return self.spacing is not None and any(abs(side - 1) > 1e-6 for side in self.spacing)
 
     @property
@@ -85,25 +85,25 @@ class Case:
 
 
 def load_cases(run: Run) -> list[Case]:
-    """The scored cases of a run, in the order of its evaluation; scores and predictions are made where none are.
+    """The evaluated cases of a run, in the order of its evaluation; missing scores and predictions are computed.
 
-    The network runs where no earlier report on these weights, settings and files has kept every case. Where there is no
-    evaluation, it is made by the way.
+    The network runs unless an earlier report on these weights, settings and files has cached every case. A missing
+    evaluation is made at the same time.
 
     Raises:
-        ValueError: if the evaluation is one of other cases than the configuration's, or a file is faulty.
+        ValueError: if the evaluation has other cases than the configuration, or a file is faulty.
         FileNotFoundError: if data are missing.
     """
     records: list[dict[str, str]] = run.get("dataset#data")
     names = case_names([record["image"] for record in records])
     kept = Path(run.get("cache_dir")) / "report"
-    paths = in_threads(lambda record: _path(kept, run.settings, record), records, "looking for earlier predictions")
+    paths = in_threads(lambda record: _path(kept, run.settings, record), records, "searching for earlier predictions")
     scored = (run.evaluation / "per_volume.csv").is_file()
     if scored and (found := set(run.scores.cases)) != set(names):
         odd = sorted(found ^ set(names))
         raise ValueError(
-            f"{run.evaluation}: was made of other cases than part '{run.part}' of the data has: {odd[0]} is in one "
-            "alone. Name the --dataset_dir and the config files that it was made with, or another --evaluation."
+            f"{run.evaluation}: expected the cases of part '{run.part}' of the data: {odd[0]} is in only one of "
+            "both. Give its --dataset_dir and config files, or another --evaluation."
         )
     if not scored or not all(path.is_file() for path in paths):
         _predict(run, {record["image"]: path for record, path in zip(records, paths, strict=True)}, scored)
@@ -115,7 +115,7 @@ def load_cases(run: Run) -> list[Case]:
 
 
 def upright(image: MetaTensor, transforms: Sequence[Any] = ()) -> MetaTensor:
-    """``[C, x, y, slices]`` of an image ``[C, ...]`` on its file's grid, turned as the network sees it."""
+    """``[C, x, y, slices]`` of an image ``[C, ...]`` on its file's grid, in the orientation of the network's input."""
     steps = transforms or [Orientationd("image", axcodes="LPS", labels=None), ThroughPlaneLastd("image")]
     turned: MetaTensor = Compose(list(steps))({"image": image})["image"]
     return turned
@@ -129,10 +129,10 @@ def _path(folder: Path, settings: str, record: Mapping[str, str]) -> Path:
 
 
 def _predict(run: Run, paths: Mapping[str, Path], scored: bool) -> None:
-    """Run the evaluation and keep what it predicts; scores that are there already stay as they are."""
+    """Run the evaluation and cache its predictions; existing scores are kept."""
     with TemporaryDirectory() as nowhere, contextlib.ExitStack() as stack:
         if scored:
-            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # the same table once more
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # the same table again
         workflow = run.workflow(**({"output_dir": nowhere} if scored else {}))
         try:
             workflow.initialize()
@@ -152,7 +152,7 @@ def _predict(run: Run, paths: Mapping[str, Path], scored: bool) -> None:
 
 
 class _Keeper:
-    """Handler that keeps image, label and prediction of every case that an evaluator scores."""
+    """Handler that caches image, label and prediction of every case of an evaluator."""
 
     def __init__(self, paths: Mapping[str, Path], transforms: Sequence[Any], num_classes: int) -> None:
         self.paths = {os.path.abspath(file): path for file, path in paths.items()}
@@ -169,7 +169,7 @@ class _Keeper:
             file = os.path.abspath(str(item["image"].meta["filename_or_obj"]))
             image: MetaTensor = self.load({"image": file})["image"]
             maps = [torch.as_tensor(np.asarray(item[key].cpu())).to(image.dtype) for key in ("label", "pred")]
-            # together, so that they turn together
+            # together, to get the same orientation
             joined = MetaTensor(torch.cat([image.as_tensor(), *maps]), affine=image.affine)
             volume = upright(joined, self.transforms)
             spacing = None if is_photograph(file) else np.asarray(volume.pixdim, dtype=np.float64)[[1, 0, 2]]
@@ -178,7 +178,7 @@ class _Keeper:
 
 
 def _facts(volume: NDArray[Any], spacing: NDArray[np.float64] | None, num_classes: int) -> dict[str, Any]:
-    """What is kept of a case ``[C + 2, x, y, slices]`` or, of a photograph, ``[C + 2, x, y]``."""
+    """The cached data of a case ``[C + 2, x, y, slices]`` or, for a photograph, ``[C + 2, x, y]``."""
     stack = volume[..., None] if volume.ndim == 3 else volume
     stack = stack.transpose(3, 2, 1, 0)  # slices, rows, columns, channels
     image, label, prediction = stack[..., :-2].astype(np.float64), stack[..., -2], stack[..., -1]

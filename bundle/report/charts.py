@@ -20,7 +20,7 @@ from bundle.report.events import Curve
 __all__ = ["agreement_chart", "boxes", "density_chart", "embedding_chart", "lines", "series"]
 
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # letters stay letters: smaller, and a reader can search them
+    "svg.fonttype": "none",  # text remains text: smaller, and searchable
     "font.family": "sans-serif",
     "font.sans-serif": ["Arial", "Helvetica", "DejaVu Sans"],
     "font.size": 9,
@@ -33,17 +33,17 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
-POINTS = 240  # of a curve: more can't be told apart
+POINTS = 240  # points of a curve: more are indistinguishable
 PALETTE = ("#1f6feb", "#d1495b", "#2a9d5c", "#e0a030", "#7a4fbf", "#0f9fae", "#8c564b", "#c0479a", "#555f6b", "#9aa31a")
 
 
 def _svg(figure: Figure, name: str) -> Markup:
-    """The figure as an SVG element whose ids are its own on the page."""
+    """The figure as an SVG element with unique ids on the page."""
     stream = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     text = stream.getvalue()
-    used = set(re.findall(r"#([\w-]+)", text))  # the others only name the figure's parts, alike in every figure
+    used = set(re.findall(r"#([\w-]+)", text))  # the other ids only name the figure's parts
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
     return Markup(text[text.index("<svg") :].replace("<svg ", '<svg role="img" ', 1))
 
@@ -55,7 +55,7 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
 
 
 def _plain(text: str) -> str:
-    """A text from outside in which matplotlib sees no formula."""
+    """An external text, escaped so that matplotlib reads no formula in it."""
     return text.replace("$", r"\$")
 
 
@@ -66,10 +66,10 @@ def boxes(
 
     Args:
         groups: values by name.
-        title: what is measured.
+        title: the measure.
         unit: its unit.
         colours: one for each group.
-        top: upper end of the axis; None: as the values are.
+        top: upper end of the axis; None: by the values.
     """
     with mpl.rc_context(STYLE):
         figure, (axes,) = _axes(1.0 + 0.58 * max(3, len(groups)), 2.8)
@@ -94,7 +94,7 @@ def boxes(
 
 
 def lines(curves: Mapping[str, Curve], title: str, ylabel: str, top: float | None = None) -> Markup:
-    """Curves over the iterations, each as at most 240 means of equally many neighbours."""
+    """Curves over the iterations, each with at most 240 means of equally many neighbours."""
     with mpl.rc_context(STYLE):
         figure, (axes,) = _axes(5.3, 2.9)
         for number, (name, (steps, values)) in enumerate(curves.items()):
@@ -118,7 +118,7 @@ def _thinned(steps: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[NDA
 
 
 def series(points: Mapping[str, tuple[Sequence[Any], Sequence[float]]], title: str, xlabel: str, ylabel: str) -> Markup:
-    """Values over settings in their order, such as a loss's weight."""
+    """Values over ordered settings, such as a loss's weight."""
     with mpl.rc_context(STYLE):
         figure, (axes,) = _axes(4.6, 2.9)
         for number, (name, (settings, values)) in enumerate(points.items()):

@@ -19,7 +19,7 @@ from scripts.utils.provenance import code_version
 
 __all__ = ["main"]
 
-PARTS = 6  # of a page on one run
+PARTS = 6  # name of a page on one run
 
 
 def main(
@@ -32,29 +32,29 @@ def main(
     millimetres: bool | None = None,
     **overrides: Any,
 ) -> None:
-    """Write one HTML file about trained networks: scores, pictures, curves, volumes, and what went wrong.
+    """Write one HTML file about trained networks: scores, pictures, curves, volumes, and problems.
 
-    All figures are the evaluation's own; where there is no evaluation yet, it is made. The network runs once for its
-    predictions and features, which are kept in the config's ``cache_dir``; a second report on the same weights and
-    data takes them from there. The page holds slices of the images: pass it on under the data's terms.
+    All figures are the evaluation's; a missing evaluation is made. The network runs once for its predictions and
+    features, which are cached in the config's ``cache_dir`` for later reports on the same weights and data. The page
+    contains slices of the images: share it under the data's terms.
 
     Args:
-        runs: folder of a training, of weights with their record, or of a comparison, which counts for all its runs;
-            several with commas between.
-        config_file: config files that the training was started with beside ``configs/train.json``, with commas
-            between. A comparison's runs hold their own.
-        part: part of the data set that is scored, as in an evaluation.
+        runs: folder of a training, of weights with their record, or of a comparison with all its runs; several,
+            separated by commas.
+        config_file: config files of the training after ``configs/train.json``, separated by commas. A comparison's runs
+            have their own.
+        part: evaluated part of the data set.
         network: ``best`` (``model.pt``) or ``last`` (``model_last.pt``).
-        evaluation: folder of the evaluation of one run; default: ``PART-NETWORK`` in the run's folder, where it is made
-            if need be.
-        output: the HTML file; default: ``report.html`` in the evaluation's folder, of several runs in the first folder.
-        millimetres: whether the files' spacing is true, so that volumes are given in mL and distances in mm. Default:
-            yes, unless a file states none (voxels of 1 x 1 x 1 mm).
-        **overrides: config overrides, as the run had them, for example ``--dataset_dir DIR``. The image size and the
-            number of labelled cases are known from the record beside the weights.
+        evaluation: folder of the evaluation of one run; default: ``PART-NETWORK`` in the run's folder, made if missing.
+        output: the HTML file; default: ``report.html`` in the evaluation's folder, for several runs in the first
+            folder.
+        millimetres: whether the files' spacing is true, so that volumes are in mL and distances in mm. Default: yes,
+            unless a file has none (voxels of 1 x 1 x 1 mm).
+        **overrides: config overrides of the run, for example ``--dataset_dir DIR``. The image size and the number of
+            labelled cases come from the weights' record.
 
     Raises:
-        ValueError: if an option, a configuration, the evaluation or a file is not what it should be.
+        ValueError: if an option, a configuration, the evaluation or a file is invalid.
         FileNotFoundError: if a run, its weights, an evaluation or data are missing.
     """
     start = time.perf_counter()
@@ -89,7 +89,7 @@ def main(
             scores = {name: one.scores for name, one in subjects.items()}
             sections = several.score_sections(scores, {run.name: run.folder for run in found})
             sections[1:1] = several.grid_section(subjects)
-    sections.append(Section("How this was made", [Code(_command(given)), Text(f"Code: {code_version()}.")]))
+    sections.append(Section("Command", [Code(_command(given)), Text(f"Code: {code_version()}.")]))
     titled = first.name if len(found) == 1 else f"{len(found)} runs"
     data = first.record.get("data", "unnamed data")
     write_page(target, f"{titled}: {data}, part {part}", _subtitle(subjects, network), sections)
@@ -112,7 +112,7 @@ def _subtitle(subjects: dict[str, Subject], network: str) -> str:
 
 
 def _command(given: dict[str, Any]) -> str:
-    """The command line that has these arguments."""
+    """The command line with these arguments."""
     options = {key: value for key, value in given.items() if value not in ((), None)}
     listed = {
         key: ",".join(words(value)) if isinstance(value, (list, tuple)) else value for key, value in options.items()

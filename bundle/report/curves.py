@@ -18,7 +18,7 @@ def curve_charts(folders: Mapping[str, Path]) -> list[Block]:
     """Losses, coverage of the pseudo-labels, validation Dice and learning rate.
 
     Args:
-        folders: the runs' folders by name. Of one run every loss and every pseudo-label is drawn; of several the total
+        folders: the runs' folders by name. For one run all losses and pseudo-labels are drawn; for several the total
             loss and the decoder's pseudo-labels.
     """
     logged = {name: found for name, folder in folders.items() if (found := curves(folder))}
@@ -40,14 +40,14 @@ def curve_charts(folders: Mapping[str, Path]) -> list[Block]:
         }
         panels += [
             ("Losses", "loss", losses, None),
-            ("Coverage of the pseudo-labels", "share that passes", share, 1.02),
+            ("Coverage of the pseudo-labels", "share above the threshold", share, 1.02),
         ]
     else:
         panels += [
             ("Total loss", "loss", _of("loss", logged), None),
             (
                 "Coverage of the decoder's foreground",
-                "share that passes",
+                "share above the threshold",
                 _of(f"{_COVERAGE}decoder_foreground", logged),
                 1.02,
             ),

@@ -1,4 +1,4 @@
-"""The files of an evaluation, read: the one place that knows how scores lie on disk."""
+"""Reading of an evaluation's files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from scripts.utils.validation import read_json
 __all__ = ["MEAN", "Scores", "read_scores"]
 
 MEAN = "mean"
-"""What the rows of the mean over the foreground classes are called."""
+"""Name of the rows with the mean over the foreground classes."""
 
 PER_VOLUME, ABOUT = "per_volume.csv", "evaluation.json"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation says of every volume.
+    """Scores of all volumes of an evaluation.
 
     Attributes:
         cases: their names, in the order of the evaluation.
         classes: names of the foreground classes.
-        values: by class (:data:`MEAN` included) and measure or count, ``[cases]``; NaN where there is none.
-        about: part of the data set and digest of the weights; empty where the evaluation does not say.
+        values: by class (:data:`MEAN` included) and measure or count, ``[cases]``; NaN if undefined.
+        about: part of the data set and digest of the weights; empty if unknown.
     """
 
     cases: list[str]
@@ -39,7 +39,7 @@ class Scores:
 
     @property
     def unit(self) -> str:
-        """``mm`` where there are distances in mm, else ``voxels``."""
+        """``mm`` if there are distances in mm, else ``voxels``."""
         return "voxels" if np.isnan(self.values[MEAN]["hd95_mm"]).all() else "mm"
 
 
@@ -48,7 +48,7 @@ def read_scores(folder: Path) -> Scores:
 
     Raises:
         FileNotFoundError: if there is no table of volumes.
-        ValueError: if the table or what the evaluation says of itself is not what it should be; the file is named.
+        ValueError: if the table or the evaluation's description is invalid; the message names the file.
     """
     path = folder / PER_VOLUME
     if not path.is_file():

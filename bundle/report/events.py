@@ -1,4 +1,4 @@
-"""What a run wrote for TensorBoard while it trained: losses, coverage, validation, learning rate."""
+"""A run's TensorBoard events: losses, coverage, validation, learning rate."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from scripts.handlers.checkpoints import RunCheckpoint
 __all__ = ["VALIDATION", "Curve", "curves", "run_state", "seconds", "validation_curve"]
 
 VALIDATION = "val_mean_dice"
-"""Tag of the validation's mean Dice, whose steps are epochs; those of all others are iterations."""
+"""Tag of the validation's mean Dice, whose steps are epochs; other tags have iterations."""
 
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
-"""Iterations and the values there."""
+"""Iterations and their values."""
 
 
 def run_state(run: Path) -> dict[str, Any]:
@@ -30,11 +30,11 @@ def run_state(run: Path) -> dict[str, Any]:
 
 
 def curves(run: Path) -> dict[str, Curve]:
-    """Everything that a run logged, by tag; of a step that was trained twice, the later one.
+    """All logged values of a run, by tag; for a repeated step the later one.
 
     Args:
         run: the run's folder. Steps of the validation become iterations by the checkpoint's epoch length; without a
-            checkpoint they stay epochs.
+            checkpoint they remain epochs.
     """
     found: dict[str, dict[int, tuple[float, float]]] = {}
     for events in _event_files(run):
@@ -60,12 +60,12 @@ def validation_curve(run: Path) -> dict[int, float]:
 
 
 def seconds(run: Path) -> float | None:
-    """Time from a run's first iteration to its last, without pauses between a stop and the next start."""
+    """Time from a run's first iteration to its last, without interruptions."""
     files = [events.Scalars("loss") for events in _event_files(run) if "loss" in events.Tags()["scalars"]]
     return sum(scalars[-1].wall_time - scalars[0].wall_time for scalars in files) if files else None
 
 
 def _event_files(run: Path) -> list[EventAccumulator]:
-    """The event files of a run, in order; one that was interrupted has several."""
+    """The event files of a run, in order; an interrupted run has several."""
     paths = sorted(run.glob("events.out.tfevents.*"))
     return [EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload() for path in paths]

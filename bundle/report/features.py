@@ -1,6 +1,6 @@
-"""What the network looks at and how it sees the classes: computed once for some weights, then kept.
+"""Activation maps and features of a network, computed once for its weights and cached.
 
-The features are those that the network's last layer reads: one vector per pixel, at the size of the training.
+The features are the input of the network's last layer: one vector per pixel, at the size of the training.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from scripts.utils.files import replacing
 __all__ = ["CAM_LAYER", "activation_maps", "densities", "embedding"]
 
 CAM_LAYER = "decoder.1"
-"""The layer whose activation is weighted by its gradient: a quarter of the image's size in the U-Net."""
+"""The layer of Grad-CAM: a quarter of the image's size in the U-Net."""
 
-FORMAT = 1  # raise when what is kept changes its meaning
+FORMAT = 1  # increase when the cached data change their meaning
 SLICES = 48
-PIXELS = 1000  # per class and side in the densities, and over all classes in the embedding
+PIXELS = 1000  # pixels per class and side in the densities, and over all classes in the embedding
 Arrays = dict[str, NDArray[Any]]
 
 
 def activation_maps(run: Run, record: dict[str, str]) -> Arrays:
     """Gradient-weighted class activation maps (Grad-CAM) of the slice of a case with most foreground.
 
-    A class's score is the sum of its logits over the pixels that are predicted as it, or, where none is, over those
-    that the label gives it (Seg-Grad-CAM: Vinogradova et al., AAAI 2020).
+    A class's score is the sum of its logits over the pixels predicted as the class or, without any, over those with its
+    label (Seg-Grad-CAM: Vinogradova et al., AAAI 2020).
 
     Args:
         run: the network.
@@ -64,7 +64,7 @@ def activation_maps(run: Run, record: dict[str, str]) -> Arrays:
         with torch.no_grad():
             prediction = network(image).argmax(dim=1)[0].cpu()
         scored = _Scored(network)
-        # MONAI's own scaling turns a map upside down
+        # MONAI's default scaling inverts a map
         cam = GradCAM(scored, f"network.{CAM_LAYER}", postprocessing=_to_unit)
         maps = []
         for number in range(1, run.get("num_classes")):
@@ -79,13 +79,13 @@ def activation_maps(run: Run, record: dict[str, str]) -> Arrays:
 def densities(run: Run) -> Arrays:
     """Densities of labelled and of unlabelled training images' features, class by class.
 
-    A pixel belongs to the class that the network predicts, on both sides alike, so that no hidden label is needed.
-    The features of a class are projected onto the first principal component of both sides together and scaled to
-    unit variance; the densities are Gaussian kernel estimates (Scott's rule).
+    A pixel's class is the network's prediction, for labelled and unlabelled images, so that no hidden label is used.
+    The features of a class are projected onto the first principal component of both sides together and scaled to unit
+    variance; the densities are Gaussian kernel estimates (Scott's rule).
 
     Returns:
         ``classes`` ``[K]``, their numbers; ``grid`` ``[K, G]``, ``labeled`` and ``unlabeled`` ``[K, G]``; ``overlap``
-        ``[K]``, the area that the two share: 1 where they are the same.
+        ``[K]``, the common area of both: 1 if they are equal.
 
     Raises:
         ValueError: if all training images are labelled, or if no class has enough pixels on both sides.
@@ -118,21 +118,21 @@ def densities(run: Run) -> Arrays:
             for key, value in zip(found, (number, grid, *curves, overlap), strict=True):
                 found[key].append(value)
         if not found["classes"]:
-            raise ValueError("no class is predicted on twenty pixels of labelled and of unlabelled images.")
+            raise ValueError("no class is predicted on twenty pixels of both labelled and unlabelled images.")
         return {key: np.array(values) for key, values in found.items()}
 
     return _kept(run, "densities", dataset, compute)
 
 
 def embedding(run: Run, records: Sequence[dict[str, str]]) -> Arrays:
-    """Pixels of the scored images in the plane, by t-SNE of their features; equally many of each class of the label.
+    """Pixels of the evaluated images in the plane, by t-SNE of their features; equally many of each class of the label.
 
     Returns:
         ``points`` ``[N, 2]`` and ``classes`` ``[N]``.
 
     Raises:
         ValueError: if there are too few pixels.
-        ModuleNotFoundError: where scikit-learn is not installed.
+        ModuleNotFoundError: if scikit-learn is not installed.
     """
     from sklearn.manifold import TSNE
 
@@ -159,7 +159,7 @@ def embedding(run: Run, records: Sequence[dict[str, str]]) -> Arrays:
 
 
 def _kept(run: Run, name: str, data: SliceDataset, compute: Callable[[], Arrays]) -> Arrays:
-    """What was computed from these data with these weights and settings before, or is now."""
+    """The cached result for these data, weights and settings, computed if missing."""
     content = [volume.image_file.name for volume in data.volumes]  # digests of the files' content
     digest = hashlib.sha256(repr([FORMAT, run.settings, name, content]).encode()).hexdigest()
     path = Path(run.get("cache_dir")) / "report" / f"{digest}.npz"
@@ -179,17 +179,17 @@ def _network(run: Run) -> nn.Module:
 
 
 def _slices(run: Run, records: Sequence[dict[str, str]]) -> SliceDataset:
-    """Slices of cases as training sees them, with their labels."""
+    """Slices of cases as in training, with their labels."""
     preprocessing: Compose = run.get("train#preprocessing")
     return SliceDataset(records, preprocessing, run.get("cache_dir"), run.get("num_classes"))
 
 
 @torch.no_grad()
 def _features(network: nn.Module, images: Sequence[Tensor], device: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """What the last layer reads, ``[pixels, channels]``, and the predicted class ``[pixels]`` of images ``[C, H, W]``.
+    """Input of the last layer, ``[pixels, channels]``, and predicted class ``[pixels]`` of images ``[C, H, W]``.
 
     Raises:
-        ValueError: if the network has no layer called ``head``.
+        ValueError: if the network has no layer ``head``.
     """
     head = dict(network.named_children()).get("head")
     if head is None:
@@ -206,12 +206,12 @@ def _features(network: nn.Module, images: Sequence[Tensor], device: Any) -> tupl
 
 
 def _some(rows: NDArray[Any], count: int) -> NDArray[Any]:
-    """At most so many rows, drawn at random, the same ones every time."""
+    """At most ``count`` rows, drawn at random with a fixed seed."""
     return rows[np.random.default_rng(0).permutation(len(rows))[:count]]
 
 
 class _Scored(nn.Module):
-    """A network whose logits count in some places only."""
+    """A network whose logits are masked."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -219,11 +219,11 @@ class _Scored(nn.Module):
         self.where: Tensor | None = None
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]``, 0 outside the places ``[H, W]``."""
+        """Logits ``[B, C, H, W]``, 0 outside the mask ``[H, W]``."""
         logits: Tensor = self.network(image)
         return logits if self.where is None else logits * self.where
 
 
 def _to_unit(maps: Tensor) -> Tensor:
-    """Scaled to [0, 1] by the largest value of each map ``[B, 1, H, W]``; a map of zeros stays one."""
+    """Scaled to [0, 1] by the largest value of each map ``[B, 1, H, W]``; a map of zeros is unchanged."""
     return maps.detach() / maps.detach().amax(dim=(-2, -1), keepdim=True).clamp_min(1e-9)

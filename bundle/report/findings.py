@@ -1,4 +1,4 @@
-"""The sections on what a cardiologist asks and on what went wrong."""
+"""The sections on cardiac measurements and on problems."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["cardiac_blocks", "problem_blocks", "problem_lists"]
 
 
 def cardiac_blocks(subject: Subject) -> list[Block]:
-    """Volumes of every class and ejection fractions, predicted against labelled."""
+    """Volumes of every class and ejection fractions, predicted and labelled."""
     cases, scores = subject.cases, subject.scores
     if cases[0].spacing is None:
         return []
     if not subject.in_mm:
-        return [Text("Left out: volumes in mL need a spacing that the files state and that can be relied on.")]
+        return [Text("Left out: volumes in mL need a reliable spacing in the files.")]
     if len(cases) < 2:
-        return [Text("Left out: agreement needs two volumes at least.")]
+        return [Text("Left out: agreement needs at least two volumes.")]
     colours = list(subject.run.colours.values())
     blocks: list[Block] = []
     drawn, rows = [], []
@@ -62,7 +62,7 @@ def cardiac_blocks(subject: Subject) -> list[Block]:
         add(name, "mL", *cardiac.volumes(cases, c), colours[c - 1])
     titles = ["", "n", "bias", "lower limit", "upper limit", "mean absolute difference", "Pearson r"]
     caption = (
-        "Prediction less label; limits of agreement: bias ∓ 1.96 SD (Bland and Altman 1986). A patient's two frames "
+        "Prediction minus label; limits of agreement: bias ∓ 1.96 SD (Bland and Altman 1986). A patient's two frames "
         "count as two volumes, which makes the limits of the volumes a little too narrow."
     )
     return [Table(titles, rows, caption, sortable=False), Charts(drawn), *blocks]
@@ -88,7 +88,7 @@ def _ejection_table(subject: Subject, fractions: Sequence[cardiac.Ejection], ven
 
 
 def problem_lists(subject: Subject) -> list[tuple[str, Sequence[problems.Problem], str]]:
-    """The kinds of problems: title, what was found, and what was not looked at."""
+    """The kinds of problems: title, findings, and the reason if it was not checked."""
     cases, scores = subject.cases, subject.scores
     strange: Sequence[problems.Problem] = []
     reason = ""
@@ -98,7 +98,7 @@ def problem_lists(subject: Subject) -> list[tuple[str, Sequence[problems.Problem
             ranges = {key: r for key, r in ranges.items() if not problems.MEASURED[key][0]}
         strange = problems.unlike_training(cases, ranges)
     except (ValueError, FileNotFoundError) as error:
-        reason = f"Not looked at: {error}"
+        reason = f"Not checked: {error}"
     return [
         ("Empty on one side", problems.empty_predictions(cases, scores.classes), ""),
         ("Outliers by DSC and by volume", problems.outliers(cases, scores), ""),
@@ -107,13 +107,13 @@ def problem_lists(subject: Subject) -> list[tuple[str, Sequence[problems.Problem
 
 
 def problem_blocks(subject: Subject, found: Sequence[tuple[str, Sequence[problems.Problem], str]]) -> list[Block]:
-    """Tables of what went wrong, with links to the pictures."""
+    """Tables of problems, with links to the pictures."""
     rules = {
-        "Outliers by DSC and by volume": "DSC below the first quartile less 1.5 interquartile ranges of all cases; "
+        "Outliers by DSC and by volume": "DSC below the first quartile minus 1.5 interquartile ranges of all cases; "
         f"predicted volumes of more than {problems.VOLUME_FACTOR:g} times the label's or less than "
         f"{1 / problems.VOLUME_FACTOR:.2f} times.",
-        "Unlike the training images": "Mean and spread of the intensities, scaled from minimum to maximum, and, where "
-        "the spacing counts, field of view and pixel in plane: more than 5 % outside the training images' range.",
+        "Unlike the training images": "Mean and spread of the intensities, scaled from minimum to maximum, and, if "
+        "the spacing is reliable, field of view and pixel in plane: more than 5 % outside the training images' range.",
     }
     shown = set(picked(subject))
     dice = subject.scores.values[MEAN]["dsc"]

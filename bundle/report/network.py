@@ -1,4 +1,4 @@
-"""The section on what the network sees."""
+"""The section on the network's activations and features."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["network_blocks"]
 
 
 def network_blocks(subject: Subject, tick: Callable[[str], None]) -> list[Block]:
-    """Class activation maps, densities of features, and their embedding; what cannot be made says why.
+    """Class activation maps, densities of features, and their embedding; a missing part has its reason.
 
     Args:
-        subject: what the page is about.
+        subject: subject of the page.
         tick: called with the name of each part before it is made.
     """
     seen: list[Block] = []
@@ -54,11 +54,11 @@ def _activation(subject: Subject) -> list[Block]:
             pictures.append(Chart(map_picture(found["image"], heat, found["label"] == number_, 190, colour), name))
         strips.append(
             Strip(
-                f"{title}: {subject.titles[index]}", "the slice with most foreground, as the network sees it", pictures
+                f"{title}: {subject.titles[index]}", "the slice with most foreground, as the network's input", pictures
             )
         )
     note = (
-        f"Grad-CAM at layer {features.CAM_LAYER}, bright where the features speak for the class in the pixels that are "
+        f"Grad-CAM at layer {features.CAM_LAYER}, bright where the features support the class in the pixels that are "
         "predicted as it; dashed, the label of that class. The paper shows such maps in Figs. 3 and 9."
     )
     return [Text(note), *strips]
@@ -72,9 +72,9 @@ def _densities(subject: Subject) -> list[Block]:
     names = [subject.run.class_name(int(number_)) for number_ in found["classes"]]
     svg = charts.density_chart(names, found["grid"], found["labeled"], found["unlabeled"], found["overlap"])
     caption = (
-        "Features that the last layer reads, of labelled and of unlabelled training images, on their first principal "
-        "component in units of its standard deviation; Gaussian kernel estimates. A pixel counts for the class that "
-        "the network predicts. Overlap: the area under both curves, 1 where they are the same (the paper's Fig. 3)."
+        "Input features of the last layer, of labelled and of unlabelled training images, on their first principal "
+        "component in units of its standard deviation; Gaussian kernel estimates. A pixel's class is the one that "
+        "the network predicts. Overlap: the area under both curves, 1 if they are equal (the paper's Fig. 3)."
     )
     return [Charts([Chart(svg, caption)])]
 
@@ -89,7 +89,7 @@ def _embedding(subject: Subject) -> list[Block]:
     colours = ["#8a94a0", *subject.run.colours.values()]
     svg = charts.embedding_chart(found["points"], found["classes"], ["background", *subject.run.colours], colours)
     caption = (
-        f"t-SNE of the features that the last layer reads, {len(found['points']):,} pixels of the scored images, "
-        "equally many of each class where there are as many; coloured by the label (the paper's Fig. 10)."
+        f"t-SNE of the input features of the last layer, {len(found['points']):,} pixels of the evaluated images, "
+        "equally many of each class if possible; coloured by the label (the paper's Fig. 10)."
     )
     return [Charts([Chart(svg, caption)])]

@@ -1,7 +1,7 @@
-"""The page: what can stand on it, and the HTML file that holds all of it.
+"""The page's elements, and the HTML file with all of them.
 
-Jinja2 escapes every text; only the pictures that this package draws pass as they are. The file needs no network (its
-own content policy forbids one) and no script: scripts sort tables, nothing else.
+Jinja2 escapes every text except the pictures that this package draws. The file needs no network (its content policy
+forbids one) and no script: scripts only sort tables.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        text: what it says.
-        sort: what a table is sorted by, where that is not the text.
-        link: id of the place on the page that it leads to.
-        warn: marked as a thing to look at.
-        left: text, which begins at the left, not a number.
-        long: text that may take several lines.
+        text: its text.
+        sort: sort key, if it differs from the text.
+        link: id of the linked element of the page.
+        warn: whether it is highlighted.
+        left: whether it is left-aligned text, not a number.
+        long: whether its text may have several lines.
     """
 
     text: str
@@ -91,7 +91,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Note:
-    """A paragraph that must not be missed."""
+    """A highlighted paragraph."""
 
     kind: ClassVar = "note"
     text: str
@@ -107,7 +107,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Card:
-    """One figure of a summary, with its name and what it means."""
+    """One figure of a summary, with its name and explanation."""
 
     title: str
     value: str
@@ -116,7 +116,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """Figures side by side."""
+    """Figures in a row."""
 
     kind: ClassVar = "cards"
     cards: Sequence[Card]
@@ -124,7 +124,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, sorted by a click on a title where scripts run."""
+    """A table; with scripts, a click on a title sorts it."""
 
     kind: ClassVar = "table"
     titles: Sequence[str]
@@ -134,7 +134,7 @@ class Table:
 
     @property
     def left(self) -> set[int]:
-        """The columns that hold text."""
+        """The columns with text."""
         return {i for row in self.rows for i, cell in enumerate(row) if cell.left}
 
 
@@ -148,7 +148,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Charts:
-    """Drawings side by side."""
+    """Drawings in a row."""
 
     kind: ClassVar = "charts"
     charts: Sequence[Chart]
@@ -156,7 +156,7 @@ class Charts:
 
 @dataclass(frozen=True)
 class Key:
-    """What the colours of the contours mean, with switches for label and prediction; once on a page."""
+    """The legend of the contours, with switches for label and prediction; once per page."""
 
     kind: ClassVar = "key"
     colours: Sequence[tuple[str, str]]
@@ -175,7 +175,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Details:
-    """What is folded until it is asked for."""
+    """Content that is folded at first."""
 
     kind: ClassVar = "details"
     summary: str
@@ -188,19 +188,19 @@ Block = Text | Heading | Note | Code | Cards | Table | Charts | Key | Strip | De
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with its title, which the navigation names."""
+    """A part of the page with its title, which is listed in the navigation."""
 
     title: str
     blocks: Sequence[Block]
 
     @property
     def id(self) -> str:
-        """Where the navigation leads."""
+        """The link target of the navigation."""
         return anchor(self.title)
 
 
 def anchor(words: str) -> str:
-    """An id of the page for a text, such as a case's name."""
+    """The id of a text on the page, such as a case's name."""
     return "at-" + re.sub(r"[^\w.-]+", "-", words)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of slices with the contours of label and prediction, as small SVG with the pixels inside."""
+"""Pictures of slices with the contours of label and prediction, as small SVG with embedded pixels."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bundle.report.page import Chart
 
 __all__ = ["Window", "case_pictures", "chosen_slices", "map_picture", "picture", "window"]
 
-MARGIN = 0.35  # around the foreground, of its size
+MARGIN = 0.35  # margin around the foreground, relative to its size
 SMALLEST = 64  # pixels per side
 Window = tuple[slice, slice]
 
 
 def window(cases: Sequence[Case]) -> Window:
-    """Rows and columns that hold the foreground of label and prediction in all of these cases, with a margin."""
+    """Rows and columns with the foreground of label and prediction in all of these cases, with a margin."""
     shown = np.any([((case.label > 0) | (case.prediction > 0)).any(axis=0) for case in cases], axis=0)
     sides = []
     for axis, length in enumerate(shown.shape):
@@ -43,7 +43,7 @@ def _about(centre: int, side: int, length: int) -> slice:
 
 
 def chosen_slices(case: Case, most: int) -> list[int]:
-    """The slices with foreground, at most so many, evenly spread; without any, those in the middle."""
+    """At most ``most`` slices with foreground, evenly spread; without foreground those in the middle."""
     busy = np.flatnonzero(((case.label > 0) | (case.prediction > 0)).any(axis=(1, 2)))
     if not len(busy):
         busy = np.arange(len(case.label))
@@ -57,11 +57,11 @@ def case_pictures(
 
     Args:
         case: the case.
-        colours: of the foreground classes.
-        most: pictures at most.
-        width: of a picture on the page, in pixels.
-        at: what is shown of each slice; None: :func:`window` of the case.
-        only: this slice alone.
+        colours: colours of the foreground classes.
+        most: maximum number of pictures.
+        width: width of a picture on the page, in pixels.
+        at: the shown window of each slice; None: :func:`window` of the case.
+        only: only this slice.
     """
     rows, columns = at or window([case])
     aspect = case.spacing[0] / case.spacing[1] if case.spacing else 1.0
@@ -86,10 +86,10 @@ def picture(
     Args:
         image: ``[rows, columns, channels]``, 1 or 3 channels.
         masks: class maps ``[rows, columns]`` by the CSS class of their contours, ``label`` or ``prediction``.
-        colours: of the foreground classes.
-        width: on the page, in pixels.
+        colours: colours of the foreground classes.
+        width: width on the page, in pixels.
         aspect: height of a pixel over its width.
-        over: RGBA pixels laid over the image.
+        over: RGBA pixels drawn over the image.
     """
     rows, columns = image.shape[:2]
     height = round(width * rows * aspect / columns)
@@ -133,7 +133,7 @@ def _embedded(image: Image.Image, kind: str, rows: int, columns: int) -> str:
 
 
 def _contours(mask: NDArray[np.bool_]) -> list[str]:
-    """The outlines of a mask as the points of polylines; a pixel's centre is half a pixel from its corner."""
+    """The outlines of a mask as points of polylines; a pixel's centre is half a pixel from its corner."""
     if not mask.any():
         return []
     framed = np.pad(mask, 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What went wrong: cases that a reader should look at, each with the reason in words."""
+"""Problems: cases that need a review, each with the reason in words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scripts.utils.threads import in_threads
 __all__ = ["MEASURED", "Problem", "empty_predictions", "outliers", "training_ranges", "unlike_training"]
 
 VOLUME_FACTOR = 1.5
-"""A volume is off where it is that many times the label's, or the label's that many times it."""
+"""Ratio between predicted and labelled volume, in either direction, from which a volume is an outlier."""
 
 MEASURED = {
     "field of view": (" mm", 0),
@@ -32,18 +32,18 @@ MEASURED = {
     "mean intensity": ("", 3),
     "spread of intensities": ("", 3),
 }
-"""What cases are held against the training images by, with unit and digits; mm for volumes only."""
+"""Features that are compared with the training images', with unit and digits; mm for volumes only."""
 
 MARGIN = 0.05
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is odd about one case.
+    """One problem of one case.
 
     Attributes:
-        case: its index.
-        what: in words.
+        case: index of the case.
+        what: description.
     """
 
     case: int
@@ -51,7 +51,7 @@ class Problem:
 
 
 def empty_predictions(cases: Sequence[Case], names: Sequence[str]) -> list[Problem]:
-    """Classes that the label shows and the prediction does not, or the reverse."""
+    """Classes that only the label or only the prediction contains."""
     found = []
     for index, case in enumerate(cases):
         for number, name in enumerate(names, start=1):
@@ -63,9 +63,9 @@ def empty_predictions(cases: Sequence[Case], names: Sequence[str]) -> list[Probl
 
 
 def outliers(cases: Sequence[Case], scores: Scores) -> list[Problem]:
-    """Scores below Tukey's fence, and volumes that are far from the label's.
+    """Scores below Tukey's fence, and volumes far from the label's.
 
-    The fence is the first quartile less 1.5 interquartile ranges, over the cases; per class and for the mean.
+    The fence is the first quartile minus 1.5 interquartile ranges, over the cases; per class and for the mean.
     """
     found = []
     for name in (*scores.classes, MEAN):
@@ -86,7 +86,7 @@ def outliers(cases: Sequence[Case], scores: Scores) -> list[Problem]:
 def training_ranges(run: Run) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of each of :data:`MEASURED` over the run's training images.
 
-    They are kept beside the preprocessed volumes, by the images' content.
+    They are cached with the preprocessed volumes, by the images' content.
 
     Raises:
         FileNotFoundError: if training images are missing.
@@ -105,7 +105,7 @@ def training_ranges(run: Run) -> dict[str, tuple[float, float]]:
         write_text(kept, json.dumps(found) + "\n")
         return found
 
-    every = in_threads(facts, files, "looking at the training images")
+    every = in_threads(facts, files, "measuring the training images")
     return {key: (min(f[key] for f in every), max(f[key] for f in every)) for key in every[0]}
 
 

@@ -1,4 +1,4 @@
-"""What is reported on: trained weights, the configuration that they were trained with, and their evaluation."""
+"""Runs of a report: trained weights, their configuration and their evaluation."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ NETWORKS = {"best": "model.pt", "last": "model_last.pt"}
 COLOURS = ("orangered", "seagreen", "royalblue", "goldenrod", "mediumorchid", "darkturquoise", "hotpink", "olive")
 
 PLACES = ("bundle_root", "dataset_dir", "output_dir", "cache_dir", "checkpoint", "device", "splits")
-"""Config ids that say where things are, not what is computed."""
+"""Config ids of paths, which do not affect the result."""
 
 
 @dataclass
 class Run:
-    """One network with the configuration that evaluates it.
+    """One network with the configuration of its evaluation.
 
     Attributes:
-        name: what it is called on the page.
+        name: its name on the page.
         folder: the run's folder.
         weights: file of the network's weights.
         evaluation: folder of its scores.
-        part: part of the data set that is scored.
+        part: evaluated part of the data set.
         files: config files of the evaluation, merged in order.
         overrides: config values by id.
     """
@@ -54,7 +54,7 @@ class Run:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What is recorded beside the weights; empty where nothing is."""
+        """The record of the weights; empty without one."""
         return read_record(self.weights) or {}
 
     @cached_property
@@ -68,19 +68,19 @@ class Run:
 
         Raises:
             FileNotFoundError: if there is no evaluation yet.
-            ValueError: if it cannot be read, or is one of other weights or another part.
+            ValueError: if it cannot be read, or belongs to other weights or another part.
         """
         scores = read_scores(self.evaluation)
         for name, expected in (("weights_sha256", self.digest), ("part", self.part)):
             if (found := scores.about.get(name, expected)) != expected:
                 raise ValueError(
-                    f"{self.evaluation}: is an evaluation with {name} {found}, the report is on {expected}; "
-                    "name another --evaluation."
+                    f"{self.evaluation}: expected an evaluation with {name} {expected}, found {found}; "
+                    "give another --evaluation."
                 )
         return scores
 
     def workflow(self, **overrides: Any) -> ConfigWorkflow:
-        """The evaluation as ``python -m monai.bundle run`` would start it, not yet initialised."""
+        """The evaluation's workflow, as in ``python -m monai.bundle run``, not yet initialised."""
         known = {"image_size": self.record.get("image_size"), "labeled": self.record.get("labeled_cases")}
         given = {key: value for key, value in known.items() if value is not None}
         return ConfigWorkflow(
@@ -104,10 +104,10 @@ class Run:
         return self.workflow()
 
     def get(self, key: str) -> Any:
-        """What a config id resolves to.
+        """The value of a config id.
 
         Raises:
-            ValueError: if it cannot be resolved, with what the component says, without MONAI's chain of errors.
+            ValueError: if it cannot be resolved, with the component's message, without MONAI's chain of errors.
             FileNotFoundError: likewise.
         """
         try:
@@ -119,24 +119,24 @@ class Run:
 
     @cached_property
     def settings(self) -> str:
-        """Digest of the weights and of everything in the configuration that may change what they predict."""
+        """Digest of the weights and of all configuration values that affect their predictions."""
         config = {key: value for key, value in self._content.parser.get().items() if key not in PLACES}
         return hashlib.sha256(json.dumps([self.digest, config], sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def colours(self) -> dict[str, str]:
-        """Colour of each foreground class by its name; where the data set's overlay states none, one of our own."""
+        """Colour of each foreground class by its name; a default if the data set's overlay has none."""
         own = self.get("class_colors") if "class_colors" in self._content.parser else {}
         numbers = range(1, self.get("num_classes"))
         return {self.class_name(c): own.get(str(c), COLOURS[(c - 1) % len(COLOURS)]) for c in numbers}
 
     def class_name(self, number: int) -> str:
-        """What the evaluation calls a foreground class."""
+        """Name of a foreground class in the evaluation."""
         return str(self.get("class_names").get(str(number), number))
 
 
 def words(value: str | Sequence[str]) -> list[str]:
-    """Names from the command line: a list, or text with commas."""
+    """Names from the command line: a list, or text separated by commas."""
     parts = value.split(",") if isinstance(value, str) else value
     return [str(part).strip() for part in parts if str(part).strip()]
 
@@ -149,21 +149,19 @@ def find_runs(
     evaluation: str | None,
     overrides: Mapping[str, Any],
 ) -> list[Run]:
-    """The runs that folders hold.
+    """The runs in folders.
 
     Args:
-        places: folders: of a training, of weights with their record, or of a comparison, which counts for all its runs
-            that are finished.
-        config_file: config files that the training was started with beside ``configs/train.json``. A comparison's runs
-            hold their own.
+        places: folders of trainings, of weights with their record, or of comparisons with all their finished runs.
+        config_file: config files of the training after ``configs/train.json``. A comparison's runs have their own.
         network: ``best`` or ``last``.
-        part: part of the data set that is scored.
+        part: evaluated part of the data set.
         evaluation: folder of the scores; default: ``PART-NETWORK`` in the run's folder.
         overrides: config values by id.
 
     Raises:
-        FileNotFoundError: if a folder or its weights are not there.
-        ValueError: if the network is not known, or one evaluation is named for several runs.
+        FileNotFoundError: if a folder or its weights are missing.
+        ValueError: if the network is unknown, or one evaluation is given for several runs.
     """
     if network not in NETWORKS:
         raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, found {network}.")
@@ -173,7 +171,7 @@ def find_runs(
         inner = sorted(about.parent for about in path.glob("*/run.json") if (about.parent / NETWORKS["last"]).is_file())
         folders += inner or [path]
     if evaluation and len(folders) > 1:
-        raise ValueError("evaluation: names the scores of one run; leave it out for several.")
+        raise ValueError("evaluation: expected for one run only, found several runs.")
     base = [file for file in map(Path, words(config_file)) if file.resolve() != CONFIGS / "train.json"]
     if missing := [str(file) for file in base if not file.is_file()]:
         raise FileNotFoundError(f"config_file: no file {', '.join(missing)}.")
@@ -195,7 +193,7 @@ def _name(folder: Path) -> str:
     if not about.is_file():
         return folder.name
     content = read_json(about, "run")
-    count = re.search(r"-labeled([\d.]+)-seed\d+$", folder.name)  # where the comparison has several
+    count = re.search(r"-labeled([\d.]+)-seed\d+$", folder.name)  # if the comparison has several
     parts = [content["method"], "" if content["overlay"] == "default" else content["overlay"]]
     parts += [f"{count[1]} labelled" if count else "", f"seed {content['seed']}"]
     return ", ".join(filter(None, parts))

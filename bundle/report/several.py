@@ -1,4 +1,4 @@
-"""The sections of a page about several runs side by side."""
+"""The sections of a page about several runs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from bundle.report.subject import DIGITS, Subject
 
 __all__ = ["grid_section", "score_sections", "settings_section"]
 
-GRID = 12  # cases in the grid: the worst, the best and others evenly in between
+GRID = 12  # cases in the grid: the worst, the best and others evenly between them
 WIDTH = 210  # of a picture in it, pixels
 
 
 def score_sections(scores: Mapping[str, Scores], folders: Mapping[str, Path]) -> list[Section]:
-    """What files alone say of several runs: scores, their distribution, case by case, and training curves.
+    """Sections from the files of several runs: scores, distributions, case by case, and training curves.
 
     Args:
-        scores: of each run, by its name.
-        folders: of each run.
+        scores: scores of each run, by name.
+        folders: folders of the runs.
     """
     unit = "mm" if all(one.unit == "mm" for one in scores.values()) else "voxels"
     classes = list(dict.fromkeys(name for one in scores.values() for name in one.classes))
@@ -58,7 +58,7 @@ def score_sections(scores: Mapping[str, Scores], folders: Mapping[str, Path]) ->
         )
         for key, title in measures.items()
     ]
-    caption = "Means over the scored cases; one empty: masks that only prediction or label has."
+    caption = "Means over the evaluated cases; one empty: masks that only prediction or label has."
     return [
         Section("Scores", [Table(titles, rows, caption), Charts(drawn)]),
         Section("Case by case", _by_case(scores)),
@@ -74,7 +74,7 @@ def _by_case(scores: Mapping[str, Scores]) -> list[Block]:
 
 
 def _labelled(case: Case, k: int, at: Window, colours: Sequence[str]) -> Markup:
-    """A slice with the contours of its label alone."""
+    """A slice with the contours of its label only."""
     rows, columns = at
     aspect = case.spacing[0] / case.spacing[1] if case.spacing else 1.0
     return picture(case.image[k, rows, columns], {"label": case.label[k, rows, columns]}, colours, WIDTH, aspect)
@@ -84,8 +84,8 @@ def settings_section(points: Sequence[tuple[str, str, float]]) -> list[Section]:
     """Mean DSC over the values of an option, such as a loss's weight or the fusion's stages (Figs. 7 and 8).
 
     Args:
-        points: method, ablation as ``ID=VALUE`` or another name, and DSC, for each run. Options with fewer than two
-            values are left out.
+        points: method, ablation as ``ID=VALUE`` or another name, and DSC of each run. Options with fewer than two
+            values are omitted.
     """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for method, overlay, dice in points:
@@ -104,7 +104,7 @@ def settings_section(points: Sequence[tuple[str, str, float]]) -> list[Section]:
 
 
 def _in_order(values: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """By number where all values are numbers, else by length and text: stages [2], [3], [2,3], [2,3,4]."""
+    """Sort by number if all values are numbers, else by length and text: stages [2], [3], [2,3], [2,3,4]."""
 
     def key(value: str) -> tuple[float, int, str]:
         try:

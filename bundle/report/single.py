@@ -41,7 +41,7 @@ def sections(subject: Subject, tick: Callable[[str], None]) -> list[Section]:
     """All sections of the page.
 
     Args:
-        subject: what it is about.
+        subject: subject of the page.
         tick: called with the name of each part before it is made.
     """
     tick("scores")
@@ -58,7 +58,7 @@ def sections(subject: Subject, tick: Callable[[str], None]) -> list[Section]:
 
 
 def summary(subject: Subject) -> list[Block]:
-    """Cards of the main figures, what must be known of them, and where the weights come from."""
+    """Cards of the main figures, warnings about them, and the provenance of the weights."""
     scores, record = subject.scores, subject.run.record
     dice = scores.values[MEAN]["dsc"]
     one_empty = int(sum(scores.values[name]["one_empty"].sum() for name in scores.classes))
@@ -80,17 +80,13 @@ def summary(subject: Subject) -> list[Block]:
     if scores.about and subject.run.part == "val" and "validation_dice" in record:
         blocks.append(Note(CHOSEN))
     if not subject.in_mm and subject.cases[0].spacing is not None:
-        blocks.append(
-            Note("No spacing is stated for these volumes or it is not to be relied on: distances are in voxels.")
-        )
+        blocks.append(Note("These volumes have no reliable spacing: distances are in voxels."))
     if subject.took_voxels_for_mm:
         blocks.append(
-            Note(
-                "The evaluation is older than the files' spacing and took voxels for millimetres: distances in voxels."
-            )
+            Note("The evaluation used voxels as millimetres, without the files' spacing: distances are in voxels.")
         )
     if not record:
-        blocks.append(Note("Nothing is recorded of the origin of these weights."))
+        blocks.append(Note("The provenance of these weights is not recorded."))
     known = {
         "method": ("method", "fusion"),
         "data": ("data", "split"),
@@ -149,8 +145,8 @@ def score_blocks(subject: Subject) -> list[Block]:
         Table(
             ["class", *titles, "one empty", "both empty"],
             rows,
-            "Scored on the files' own grid, volumes in 3D; SD of the population. One empty: only prediction or label "
-            "has the class; then DSC is 0 and the distances are the volume's diagonal.",
+            "Evaluated on the files' own grid, volumes in 3D; SD of the population. One empty: only prediction or "
+            "label has the class; then DSC is 0 and the distances are the volume's diagonal.",
         ),
         Charts(
             [
@@ -179,7 +175,7 @@ def _strip(subject: Subject, index: int, title: str, width: int, most: int = SLI
 def example_blocks(subject: Subject) -> list[Block]:
     """The best, the median and the worst case by mean DSC."""
     order = subject.order
-    chosen: dict[int, str] = {}  # of few cases one may be the best and the worst
+    chosen: dict[int, str] = {}  # with few cases one may be both the best and the worst
     for title, index in (("Best", order[-1]), ("Worst", order[0]), ("Median", order[(len(order) - 1) // 2])):
         chosen.setdefault(index, title)
     wide = 1 if len(subject.cases[0].label) == 1 else 6
@@ -189,8 +185,8 @@ def example_blocks(subject: Subject) -> list[Block]:
     ]
     return [
         Text(
-            "By the mean DSC over the classes. The view is cut to the foreground; of volumes, the patient's left is on "
-            "the right."
+            "By the mean DSC over the classes. The view is cropped to the foreground; for volumes, the patient's left "
+            "is on the right."
         ),
         Key(list(subject.run.colours.items())),
         *strips,
@@ -222,7 +218,11 @@ def case_blocks(subject: Subject, odd: set[int]) -> list[Block]:
             counts = (float(case.labeled[c]), float(case.predicted[c]))
             row += [number(n * case.millilitres, 1) if subject.in_mm else number(n, 0) for n in counts]
         rows.append(row)
-    some = "" if len(shown) == len(cases) else f" Pictures of {len(shown)} cases: the worst, the best and some between."
+    some = (
+        ""
+        if len(shown) == len(cases)
+        else f" Pictures of {len(shown)} cases: the worst, the best and some between them."
+    )
     caption = "Click a title to sort. Marked: cases that are named under What went wrong." + some
     wide = 86 if len(cases[0].label) > 1 else 150
     strips = [_strip(subject, i, subject.titles[i], wide, id_=case_id(i)) for i in sorted(shown)]

@@ -1,4 +1,4 @@
-"""What a page is about: a run with its scores and its cases."""
+"""The subject of a page: a run with its scores and cases."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from bundle.report.runs import Run
 __all__ = ["DIGITS", "Subject", "case_id", "known", "picked", "plural"]
 
 DIGITS = {"dsc": 3, "hd95": 1, "assd": 2}
-"""Digits after the point that a score is shown with."""
+"""Number of decimals of a score."""
 
-PICTURED = 60  # cases with pictures: of larger sets the worst, the best, and others evenly in between
+PICTURED = 60  # cases with pictures: for larger sets the worst, the best, and others evenly between them
 
 
 @dataclass
 class Subject:
-    """A run with what the page says of it.
+    """A run with the data of its page.
 
     Attributes:
         run: the run.
-        scores: of its evaluation.
-        cases: the scored cases, in the same order.
-        in_mm: whether the spacing is taken for true: volumes are given in mL, distances in mm.
+        scores: scores of its evaluation.
+        cases: the evaluated cases, in the same order.
+        in_mm: whether the spacing is true: volumes are in mL, distances in mm.
     """
 
     run: Run
@@ -45,7 +45,7 @@ class Subject:
 
     @property
     def took_voxels_for_mm(self) -> bool:
-        """Whether the evaluation did not know the spacing that the files state: its mm are voxels."""
+        """Whether the evaluation did not know the files' spacing, so that its mm are voxels."""
         voxels, mm = (self.scores.values[MEAN][f"assd_{unit}"] for unit in ("voxels", "mm"))
         return self.in_mm and np.allclose(voxels, mm)
 
@@ -55,7 +55,7 @@ class Subject:
 
     @property
     def titles(self) -> list[str]:
-        """What the cases are called on the page: by the last part of their path where that tells them apart."""
+        """Names of the cases on the page: the last part of their path, if it is unique."""
         last = [name.rpartition("/")[2] for name in self.scores.cases]
         return last if len(set(last)) == len(last) else self.scores.cases
 
@@ -66,17 +66,17 @@ class Subject:
 
 
 def case_id(index: int) -> str:
-    """Where the pictures of a case are on the page."""
+    """The id of a case's pictures on the page."""
     return f"case-{index + 1}"
 
 
 def plural(count: int, word: str) -> str:
-    """A number of things."""
+    """A count with its noun."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def picked(subject: Subject) -> list[int]:
-    """The cases that get pictures: all, or of a large set the worst, the best and others evenly in between."""
+    """The cases with pictures: all, or for a large set the worst, the best and others evenly between them."""
     order = subject.order
     if len(order) <= PICTURED:
         return sorted(order)
@@ -86,5 +86,5 @@ def picked(subject: Subject) -> list[int]:
 
 
 def known(value: float) -> float | None:
-    """The value, None where there is none."""
+    """The value, None if undefined."""
     return None if np.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""A packed bundle's card, written from its metadata, the record of its weights and its evaluations' own tables."""
+"""A packed bundle's card, from its metadata, the record of its weights and its evaluations' tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEMPLATE = Path(__file__).with_name("card.md")
 WARNING = "**Trained on synthetic images only: it shows that the bundle works and segments no real image.**\n\n"
 PARTS = {"val": "validation cases", "test": "test cases", "train": "training cases", "all": "all labelled images"}
 MEASURES = {"dsc": "DSC", "hd95_voxels": "HD95, {unit}", "assd_voxels": "ASSD, {unit}"}
-# Hugging Face's names of licences, by how a licence begins.
+# Hugging Face's names of licences, by the start of a licence.
 LICENSES = {"CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0", "CC BY-NC 4.0": "cc-by-nc-4.0", SYNTHETIC: "apache-2.0"}
 OWN_TERMS = "terms-of-the-data"
 MILLIMETRES = {"hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm"}
@@ -34,13 +34,13 @@ COLUMNS = ("volumes", "one_empty", *(f"{measure}_mean" for measure in (*MEASURES
 
 
 class Evaluation(NamedTuple):
-    """What ``evaluate.json`` wrote for one part of a data set.
+    """An evaluation by ``evaluate.json`` on one part of a data set.
 
     Attributes:
-        folder: where it lies.
-        part: the part that was scored.
-        weights_sha256: digest of the weights that were scored.
-        code: version of the code that scored.
+        folder: its folder.
+        part: the evaluated part.
+        weights_sha256: digest of the evaluated weights.
+        code: version of the code.
         rows: ``summary.csv``, one dict of text per class and one of the means.
     """
 
@@ -51,7 +51,7 @@ class Evaluation(NamedTuple):
     rows: list[dict[str, str]]
 
     def has_spacing(self) -> bool:
-        """Whether mm tell more than voxels: where no voxel size is known they are the same figures or none."""
+        """Whether distances in mm are informative: without a voxel size they equal those in voxels or are missing."""
         return any(row["hd95_mm_mean"] not in ("", row["hd95_voxels_mean"]) for row in self.rows)
 
     def metrics(self) -> dict[str, float]:
@@ -65,21 +65,21 @@ class Evaluation(NamedTuple):
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:
-    """Read the folder that ``evaluate.json`` wrote.
+    """Read a folder of ``evaluate.json``.
 
     Raises:
-        FileNotFoundError: if one of its files is missing.
-        ValueError: if one of them is not what evaluation writes.
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is not an evaluation's.
     """
     paths = [Path(folder) / name for name in ("evaluation.json", "summary.csv")]
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"'{path}' does not exist: expected a folder that evaluate.json wrote.")
+            raise FileNotFoundError(f"'{path}' does not exist: expected an output folder of evaluate.json.")
     about = read_json(paths[0], "evaluation")
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(paths[1]).decode("utf-8")), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{paths[1]}: expected a table of scores, found no CSV: {error}.") from None
+        raise ValueError(f"{paths[1]}: expected a table of scores, found invalid CSV: {error}.") from None
     for number, row in enumerate(rows or [{}], start=1):
         for column in COLUMNS:
             if not _is_score(value := row.get(column), optional=column.endswith("_mm_mean")):
@@ -88,7 +88,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
 
 
 def _is_score(text: str | None, optional: bool) -> bool:
-    """Whether a cell holds a finite number; distances in mm may be missing."""
+    """Whether a cell is a finite number; distances in mm may be missing."""
     try:
         return (optional and text == "") or math.isfinite(float(text or "nan"))
     except (TypeError, ValueError):
@@ -111,10 +111,10 @@ def results_table(item: Evaluation, unit: str = "voxels") -> str:
 
 
 def front_matter(licenses: Sequence[str]) -> str:
-    """The block that Hugging Face reads at the top of a README: licence, library and tags.
+    """The front matter of a README for Hugging Face: licence, library and tags.
 
     Args:
-        licenses: what binds the weights, see :func:`scripts.utils.licences.unique_licenses`.
+        licenses: licences of the weights, see :func:`scripts.utils.licences.unique_licenses`.
     """
     names = [next((name for start, name in LICENSES.items() if text.startswith(start)), OWN_TERMS) for text in licenses]
     license_id = "-and-".join(dict.fromkeys(names))
@@ -141,7 +141,7 @@ def model_card(
         metadata: its metadata.
         overlay: the data set's config values.
         record: the record of its weights.
-        evaluations: what these weights reached.
+        evaluations: evaluations of these weights.
         method_overlay: file in ``configs/methods`` that trains the weights' method.
     """
     classes = {"0": "background", **overlay["class_names"]}
@@ -163,7 +163,7 @@ def model_card(
 
 
 def weights_table(record: Mapping[str, Any]) -> str:
-    """Markdown table of where weights come from, by their record."""
+    """Markdown table of the weights' provenance, from their record."""
     method = record["method"] + (f" with {record['fusion']}" if record.get("fusion") else "")
     split, synthetic = record.get("split"), ["synthetic"] if record.get("synthetic") else []
     rows = {
@@ -198,11 +198,11 @@ def _performance(evaluations: Sequence[Evaluation], record: Mapping[str, Any], u
     for item in evaluations:
         title = PARTS.get(item.part, f"part '{item.part}'")
         notes = [f"{item.rows[0]['volumes']} {'images' if unit == 'pixels' else 'volumes'}, the {title}"]
-        notes.append("each scored on its original grid; mean ± standard deviation over them")
+        notes.append("each evaluated on its original grid; mean ± standard deviation over them")
         text = f"{', '.join(notes)}. Evaluated by {item.code}."
         if item.part == "val" and "validation_dice" in record:
             text += " **These cases also chose the checkpoint.**"
         if not item.has_spacing():
-            text += f" Distances are in {unit}: the images' spacing is not known."
+            text += f" Distances are in {unit}: the images' spacing is unknown."
         parts.append(f"{text}\n\n{results_table(item, unit)}")
     return "\n\n".join(parts)

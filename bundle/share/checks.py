@@ -1,4 +1,4 @@
-"""Checks of a bundle's files: each raises ValueError where something is wrong, and its first line is its name."""
+"""Checks of a bundle's files: each raises ValueError for a fault; the first line of its docstring is its name."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ RECORD = ("data", "method", "image_size", "iteration", "seed", "labeled_cases", 
 TEXT = ("", ".conf", ".csv", ".json", ".md", ".py", ".txt", ".yaml", ".yml")  # the first is LICENSE
 WEIGHTS = (".pt", ".pth", ".ckpt")
 BEGINNINGS = {".png": b"\x89PNG", ".jpg": b"\xff\xd8\xff", ".jpeg": b"\xff\xd8\xff", ".onnx": b"\x08"}
-LARGEST, MOST_ENTRIES = 2**30, 10_000  # what an archive may unpack to
-LARGE = 25 * 2**20  # what the zoo stores; larger files go into large_files.yml
-# Absolute paths, and the files that each pattern is looked for in. Weights and images hold whatever bytes there are:
-# only where people and machines keep their own files is unlikely enough to be there by chance. What a sentence names,
-# such as /path/to, is no such place, and what is appended to a folder, such as @bundle_root + '/models', no such path.
+LARGEST, MOST_ENTRIES = 2**30, 10_000  # limit of an archive's unpacked size
+LARGE = 25 * 2**20  # the zoo's limit; larger files are listed in large_files.yml
+# Patterns of absolute paths, and the files that are searched for each. Weights and images contain arbitrary bytes, so
+# they are searched only for folders of users and machines, which are unlikely by chance. Placeholders in sentences,
+# such as /path/to, and suffixes of a folder, such as @bundle_root + '/models', are not absolute paths.
 ABSOLUTE = (
     (
         rb"(?<![\w.:/\\~}])/(?:home|root|tmp|Users|mnt|media|opt|srv|var|work|workspace|scratch|private)/[\w.-]+",
@@ -64,9 +64,9 @@ def archive_entries(archive: Path) -> None:
         for entry in entries:
             path = PurePosixPath(entry.filename)
             if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or PureWindowsPath(path).drive:
-                raise ValueError(f"{shown(entry.filename)} leads out of the folder")
+                raise ValueError(f"{shown(entry.filename)} points out of the folder")
             if not entry.filename.isprintable():
-                raise ValueError(f"{shown(entry.filename)} has characters that are not printed")
+                raise ValueError(f"{shown(entry.filename)} has unprintable characters")
             if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 what = "a link" if stat.S_ISLNK(entry.external_attr >> 16) else "no file"
                 raise ValueError(f"'{entry.filename}' is {what}")
@@ -77,17 +77,17 @@ def archive_entries(archive: Path) -> None:
         if len(tops) != 1 or any("/" not in entry.filename for entry in entries):
             raise ValueError(f"expected one folder, found {sorted(tops)[:5]}")
         if damaged := file.testzip():
-            raise ValueError(f"'{damaged}' is damaged: it has another checksum than when it was written")
+            raise ValueError(f"'{damaged}' is damaged: its checksum does not match")
 
 
 def _check_clashes(names: Sequence[str]) -> None:
-    """Names that are one file on some system: by capitals, by forms of Unicode, or a file where a folder must be."""
+    """Names that collide on some system: in case, in Unicode form, or as file and folder."""
     seen: dict[str, str] = {}
     folders: set[str] = set()
     for name in names:
         path = PurePosixPath(unicodedata.normalize("NFC", name).casefold())
         if other := seen.get(str(path)):
-            raise ValueError(f"'{name}' is there twice" if other == name else f"'{other}' and '{name}' clash")
+            raise ValueError(f"'{name}' is a duplicate" if other == name else f"'{other}' and '{name}' clash")
         seen[str(path)] = name
         folders |= {str(parent) for parent in path.parents}
     if clash := [name for path, name in seen.items() if path in folders and not name.endswith("/")]:
@@ -95,13 +95,13 @@ def _check_clashes(names: Sequence[str]) -> None:
 
 
 def archive_digest(archive: Path) -> None:
-    """Archive has the SHA-256 that stands beside it."""
+    """Archive matches its SHA-256 file."""
     beside = archive.with_name(f"{archive.name}.sha256")
     if not beside.is_file():
-        raise ValueError(f"no {beside.name} beside it")
+        raise ValueError(f"no {beside.name} in its folder")
     expected = beside.read_text(encoding="utf-8", errors="replace").split()
     if expected[:1] != [file_digest(archive)]:
-        raise ValueError(f"{beside.name} is of another file")
+        raise ValueError(f"{beside.name} belongs to another file")
 
 
 def archive_named(archive: Path) -> None:
@@ -119,7 +119,7 @@ def archive_named(archive: Path) -> None:
 
 
 def required_files(bundle: Path) -> None:
-    """Required files are there."""
+    """Required files exist."""
     if missing := [name for name in REQUIRED if not (bundle / name).is_file()]:
         raise ValueError(f"missing: {', '.join(missing)}")
 
@@ -131,11 +131,11 @@ def plain_files(bundle: Path) -> None:
         if path.is_symlink():
             raise ValueError(f"{name} is a link")
         if path.name == "__pycache__" or path.suffix == ".pyc" or path.name.startswith("."):
-            raise ValueError(f"{name} does not belong into a bundle")
+            raise ValueError(f"{name} does not belong in a bundle")
         if not path.is_file() and not path.is_dir():
-            raise ValueError(f"{name} is neither file nor folder")
+            raise ValueError(f"{name} is not a file or folder")
         if path.is_file() and path.stat().st_size > LARGE:
-            raise ValueError(f"{name} has {path.stat().st_size / 2**20:.0f} MiB: it belongs into large_files.yml")
+            raise ValueError(f"{name} has {path.stat().st_size / 2**20:.0f} MiB: expected an entry in large_files.yml")
 
 
 def version_in_changelog(bundle: Path) -> None:
@@ -156,7 +156,7 @@ def exact_versions(bundle: Path) -> None:
 
 
 def described(bundle: Path) -> None:
-    """Metadata names intended use, data licence, references and what the weights were trained on."""
+    """Metadata has intended use, data licence, references and training data."""
     metadata = _metadata(bundle)
     keys = ("intended_use", "data_license", "data_source", "references", "name")
     if missing := [key for key in keys if not metadata.get(key)]:
@@ -164,7 +164,7 @@ def described(bundle: Path) -> None:
 
 
 def no_absolute_path(bundle: Path) -> None:
-    """No file names an absolute path."""
+    """No file contains an absolute path."""
     for path in _files(bundle):
         content = path.read_bytes()
         for pattern, suffixes in ABSOLUTE:
@@ -173,7 +173,7 @@ def no_absolute_path(bundle: Path) -> None:
 
 
 def links_lead_somewhere(bundle: Path) -> None:
-    """Links of the documents lead to files of the bundle and to headings in them."""
+    """Links in the documents point to existing files and headings."""
     for page in sorted(bundle.rglob("*.md")):
         for link, heading in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")):
             target = (page.parent / link).resolve() if link else page.resolve()
@@ -184,14 +184,14 @@ def links_lead_somewhere(bundle: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What a page's headings are linked by: their words in lower case with hyphens, without punctuation."""
+    """The anchors of a page's headings: their words in lower case with hyphens, without punctuation."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def no_pickled_code(bundle: Path) -> None:
-    """Files are text, images or tensors, and none holds pickled code."""
+    """Files are text, images or tensors without pickled code."""
     listed = [entry["path"] for entry in _large_files(bundle)]
     for path in _files(bundle):
         name = path.relative_to(bundle).as_posix()
@@ -199,46 +199,46 @@ def no_pickled_code(bundle: Path) -> None:
             try:
                 load_state(path)
             except ValueError as error:
-                raise ValueError(f"{name} holds more than finite tensors, or is damaged: {error}") from None
+                raise ValueError(f"{name} contains more than finite tensors, or is damaged: {error}") from None
         elif path.suffix in BEGINNINGS:
             if not path.read_bytes().startswith(BEGINNINGS[path.suffix]):
-                raise ValueError(f"{name} is no {path.suffix} file")
+                raise ValueError(f"{name} is not a {path.suffix} file")
         elif path.suffix == ".ts":
             if name not in listed:
-                raise ValueError(f"{name} holds TorchScript, and large_files.yml does not name it")
+                raise ValueError(f"{name} contains TorchScript, but large_files.yml does not list it")
             if not _is_torchscript(path):
-                raise ValueError(f"{name} is no TorchScript file")
+                raise ValueError(f"{name} is not a TorchScript file")
         elif path.suffix not in TEXT or (not path.suffix and path.name != "LICENSE") or not _is_text(path):
-            raise ValueError(f"{name} is no file that a bundle holds")
+            raise ValueError(f"{name} is not a file of a bundle")
 
 
 def weights_have_a_record(bundle: Path) -> None:
-    """Weights have a record of where they come from, and it is theirs."""
+    """Weights have a matching record of their provenance."""
     record = read_json(bundle / "models" / "model.json", "record")
     if missing := [key for key in RECORD if key not in record]:
         raise ValueError(f"models/model.json lacks {', '.join(missing)}")
     if record["sha256"] != file_digest(bundle / "models" / "model.pt"):
-        raise ValueError("models/model.json is the record of other weights")
+        raise ValueError("models/model.json belongs to other weights")
 
 
 def label_server_takes_the_weights(bundle: Path) -> None:
-    """MONAI Label, which takes the shortest name, takes model.pt."""
+    """MONAI Label, which uses the shortest name, uses model.pt."""
     names = sorted((path.name for path in (bundle / "models").glob("*.pt")), key=len)
     if names[0] != "model.pt":
-        raise ValueError(f"it takes {names[0]}")
+        raise ValueError(f"it uses {names[0]}")
 
 
 def training_config(bundle: Path) -> None:
-    """Training config says what kind of data it takes."""
+    """Training config describes its data."""
     read_json(bundle / "configs" / "train.json", "training")
 
 
 def large_files(bundle: Path) -> None:
-    """Files in large_files.yml belong to the bundle, by their digests."""
+    """Files in large_files.yml match their digests."""
     for entry in _large_files(bundle):
         path = (bundle / entry["path"]).resolve()
         if bundle.resolve() not in path.parents:
-            raise ValueError(f"{entry['path']} leads out of the bundle")
+            raise ValueError(f"{entry['path']} points out of the bundle")
         if entry.get("hash_type") != "sha256" or not entry.get("hash_val"):
             raise ValueError(f"{entry['path']} has no SHA-256")
         if path.is_file() and entry["hash_val"] != file_digest(path):
@@ -269,7 +269,7 @@ def _is_text(path: Path) -> bool:
 
 
 def _is_torchscript(path: Path) -> bool:
-    """PyTorch reads what has these entries by its own interpreter, never by pickle."""
+    """Whether an archive is TorchScript, which PyTorch reads by its own interpreter, not by pickle."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as file:

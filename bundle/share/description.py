@@ -1,4 +1,4 @@
-"""A packed bundle's ``metadata.json``: the repository's, made to fit a data set, its weights and their evaluations."""
+"""A packed bundle's ``metadata.json``: the repository's, adapted to a data set, its weights and their evaluations."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def describe(
     version: str | None,
     changes: str | None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """The metadata of a bundle, and the licences that bind its weights.
+    """The metadata of a bundle, and the licences of its weights.
 
     Args:
-        own: what the data set's own metadata say in place of the repository's, from ``bundle/share/metadata``.
+        own: the data set's own metadata, which replace the repository's, from ``bundle/share/metadata``.
         overlay: the data set's config values.
         record: the record of the weights.
-        evaluations: what the weights reached.
+        evaluations: evaluations of the weights.
         version: version of the bundle; None: the repository's.
         changes: entry of the changelog for that version.
 
     Raises:
-        ValueError: if the version is not in the changelog, or has an entry there besides ``changes``.
+        ValueError: if the version is not in the changelog, or is there although ``changes`` is given.
     """
     base = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))
     pins = _pins()
@@ -54,12 +54,12 @@ def describe(
     if changes:
         if metadata["version"] in base["changelog"]:
             raise ValueError(
-                f"version {metadata['version']} is in the changelog already: give its --changes a new --version."
+                f"version {metadata['version']} is already in the changelog: use a new --version for these --changes."
             )
         metadata["changelog"] = {metadata["version"]: changes, **base["changelog"]}
     if metadata["version"] not in metadata["changelog"]:
         raise ValueError(
-            f"version {version} is not in the changelog of configs/metadata.json: say what is new by --changes."
+            f"version {version} is not in the changelog of configs/metadata.json: describe it by --changes."
         )
     metadata |= {
         "monai_version": pins["monai"],
@@ -79,8 +79,8 @@ def describe(
     if overlay["output_ext"] == ".png":
         image |= {"modality": "photograph", "format": "rgb" if channels == 3 else "magnitude"}
     elif overlay["layout"] == "custom":
-        image["modality"] = "n/a"  # CT, MR: nobody told
-    # MONAI Label and 3D Slicer find a structure's colour by the name that their tables have, the first synonym.
+        image["modality"] = "n/a"  # CT, MR: unknown
+    # MONAI Label and 3D Slicer look up a structure's colour by the name in their tables, the first synonym.
     synonyms = overlay.get("class_synonyms", {})
     named = {number: synonyms.get(number, [title])[0] for number, title in classes.items()}
     metadata["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(classes), "channel_def": named}
@@ -88,7 +88,7 @@ def describe(
 
 
 def _licenses(known: str, recorded: list[str]) -> list[str]:
-    """What binds the weights: all that their record says, and what is known of the data that the record leaves open."""
+    """The licences of the weights: those in their record, completed by the known licence of the data."""
     if not recorded or known.startswith(UNSTATED):
         return recorded or [known]
     data, *weights = recorded

@@ -1,4 +1,4 @@
-"""``python -m bundle pack``: the bundle of one data set and its weights, whole, as the model zoo shares it."""
+"""``python -m bundle pack``: a complete bundle of one data set and its weights, in the model zoo's format."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CONFIGS = (
     "logging.conf",
 )
 FOLDERS = ("methods", "ablations")
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the archive's time of every file: the earliest that a ZIP can hold
+EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every file in the archive: the earliest that ZIP supports
 
 
 def main(
@@ -54,27 +54,27 @@ def main(
     data_source: str | None = None,
     data_license: str | None = None,
 ) -> None:
-    """Pack a bundle that needs nothing of this repository.
+    """Pack a bundle that does not need this repository.
 
-    Writes ``semsim_<dataset>_segmentation/`` into the output folder, beside it the same as
-    ``semsim_<dataset>_segmentation_v<version>.zip``, and that file's SHA-256. The same input gives the same bytes.
+    Writes the folder ``semsim_<dataset>_segmentation/``, the archive ``semsim_<dataset>_segmentation_v<version>.zip``
+    with the same content, and the archive's SHA-256. The same input gives the same bytes.
 
     Args:
-        dataset: ``acdc``, ``promise12``, ``isic``, or a datalist JSON, whose ``labels`` name the classes and whose
-            ``label_values`` are what label files store for each.
-        weights: the network's weights, with the record of their training beside them.
-        output: folder for the results, created if need be. An earlier bundle of the same name is replaced.
-        evaluation: folder or folders that ``evaluate.json`` wrote for these weights.
+        dataset: ``acdc``, ``promise12``, ``isic``, or a datalist JSON, whose ``labels`` are the names of the classes
+            and whose ``label_values`` are their values in label files.
+        weights: the network's weights, with their record in the same folder.
+        output: folder for the results, created if missing. An earlier bundle of the same name is replaced.
+        evaluation: one or more output folders of ``evaluate.json`` for these weights.
         version: version of the bundle; default: the one in ``configs/metadata.json``.
-        changes: what is new in that version; needed where the changelog does not have it.
-        weights_url: where the weights can be downloaded, for ``large_files.yml``.
-        data_source: what the images of a datalist are.
-        data_license: licence of the images of a datalist; default: the bundle says that it is not stated.
+        changes: changes of that version; required if the changelog lacks it.
+        weights_url: address of the weights, for ``large_files.yml``.
+        data_source: description of the images of a datalist.
+        data_license: licence of the images of a datalist; default: the bundle states that it is unknown.
 
     Raises:
         ValueError: if data set, weights and evaluations do not belong together, or an option does not fit them.
         FileNotFoundError: if a file is missing.
-        FileExistsError: if the bundle's folder is there and holds something else.
+        FileExistsError: if the bundle's folder exists and is not a bundle.
     """
     evaluations = [read_evaluation(folder) for folder in ([evaluation] if isinstance(evaluation, str) else evaluation)]
     name, overlay, own = _dataset(dataset, Path(weights))
@@ -87,7 +87,7 @@ def main(
     check(metadata, "metadata", "the bundle's metadata")  # licence, source and changes as they were given
     folder = Path(output).resolve() / f"semsim_{name}_segmentation"
     if folder.exists() and not (folder / "configs" / "metadata.json").is_file():
-        raise FileExistsError(f"'{folder}' is there and is no bundle: remove it, or choose another --output.")
+        raise FileExistsError(f"'{folder}' exists and is not a bundle: remove it, or choose another --output.")
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     archive = folder.parent / archive_name(folder.name, metadata["version"])
@@ -111,16 +111,16 @@ def main(
 
 
 def archive_name(bundle: str, version: str) -> str:
-    """Name of a bundle's archive, as the model zoo has it."""
+    """Name of a bundle's archive, as in the model zoo."""
     return f"{bundle}_v{version}.zip"
 
 
 def write_archive(folder: Path, target: Path) -> None:
-    """Archive a folder, the same bytes for the same files, whenever and wherever they were written."""
+    """Archive a folder; the same files give the same bytes on every machine and at any time."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             entry = zipfile.ZipInfo(f"{folder.name}/{path.relative_to(folder).as_posix()}", EPOCH)
-            entry.create_system = 3  # Unix, whatever packs
+            entry.create_system = 3  # Unix, on every system
             entry.external_attr = 0o100644 << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, path.read_bytes())
@@ -143,7 +143,7 @@ def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str
     if not images:
         raise ValueError(f"{dataset}: the datalist names no image.")
     names, values = read_class_values(dataset)
-    names |= (read_record(weights) or {}).get("class_names", {})  # what training and evaluation called them
+    names |= (read_record(weights) or {}).get("class_names", {})  # the names in training and evaluation
     photographs = all(map(is_photograph, images))
     channels, classes = _shape(weights)
     check_class_values(classes, values)
@@ -154,7 +154,7 @@ def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str
         "class_names": {str(c): names.get(str(c), str(c)) for c in range(1, classes)},
         "label_values": values,
     }
-    if photographs:  # resized and validated like those of the data set at hand
+    if photographs:  # resized and validated like ISIC's
         isic = _read_json(ROOT / "configs" / "datasets" / "isic.json")
         overlay |= {key: isic[key] for key in ("anti_aliasing", "validation_images")}
     check(overlay, "training", dataset)
@@ -166,18 +166,18 @@ def _shape(weights: Path) -> tuple[int, int]:
     """Channels and classes of a network, from the first and the last of its tensors."""
     tensors = list(load_state(weights).values())
     if not tensors or tensors[0].ndim != 4 or tensors[-1].ndim < 1:
-        raise ValueError(f"'{weights}' holds no network of this bundle: its first tensor is no 2D convolution's.")
+        raise ValueError(f"'{weights}' is not a network of this bundle: expected a 2D convolution as its first tensor.")
     return int(tensors[0].shape[1]), int(tensors[-1].shape[0])
 
 
 def _record(weights: Path, overlay: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """The weights' record, once it is sure that it, the weights, the data set and the evaluations belong together."""
+    """The weights' record, after checking that record, weights, data set and evaluations belong together."""
     load_network_weights(UNet(overlay["in_channels"], overlay["num_classes"]), weights)
     record = read_record(weights)
     if record is None:
         raise FileNotFoundError(
-            f"'{weights.with_suffix('.json')}' is not there: training writes this record of where weights come from "
-            "beside them, and without it they are not shared."
+            f"'{weights.with_suffix('.json')}' is missing: training writes this record of the weights' provenance, "
+            "and weights without it cannot be packed."
         )
     if missing := sorted(
         {"data", "method", "image_size", "iteration", "seed", "labeled_cases", "code"} - record.keys()
@@ -212,7 +212,7 @@ def _write_configs(
     cpu = _read_json(folder / "cpu.json")
     train |= overlay
     inference |= {key: value for key, value in overlay.items() if key in inference}
-    # A network works on slices like those that it was trained on: all three workflows take them.
+    # All three workflows use slices like those of the weights' training.
     train |= trained
     train["image_size"] = cpu["image_size"] = inference["image_size"]["default"] = record["image_size"]
     for name, config in (("train.json", train), ("inference.json", inference), ("cpu.json", cpu)):
@@ -229,7 +229,7 @@ def _write_models(folder: Path, weights: Path, record: Mapping[str, Any], source
 
 
 def _write_code(bundle: Path) -> None:
-    """The code that the configs name, and its licence."""
+    """The configs' code and its licence."""
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
     shutil.copytree(ROOT / "scripts", bundle / "scripts", ignore=ignored)
     shutil.copyfile(ROOT / "LICENSE", bundle / "LICENSE")
@@ -243,7 +243,7 @@ def _write_pages(
     record: Mapping[str, Any],
     evaluations: Sequence[Evaluation],
 ) -> None:
-    """The card, alone and behind the front matter that Hugging Face reads, and the documents that it names."""
+    """The card, with and without Hugging Face's front matter, and the documents that it links to."""
     card = model_card(bundle.name, metadata, overlay, record, evaluations, _method_overlay(record))
     (bundle / "docs").mkdir()
     for page in _pages(card):
@@ -258,9 +258,9 @@ def _write_pages(
 
 
 def _pages(card: str) -> list[str]:
-    """The documents that a card names, and those that they link to."""
+    """The documents that a card mentions, and those that they link to."""
     found = list(dict.fromkeys(re.findall(r"`docs/([\w.-]+)`", card)))
-    for page in found:  # it grows meanwhile
+    for page in found:  # the list grows in the loop
         text = (ROOT / "docs" / page).read_text(encoding="utf-8") if page.endswith(".md") else ""
         links = dict.fromkeys(re.findall(r"\]\(([\w.-]+\.(?:md|txt|png))[)#]", text))
         found += [link for link in links if link not in (*found, "README.md")]
@@ -268,11 +268,11 @@ def _pages(card: str) -> list[str]:
 
 
 def _large_files(url: str | None, record: Mapping[str, Any]) -> str:
-    """What the model zoo downloads instead of storing it; it stores files of up to 25 MB itself."""
+    """The list of files that the model zoo downloads; it stores files of up to 25 MB itself."""
     if url is None:
-        return "# All files lie in the bundle itself.\nlarge_files: []\n"
+        return "# All files are in the bundle.\nlarge_files: []\n"
     if not re.fullmatch(r"https?://[^\s\"\\]+", url):
-        raise ValueError(f"weights_url: expected an address that begins with https://, found {shown(url)}.")
+        raise ValueError(f"weights_url: expected an address starting with https://, found {shown(url)}.")
     values = {"path": "models/model.pt", "url": url, "hash_val": record["sha256"], "hash_type": "sha256"}
     lines = [f'{key}: "{value}"' for key, value in values.items()]
     return "large_files:\n  - " + "\n    ".join(lines) + "\n"

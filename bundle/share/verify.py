@@ -1,4 +1,4 @@
-"""``python -m bundle verify``: what the model zoo checks of a bundle before it takes it, and what we check besides."""
+"""``python -m bundle verify``: the model zoo's checks of a submitted bundle, and further ones."""
 
 from __future__ import annotations
 
@@ -27,27 +27,26 @@ from scripts.utils.validation import read_json
 __all__ = ["Result", "main", "make_cohort", "run_worker", "verify"]
 
 COHORT = "A synthetic cohort of the bundle's kind can be made"
-TO_THE_END = "Checks through MONAI run to their end"
+TO_THE_END = "Checks with MONAI complete"
 WORKER = Path(__file__).with_name("verify_worker.py")
 
 
 class Result(NamedTuple):
-    """Outcome of one check: its name, and what is wrong, empty if nothing is."""
+    """Outcome of one check: its name and the fault, empty if it passed."""
 
     check: str
     fault: str
 
 
 def main(bundle: str, schema: str | None = None, run: bool = False) -> None:
-    """Check a bundle and end with exit code 1 if anything is wrong.
+    """Check a bundle; the exit code is 1 if a check fails.
 
-    The bundle's files are looked at first, and nothing of them is executed. Only if all of these checks pass, and only
-    with ``--run``, the bundle's own code is run on a tiny synthetic cohort: do that with a bundle of somebody whom you
-    trust as you would with any program of theirs.
+    The bundle's files are checked first, without executing code. If all of these checks pass and ``--run`` is given,
+    the bundle's own code is run on a tiny synthetic cohort: use ``--run`` only for bundles from sources that you trust.
 
     Args:
-        bundle: a bundle's folder, or the archive that ``pack`` wrote, with its SHA-256 beside it.
-        schema: local copy of the schema that the metadata names; default: it is downloaded, with ``--run`` only.
+        bundle: a bundle's folder, or an archive of ``pack`` with its SHA-256 in the same folder.
+        schema: local copy of the metadata's schema; default: it is downloaded, with ``--run`` only.
         run: whether the bundle's code is run.
     """
     check_switches(run=run)
@@ -58,14 +57,14 @@ def main(bundle: str, schema: str | None = None, run: bool = False) -> None:
     failed = sum(1 for result in results if result.fault)
     print(f"{len(results) - failed} of {len(results)} checks passed.")
     if failed and run and COHORT not in [result.check for result in results]:
-        print("The bundle's code was not run: its files come first.")
+        print("The bundle's code was not run because of these faults.")
     elif not failed and not run:
-        print("Nothing of the bundle was executed: --run trains, evaluates and infers with its own code.")
+        print("No code of the bundle was executed: --run trains, evaluates and infers with its own code.")
     sys.exit(1 if failed else 0)
 
 
 def verify(source: Path, schema: Path | None = None, run: bool = False) -> list[Result]:
-    """Check a bundle's files and, if they are as they should be, what its code does.
+    """Check a bundle's files and, if they pass, its code.
 
     Args:
         source: see :func:`main`.
@@ -73,7 +72,7 @@ def verify(source: Path, schema: Path | None = None, run: bool = False) -> list[
         run: whether to run the code: on a copy in a temporary folder, in processes that do not see this repository.
 
     Returns:
-        one result per check; only the first ones, to the one that failed, of an archive that is not safe to unpack.
+        one result per check; for an archive that is not safe to unpack only those up to the failed one.
 
     Raises:
         FileNotFoundError: if there is no such folder, archive or schema.
@@ -108,17 +107,17 @@ def verify(source: Path, schema: Path | None = None, run: bool = False) -> list[
 
 
 def _result(check: Callable[[Path], None], path: Path, name: str = "") -> Result:
-    """Outcome of a check that raises where something is wrong; the first line of its docstring names it by default."""
+    """Outcome of a check that raises for a fault; its default name is the first line of its docstring."""
     name = name or (check.__doc__ or "").partition("\n")[0].rstrip(".")
     try:
         check(path)
-    except Exception as error:  # a check that cannot be made is a check that fails
+    except Exception as error:  # a check that raises another error fails too
         return Result(name, " ".join(f"{error}".split()) or type(error).__name__)
     return Result(name, "")
 
 
 def _run(arguments: Sequence[str], bundle: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python in the bundle's folder, with nothing of this repository on its path."""
+    """Run Python in the bundle's folder, without this repository on its path."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, *arguments]
@@ -126,7 +125,7 @@ def _run(arguments: Sequence[str], bundle: Path) -> subprocess.CompletedProcess[
 
 
 def run_worker(bundle: Path, cohort: Path, schema: Path | None) -> list[Result]:
-    """The checks that go through MONAI's own functions, all in one process."""
+    """The checks with MONAI's own functions, in one process."""
     data = json.dumps({"train": _training_data(cohort), "infer": {"dataset_dir": str(cohort)}})
     source = WORKER.read_text(encoding="utf-8")
     done = _run(["-c", source, str(bundle), str(schema.resolve()) if schema else "", data], bundle)
@@ -141,7 +140,7 @@ def run_worker(bundle: Path, cohort: Path, schema: Path | None) -> list[Result]:
 
 
 def _run_commands(bundle: Path, cohort: Path, suffix: str) -> list[Result]:
-    """Train two iterations, evaluate and infer by the commands that a user types."""
+    """Train two iterations, evaluate and infer by the user's commands."""
     folder = cohort.parent
     image = Path(find_images(cohort)[0]["image"])
     steps = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2, "batch_size": 2}
@@ -165,18 +164,18 @@ def _run_commands(bundle: Path, cohort: Path, suffix: str) -> list[Result]:
 
 
 def _training_data(cohort: Path) -> dict[str, Any]:
-    """The config values that name a cohort."""
+    """The config values of a cohort."""
     splits = cohort / "splits.json"
     data = {"dataset_dir": str(cohort), "cache_dir": str(cohort.parent / "cache"), "labeled": 2}
     return {**data, "splits": str(splits)} if splits.is_file() else data
 
 
 def make_cohort(root: Path, config: Mapping[str, Any]) -> None:
-    """Write a tiny synthetic cohort of the kind that a bundle's ``train.json`` reads.
+    """Write a tiny synthetic cohort in the layout of a bundle's ``train.json``.
 
     Args:
         root: folder of the cohort.
-        config: its top-level ids, among them ``layout``; for a layout without a phantom also ``in_channels``,
+        config: its top-level ids, including ``layout``; for a layout without a phantom also ``in_channels``,
             ``num_classes`` and ``output_ext``.
     """
     if (kind := config["layout"]) in KINDS:
@@ -200,6 +199,6 @@ def make_cohort(root: Path, config: Mapping[str, Any]) -> None:
 
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """What a failed process said last."""
+    """The last message of a failed process."""
     lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
     return lines[-1].strip() if lines else f"exit code {done.returncode}"

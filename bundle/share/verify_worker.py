@@ -1,9 +1,8 @@
-"""What ``verify`` runs beside an unpacked bundle, in a process that sees the bundle and not this repository.
+"""Checks that ``verify`` runs on an unpacked bundle, in a process without this repository on its path.
 
-It is handed to ``python -c`` in the bundle's folder with three arguments: the bundle's folder, a copy of the metadata's
-schema (empty: download it), and JSON with the config values that name the data, ``{"train": {...}, "infer": {...}}``.
-It prints one line per check: ``RESULT ["name", "what is wrong"]``. A check raises where something is wrong; its
-docstring names it.
+The code is passed to ``python -c`` in the bundle's folder with three arguments: the bundle's folder, a copy of the
+metadata's schema (empty: download it), and JSON with the data's config values, ``{"train": {...}, "infer": {...}}``. It
+prints one line per check: ``RESULT ["name", "fault"]``. A check raises for a fault; its docstring is its name.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from monai.bundle import ConfigWorkflow, ckpt_export, create_workflow, load, ver
 
 
 class Bundle(NamedTuple):
-    """What the checks are given: the bundle's folder, the schema's copy and the config values that name the data."""
+    """The checks' arguments: the bundle's folder, the schema's copy and the data's config values."""
 
     root: Path
     schema: str
@@ -41,7 +40,7 @@ class Bundle(NamedTuple):
 
 @contextmanager
 def elsewhere(bundle: Bundle) -> Iterator[Path]:
-    """Another folder, as a program that imports the bundle works in: the bundle is not on Python's path there."""
+    """Another working folder, as for a program that imports the bundle: the bundle is not on Python's path."""
     here, path = os.getcwd(), list(sys.path)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -54,7 +53,7 @@ def elsewhere(bundle: Bundle) -> Iterator[Path]:
 
 
 def loaded(bundle: Bundle) -> torch.nn.Module:
-    """The network with its weights, as MONAI's ``load`` returns it."""
+    """The network with its weights, from MONAI's ``load``."""
     options: dict[str, Any] = {"args_file": {"bundle_root": str(bundle.root)}, "device": "cpu"}
     network = load(bundle.root.name, bundle_dir=bundle.root.parent, workflow_type="inference", **options)
     assert isinstance(network, torch.nn.Module)
@@ -80,7 +79,7 @@ def loads(bundle: Bundle) -> None:
         network = loaded(bundle)
     expected = torch.load(bundle.weights, map_location="cpu", weights_only=True)
     if not all(torch.equal(value, expected[key]) for key, value in network.state_dict().items()):
-        raise ValueError("the network that load returns has other weights than models/model.pt")
+        raise ValueError("the network of load has other weights than models/model.pt")
 
 
 def runs(bundle: Bundle) -> None:
@@ -116,7 +115,7 @@ def schema_holds(bundle: Bundle) -> None:
         try:
             verify_metadata(meta_file=bundle.config("metadata.json"), filepath=str(copy))
         except OSError as error:
-            raise ValueError(f"the schema cannot be downloaded ({error}): name a local copy by --schema") from None
+            raise ValueError(f"the schema cannot be downloaded ({error}): give a local copy by --schema") from None
 
 
 def properties(bundle: Bundle) -> None:
@@ -142,7 +141,7 @@ def weights_fit(bundle: Bundle) -> None:
 
 
 def network_fits(bundle: Bundle) -> None:
-    """Network takes and gives what the metadata says."""
+    """Network's input and output match the metadata."""
     for n in (1, 4):
         verify_net_in_out(
             "network_def", bundle.config("metadata.json"), bundle.config("inference.json"), device="cpu", n=n
@@ -173,7 +172,7 @@ CHECKS: tuple[Callable[[Bundle], None], ...] = (
     network_fits,
     torchscript,
 )
-"""All checks, in the order in which they run."""
+"""All checks, in order."""
 
 
 def run(bundle: Bundle) -> None:

@@ -1,1 +1,1 @@
-"""``python -m bundle shift``: what predicted quality is worth, also on images unlike the training set's."""
+"""``python -m bundle shift``: accuracy of the predicted quality, also under distribution shift."""

@@ -1,4 +1,4 @@
-"""What predicted quality is worth, held against true Dice, clean and under shift: ``python -m bundle shift``."""
+"""Predicted quality compared with the true Dice, on clean and shifted images: ``python -m bundle shift``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from scripts.utils.provenance import read_record
 __all__ = ["main", "summary"]
 
 BAD, GOOD = 0.6, 0.85
-"""True Dice of a volume below which it ought to be flagged, and above which it ought not."""
+"""True Dice of a volume below which it should be flagged, and above which it should not."""
 
 
 def main(
@@ -44,18 +44,18 @@ def main(
 ) -> None:
     """Segment validation cases and unlabelled training cases with ``--quality True``; compare with their labels.
 
-    The validation cases are those that the fit in the weights' record saw; the labels of the training cases no fit
-    saw, and no training. Images are written and segmented as any others; what is done already in the output folder is
-    not repeated. Tables go to ``output``: ``quality_against_truth.csv``, a row per image and class.
+    The fit in the weights' record used the validation cases; neither fit nor training used the labels of the unlabelled
+    training cases. Images are written and segmented like any others; existing results in the output folder are reused.
+    The table ``quality_against_truth.csv`` in ``output`` has a row per image and class.
 
     Args:
         dataset_dir: folder of the data set, with the labels of its unlabelled cases.
         checkpoint: weights whose record has a calibration (``evaluate.json`` with ``--calibrate True``).
         dataset: overlay in ``configs/datasets``.
         splits: JSON file of case names by part; default: that of the overlay.
-        cases: training cases, spread over those that come after the labelled ones of the weights' record.
-        shifted: cases of each part that are shifted, one image of each.
-        shifts: some of the shifts; ``clean`` are the images as they are.
+        cases: number of training cases, spread over those after the labelled ones of the weights' record.
+        shifted: number of shifted cases of each part, one image of each.
+        shifts: some of the shifts; ``clean`` is no shift.
         output: folder for images, maps and tables.
 
     Raises:
@@ -71,7 +71,7 @@ def main(
             f"dataset: no '{dataset}' among {', '.join(sorted(p.stem for p in overlay.parent.glob('*')))}."
         )
     if (record := read_record(checkpoint)) is None:
-        raise ValueError(f"'{checkpoint}' has no record, which says how many of the training cases were labelled.")
+        raise ValueError(f"'{checkpoint}' has no record, which is needed for the number of labelled training cases.")
     settings = ConfigParser(ConfigParser.load_config_file(overlay))
     settings["bundle_root"] = str(ROOT)
     keys = ("layout", "splits", "num_classes", "label_values", "class_names", "output_ext")
@@ -111,7 +111,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         rows: of :func:`_compare` with ``part`` and ``shift``.
 
     Returns:
-        lines of text. Dice is by class; a volume is flagged where any of its classes is, and bad or good by its mean.
+        lines of text. Dice is by class; a volume is flagged if any of its classes is, and bad or good by its mean.
     """
     lines = [["part", "images", "", "Dice", "Pearson", "Spearman", "MAE", "in interval", f"flagged < {BAD}"]]
     lines[0] += [f"flagged > {GOOD}", "worst tenth flagged"]
@@ -162,7 +162,7 @@ def _by_case(records: Sequence[Mapping[str, str]]) -> list[list[Mapping[str, str
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    """That many of the items, or all if they are fewer, evenly spread."""
+    """``count`` items, evenly spread, or all if there are fewer."""
     count = min(count, len(items))
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
@@ -170,7 +170,7 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
 def _write_shifted(
     item: Mapping[str, str], folder: Path, shift: str, number: int, values: Sequence[float] | None, photograph: bool
 ) -> None:
-    """Write an image and, out of inference's sight in a folder beside, its label as classes."""
+    """Write an image and, in another folder, its label as classes."""
     name = Path(item["image"]).name.removesuffix(".gz").rsplit(".", 1)[0]
     image_file = folder / f"{name}.{'png' if photograph else 'nii'}"
     label_file = folder.with_name("labels") / f"{name}.nii"
@@ -180,7 +180,7 @@ def _write_shifted(
     image, label = volumes["image"], to_classes(volumes["label"], values)
     generator = torch.Generator().manual_seed(number)
     pair = SHIFTS[shift](image.as_tensor().float(), label.as_tensor().float(), generator)
-    # The affine stays as it was: whoever exports the wrong axis does not correct the header either.
+    # The affine is unchanged: an export with the wrong axis has a wrong header too.
     affine = np.asarray(image.affine, dtype=np.float64)
     folder.mkdir(parents=True, exist_ok=True)
     label_file.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def _write_shifted(
 
 
 def _segment(dataset: str, num_classes: int, images: Path, maps: Path, checkpoint: str, quality: bool) -> float:
-    """Segment a folder; returns the seconds of processor time that it took."""
+    """Segment a folder; returns the seconds of processor time."""
     start = time.process_time()
     given = {"dataset_dir": str(images), "output_dir": str(maps), "checkpoint": checkpoint, "quality": quality}
     files = ["inference.json", f"datasets/{dataset}.json"]
@@ -203,7 +203,7 @@ def _segment(dataset: str, num_classes: int, images: Path, maps: Path, checkpoin
 
 
 def _compare(folder: Path, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """True Dice beside what was predicted, for each map in a folder and class."""
+    """True and predicted Dice for each map in a folder and class."""
     rows = []
     for path in sorted((folder / "maps").glob("*_seg.json")):
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Images as another scanner, another protocol or a mishap would have made them; their labels go along."""
+"""Images as from another scanner, another protocol or an export error, with their labels."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def blur(image: Tensor, label: Tensor, generator: torch.Generator) -> Pair:
 
 
 def inversion(image: Tensor, label: Tensor, generator: torch.Generator) -> Pair:
-    """Contrast turned around."""
+    """Inverted contrast."""
     del generator
     return image.max() + image.min() - image, label
 
 
 def zoomed_out(image: Tensor, label: Tensor, generator: torch.Generator) -> Pair:
-    """Twice the field of view, what is new filled with the image's lowest value."""
+    """Twice the field of view, padded with the image's lowest value."""
     del generator
     height, width = image.shape[1:3]
     margins = (0, 0, width // 2, width // 2, height // 2, height // 2)
@@ -51,7 +51,7 @@ def zoomed_in(image: Tensor, label: Tensor, generator: torch.Generator) -> Pair:
 
 
 def orientation(image: Tensor, label: Tensor, generator: torch.Generator) -> Pair:
-    """Slices along the wrong axis, a dozen of them from the middle; a single slice is turned by 90 degrees."""
+    """A dozen slices along the wrong axis, from the middle; a single slice is rotated by 90 degrees."""
     del generator
     if image.shape[-1] == 1:
         return image.rot90(1, (1, 2)), label.rot90(1, (1, 2))
@@ -61,11 +61,11 @@ def orientation(image: Tensor, label: Tensor, generator: torch.Generator) -> Pai
 
 
 def motion(image: Tensor, label: Tensor, generator: torch.Generator) -> Pair:
-    """Ghosts: a third of the lines of each slice's k-space were taken with the patient up to 12 pixels away."""
+    """Motion ghosts: a third of the lines of each slice's k-space with the patient displaced by up to 12 pixels."""
     spectrum = torch.fft.fft2(image, dim=(1, 2))
     height, width = image.shape[1:3]
     moved = torch.rand(width, generator=generator) < 1 / 3
-    moved[0] = False  # the mean intensity stays
+    moved[0] = False  # keeps the mean intensity
     away = 12 * (2 * torch.rand(width, generator=generator) - 1) * moved
     turns = torch.fft.fftfreq(width)[None, :] * away + torch.fft.fftfreq(height)[:, None] * away / 2
     phase = torch.exp(-2j * np.pi * turns)[None, :, :, None]
@@ -82,4 +82,4 @@ SHIFTS: dict[str, Callable[[Tensor, Tensor, torch.Generator], Pair]] = {
     "orientation": orientation,
     "motion": motion,
 }
-"""By name: what makes of an image ``[C, H, W, slices]`` and its label ``[1, H, W, slices]`` shifted ones."""
+"""The shifts by name: functions of an image ``[C, H, W, slices]`` and its label ``[1, H, W, slices]``."""

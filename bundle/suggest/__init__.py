@@ -1,1 +1,1 @@
-"""``python -m bundle suggest``: which cases to label next."""
+"""``python -m bundle suggest``: the cases to label next."""

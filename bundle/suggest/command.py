@@ -1,4 +1,4 @@
-"""Which cases to label next: ``python -m bundle suggest``."""
+"""The cases to label next: ``python -m bundle suggest``."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ def main(
     seed: int = 0,
     output: str | None = None,
 ) -> None:
-    """Say which training cases to label next, and why.
+    """Suggest training cases to label next, with the reasons.
 
-    Without a network the images alone decide: the suggested cases are those that all cases, by thumbnails, intensities
-    and size, find nearest to them, beside the cases that are labelled already. With ``quality`` cases count the more
-    the worse the network's results on them are.
+    Without a network the selection uses the images only: together with the labelled cases, the suggested ones cover all
+    cases best, by thumbnails, intensities and size. With ``quality``, cases with worse results of the network have more
+    weight.
 
     Args:
         dataset_dir: folder of the data set, or its datalist.
-        count: how many cases.
+        count: number of cases.
         dataset: acdc, promise12, isic or custom: an overlay in ``configs/datasets``.
         splits: JSON file of case names by part; default: that of the overlay.
-        labeled: how many cases, the first of the split, count as labelled; default: those that have a label.
-        quality: ``quality.csv`` of an inference over the same images, made with ``--quality True``.
-        strategy: ``coverage``, or ``random`` to compare with.
-        seed: of ``random``.
+        labeled: number of labelled cases, the first of the split; default: those that have a label.
+        quality: ``quality.csv`` of an inference over the same images with ``--quality True``.
+        strategy: ``coverage``, or ``random`` as a baseline.
+        seed: seed of ``random``.
         output: datalist to write, labelled cases first, then the suggested ones, then the others; for ``prepare``, or
-            for training with ``--labeled``. Beside it a picture of the suggested cases, NAME_montage.png.
+            for training with ``--labeled``. NAME_montage.png in the same folder shows the suggested cases.
 
     Raises:
-        ValueError: if an option is not what it should be, no case is left, or the table is of other images.
+        ValueError: if an option is invalid, no case is left, or the table belongs to other images.
         FileNotFoundError: if the data set, the split or the table does not exist.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -105,7 +105,7 @@ def main(
 
 
 def _labeled(cases: Mapping[str, Case], labeled: int | None) -> list[int]:
-    """Indices of the cases that count as labelled."""
+    """Indices of the labelled cases."""
     if labeled is None:
         return [i for i, case in enumerate(cases.values()) if all("label" in record for record in case)]
     if isinstance(labeled, bool) or not isinstance(labeled, int) or not 0 <= labeled <= len(cases):
@@ -129,7 +129,7 @@ def _scores(table: str, cases: Mapping[str, Case], dataset_dir: str) -> NDArray[
             try:
                 name, score = row["case"], float(row["score"])
             except (KeyError, TypeError, ValueError):
-                raise ValueError(f"quality: '{table}' is no quality.csv: expected columns case and score.") from None
+                raise ValueError(f"quality: '{table}' is not a quality.csv: expected columns case and score.") from None
             worst[name] = min(score, worst.get(name, 1.0))
     root = source_root(dataset_dir)
     scores = []

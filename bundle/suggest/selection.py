@@ -1,4 +1,4 @@
-"""Few cases that stand for many: features of images, and facility location over them."""
+"""Selection of representative cases: features of images, and facility location."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.quality.images import image_features
 
 __all__ = ["Choice", "case_features", "choose", "similarities"]
 
-SIDE = 16  # pixels, of the thumbnails
+SIDE = 16  # side of the thumbnails in pixels
 DEPTHS = (0.25, 0.5, 0.75)
 COMPONENTS = 16
 
@@ -25,8 +25,8 @@ class Choice(NamedTuple):
 
     Attributes:
         case: its index.
-        gain: share of all weight that it covers better than those before it, in [0, 1].
-        members: cases that are more like it than like any other chosen or labelled one, itself included.
+        gain: increase of the covered share of all weight, in [0, 1].
+        members: cases whose nearest chosen or labelled case it is, itself included.
     """
 
     case: int
@@ -35,7 +35,7 @@ class Choice(NamedTuple):
 
 
 def case_features(volume: MetaTensor) -> NDArray[np.float64]:
-    """Cheap features of an image: thumbnails of three slices and what :func:`image_features` says of it.
+    """Simple features of an image: thumbnails of three slices and :func:`image_features`.
 
     Args:
         volume: ``[C, rows, columns, slices]``.
@@ -79,16 +79,16 @@ def choose(
     covered: Sequence[int] = (),
     weights: NDArray[np.float64] | None = None,
 ) -> list[Choice]:
-    """Choose cases greedily by facility location: each time the one that adds most to what all cases find near them.
+    """Choose cases greedily by facility location: each time the case that increases the coverage most.
 
     The sum over the cases of weight times the similarity to the nearest chosen one is submodular: greedy choice reaches
     at least 63 % of the best possible (Nemhauser et al. 1978).
 
     Args:
-        similarity: of all pairs, ``[N, N]``.
-        count: how many.
-        covered: cases that are labelled already: they count as chosen and are never suggested.
-        weights: of the cases, not negative; None: all the same.
+        similarity: similarity of all pairs, ``[N, N]``.
+        count: number of cases to choose.
+        covered: labelled cases: treated as chosen and never suggested.
+        weights: weights of the cases, not negative; None: equal weights.
     """
     N = len(similarity)
     weights = np.ones(N) if weights is None else weights

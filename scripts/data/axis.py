@@ -1,4 +1,4 @@
-"""Along which axis volumes are cut into slices: decided once for a data set, from the headers of all its files."""
+"""The slice axis of volumes, decided once for a data set from the headers of all its files."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from scripts.utils.threads import in_threads
 
 __all__ = ["AXES", "THICK", "THICKEST", "Decision", "check_axis", "decide_axis", "read_grids", "slice_index"]
 
-PLANES = ("sagittal", "coronal", "axial")  # of slices that follow each other along the first, second, third axis of LPS
+PLANES = ("sagittal", "coronal", "axial")  # planes of slices along the first, second and third axis of LPS
 THICKEST = "thickest"
 AXES = (*PLANES, THICKEST)
-THICK = 2.0  # a voxel this many times as long as wide is a slice's
-SQUARE = 1.01  # pixels are square, as far as headers are rounded
+THICK = 2.0  # minimum ratio of slice thickness to pixel size of thick slices
+SQUARE = 1.01  # tolerance for square pixels, as headers are rounded
 
 
 class Decision(NamedTuple):
-    """How the volumes of a data set are cut.
+    """The slice axis of a data set.
 
     Attributes:
         axis: one of :data:`AXES`.
-        reason: what in the headers speaks for it, as half a sentence.
+        reason: the evidence in the headers, as a part of a sentence.
     """
 
     axis: str
@@ -34,11 +34,11 @@ class Decision(NamedTuple):
 
 
 def check_axis(axis: Any) -> str:
-    """The axis itself.
+    """The axis, if it is valid.
 
     Args:
-        axis: one of :data:`AXES`: the plane of the slices, or ``thickest``, for volumes that were acquired in
-            different planes: each along its own thickest voxels.
+        axis: one of :data:`AXES`: the plane of the slices, or ``thickest`` for volumes in different planes, each along
+            its own thickest voxels.
 
     Raises:
         ValueError: for anything else.
@@ -49,29 +49,29 @@ def check_axis(axis: Any) -> str:
 
 
 def read_grids(images: Sequence[str]) -> list[tuple[Sequence[int], np.ndarray]]:
-    """What :func:`decide_axis` needs of the volumes among some images.
+    """Input of :func:`decide_axis` for the volumes among some images.
 
-    Photographs have one slice, and a file that cannot be read has no say: whoever loads it reports it.
+    Photographs and unreadable files are ignored; loading a file reports its fault.
     """
     volumes = [image for image in images if not is_photograph(image)]
     return [grid for grid in in_threads(_try_grid, volumes) if grid is not None]
 
 
 def decide_axis(grids: Sequence[tuple[Sequence[int], np.ndarray]]) -> Decision:
-    """Decide along which axis to cut all volumes.
+    """Decide the slice axis of all volumes.
 
-    Thick slices are unmistakable: voxels at least twice as long as wide. Where they lie in different planes, which
-    whole-body directions name differently although each is what the scanner acquired, every volume is cut along its
-    own. Otherwise one plane counts for all. Volumes with two equal spacings speak for the third axis, as pixels are
-    square; so do volumes of far fewer voxels along one axis. Where nothing speaks for any, files keep slices last.
+    Thick slices are certain evidence: voxels at least twice as long as wide. If thick slices lie in different planes,
+    each volume is cut along its own thick axis. Otherwise one plane is used for all. Two equal spacings in a volume are
+    evidence for the third axis, because pixels are square; so are far fewer voxels along one axis. Without evidence the
+    slices are along the last axis of the files.
 
     Args:
-        grids: of each volume the numbers of voxels ``(x, y, z)`` and the affine ``[4, 4]`` to RAS mm.
+        grids: for each volume the numbers of voxels ``(x, y, z)`` and the affine ``[4, 4]`` to RAS mm.
     """
     volumes = [_canonical(*grid) for grid in grids]
     volumes = [(shape, spacing, last) for shape, spacing, last in volumes if 1 not in shape]
     if not volumes:
-        return Decision(PLANES[2], "there is no volume of several slices")
+        return Decision(PLANES[2], "no volume has several slices")
     thick = Counter(axis for shape, spacing, _ in volumes if (axis := _thick(spacing)) is not None)
     other = Counter(axis for shape, spacing, _ in volumes if (axis := _likely(shape, spacing)) is not None)
     if len(thick) > 1:
@@ -80,11 +80,11 @@ def decide_axis(grids: Sequence[tuple[Sequence[int], np.ndarray]]) -> Decision:
     for votes, why in ((thick, "have thick slices in this plane"), (other, "by the shape of their voxels or grid")):
         if votes:
             return _most(votes, len(volumes), why)
-    return _most(Counter(last for *_, last in volumes), len(volumes), "store this axis last, and nothing else tells")
+    return _most(Counter(last for *_, last in volumes), len(volumes), "store this axis last, without other evidence")
 
 
 def slice_index(axis: str, shape: Sequence[int], affine: np.ndarray) -> int:
-    """Which axis of a volume counts its slices.
+    """Index of a volume's slice axis.
 
     Args:
         axis: one of :data:`AXES`.
@@ -92,7 +92,7 @@ def slice_index(axis: str, shape: Sequence[int], affine: np.ndarray) -> int:
         affine: ``[4, 4]`` from voxel indices to RAS mm.
 
     Returns:
-        The only axis of a single voxel, as there is no other slice; else the one of the plane, or of ``thickest``.
+        The only axis of length one, if there is one; else the axis of the plane or of ``thickest``.
     """
     if list(shape).count(1) == 1:
         return list(shape).index(1)
@@ -112,7 +112,7 @@ def _try_grid(path: str) -> tuple[Sequence[int], np.ndarray] | None:
 
 
 def _canonical(shape: Sequence[int], affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray, int]:
-    """Voxels and spacing in the order of LPS, and which of its axes the file stores last."""
+    """Voxels and spacing in the order of LPS, and the LPS axis that the file stores last."""
     world = [int(axis) for axis in nib.io_orientation(affine)[:, 0]]
     spacing = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
     order = [world.index(axis) for axis in range(3)]
@@ -125,7 +125,7 @@ def _thick(spacing: np.ndarray) -> int | None:
 
 
 def _likely(shape: Sequence[int], spacing: np.ndarray) -> int | None:
-    """The axis that square pixels leave over, else one of at most half as many voxels as the others; None: neither."""
+    """The axis perpendicular to square pixels, else one with at most half as many voxels as the others, or None."""
     smallest, middle, largest = np.sort(spacing)
     if middle <= SQUARE * smallest and largest > SQUARE * middle:
         return int(np.argmax(spacing))
@@ -136,6 +136,6 @@ def _likely(shape: Sequence[int], spacing: np.ndarray) -> int | None:
 
 
 def _most(votes: Counter[int], volumes: int, why: str) -> Decision:
-    """The axis of most volumes; among equals the last of LPS."""
+    """The axis of most volumes; in case of a tie the last of LPS."""
     axis = max(votes, key=lambda axis: (votes[axis], axis))
     return Decision(PLANES[axis], f"{votes[axis]} of {volumes} volumes {why}")

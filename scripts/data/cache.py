@@ -38,7 +38,7 @@ __all__ = ["Volume", "cached_volumes", "stored_files"]
 logger = logging.getLogger(__name__)
 
 CHECKSUM = 4  # bytes
-FORMAT = 5  # raise when what is stored, what is refused, or the transforms of scripts.data change their meaning
+FORMAT = 5  # increase when the stored data, the checks or the meaning of a transform of scripts.data change
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Volume:
     """One preprocessed record.
 
     Attributes:
-        record: the record that it was made from.
+        record: its record.
         image_file: ``.npy`` file of the image.
-        label_file: ``.npy`` file of the label, None when unlabelled.
+        label_file: ``.npy`` file of the label, None if unlabelled.
         shape: ``(slices, C, H, W)``.
     """
 
@@ -64,7 +64,7 @@ class Volume:
 
     @property
     def label(self) -> np.ndarray | None:
-        """Read-only memory map, uint8 ``[slices, H, W]`` with class indices; None when unlabelled."""
+        """Read-only memory map, uint8 ``[slices, H, W]`` with class indices; None if unlabelled."""
         return None if self.label_file is None else _map(self.label_file)
 
 
@@ -75,28 +75,28 @@ def cached_volumes(
     num_classes: int,
     faults: list[str] | None = None,
 ) -> list[Volume]:
-    """Preprocess records, or find them preprocessed by an earlier run.
+    """Preprocess records, or reuse the result of an earlier run.
 
-    An entry belongs to the content of the files, the settings of the transforms and ``num_classes``, so a stale one
-    is never used and renamed or moved files are found again. One whose file is damaged is made anew. Old entries are
-    not deleted. Where ``torchrun`` started
-    several processes, all must call this with the same records: those of a machine share the work.
+    The key of an entry is the content of the files, the settings of the transforms and ``num_classes``: a stale entry
+    is never used, and renamed or moved files are found again. Damaged entries are recomputed. Old entries are not
+    deleted. Under ``torchrun`` all processes must call this with the same records; the processes of a machine share the
+    work.
 
     Args:
-        data: records with ``"image"`` and, where labelled, ``"label"``: paths.
+        data: records with the path of an ``"image"`` and, if labelled, of a ``"label"``.
         preprocessing: deterministic dictionary transforms from paths to channel-first ``[C, H, W, D]`` (slices
-            last) or ``[C, H, W]`` tensors. The transforms of the label need ``allow_missing_keys=True`` where
-            records lack one. Their attributes must not change with use.
+            last) or ``[C, H, W]`` tensors. The transforms of the label need ``allow_missing_keys=True`` if records lack
+            one. Their attributes must not change with use.
         cache_dir: folder of the entries, created if missing.
         num_classes: label values must be 0..num_classes - 1; at most 256.
-        faults: where given, faulty records are left out and a line for each is added here.
+        faults: if given, faulty records are left out and a line for each is added to this list.
 
     Returns:
         one volume per record, in order.
 
     Raises:
-        ValueError: when ``preprocessing`` is random or does not fit ``num_classes``, or when files are unreadable or do
-            not fit each other: one line for each of the first faulty records.
+        ValueError: if ``preprocessing`` is random or does not fit ``num_classes``, or if files are unreadable or do not
+            fit each other: one line for each of the first faulty records.
     """
     transforms = preprocessing.flatten().transforms
     for transform in transforms:
@@ -109,7 +109,7 @@ def cached_volumes(
     root.mkdir(parents=True, exist_ok=True)
 
     stems = in_threads(lambda record: _try(_stem, record, root, settings), data)
-    # The share is one of all entries: what is missing changes while the others are at work.
+    # A share of all entries, because the set of missing ones changes while the others work.
     entries = [entry for entry in _share(list(enumerate(stems))) if isinstance(entry[1], Path)]
     there = in_threads(lambda entry: _is_there(data[entry[0]], entry[1]), entries)
     missing = [entry for entry, found in zip(entries, there, strict=True) if not found]
@@ -129,7 +129,7 @@ def cached_volumes(
 
 
 def _tell_remarks(volumes: Sequence[Volume]) -> None:
-    """Log what was found odd when the volumes were preprocessed, by this run or an earlier one."""
+    """Log the warnings from preprocessing the volumes, in this run or an earlier one."""
     for volume in volumes:
         file = _remarks_file(volume.image_file)
         if file.is_file():
@@ -138,29 +138,29 @@ def _tell_remarks(volumes: Sequence[Volume]) -> None:
 
 
 def _share(entries: list[Any]) -> list[Any]:
-    """What this process has to do of what all processes of its machine have to do together."""
+    """This process's share of the work of all processes on its machine."""
     if rank_and_count()[1] == 1:
         return entries
-    # of torchrun; without them a process counts as alone on its machine
+    # set by torchrun; without them the process is alone on its machine
     rank, count = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
     return entries[rank::count]
 
 
 def _try(step: Any, record: Mapping[str, Any], *args: Any) -> Any:
-    """Result of a step, or its fault as one line that names the file."""
+    """Result of a step, or its fault as one line with the file's name."""
     try:
         return step(record, *args)
-    except WriteError:  # it is the cache's folder that is full, not the image that is damaged
+    except WriteError:  # a fault of the cache's folder, not of the image
         raise
     except Exception as error:
         return fault_line(error, *(str(record[key]) for key in ("image", "label") if key in record))
 
 
 def _most_open() -> int:
-    """How many maps may be open: each holds a file descriptor, of which macOS allows a process 256."""
+    """Maximum number of open maps: each uses a file descriptor, of which macOS allows a process 256."""
     try:
         import resource
-    except ImportError:  # Windows, which counts otherwise
+    except ImportError:  # Windows has no such limit
         return 256
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 256 if allowed == resource.RLIM_INFINITY else max(1, min(256, allowed // 4))
@@ -168,7 +168,7 @@ def _most_open() -> int:
 
 @lru_cache(maxsize=_most_open())
 def _map(file: Path) -> np.ndarray:
-    """The file's array; only the latest maps stay open."""
+    """The file's array; only the latest maps are kept open."""
     return np.load(file, mmap_mode="r")
 
 
@@ -195,7 +195,7 @@ def _stem(record: Mapping[str, Any], root: Path, settings: bytes) -> Path:
 
 
 def stored_files(path: Path) -> Iterator[Path]:
-    """The file and, for a MetaImage header, those that hold its voxels."""
+    """The file and, for a MetaImage header, the files of its voxels."""
     yield path
     yield from voxel_files(path)
 
@@ -219,7 +219,7 @@ def _store(record: Mapping[str, Any], stem: Path, preprocessing: Compose, num_cl
     few = "label" not in record and isinstance(image, MetaTensor) and bool(image.meta.get("few_values", False))
     if odd := remarks(pixels, few):
         write_text(_remarks_file(_image_file(stem)), "\n".join(odd) + "\n")
-    _save(_image_file(stem), pixels.astype(np.float32))  # last: its presence says that the entry is complete
+    _save(_image_file(stem), pixels.astype(np.float32))  # written last: marks a complete entry
 
 
 def _slices_first(tensor: torch.Tensor, path: str) -> np.ndarray:
@@ -231,8 +231,8 @@ def _slices_first(tensor: torch.Tensor, path: str) -> np.ndarray:
 
 
 def _save(file: Path, array: np.ndarray) -> None:
-    """Write an array, and behind it the checksum of the file so far, which readers of ``.npy`` do not look at."""
-    # Two records of the same content, in one process or on two machines, share the file.
+    """Write an array, followed by the file's checksum, which readers of ``.npy`` ignore."""
+    # Records with the same content share the file, also across processes and machines.
     with replacing(file) as temporary:
         np.save(temporary, np.ascontiguousarray(array))
         checksum = _checksum(temporary, temporary.stat().st_size)
@@ -241,7 +241,7 @@ def _save(file: Path, array: np.ndarray) -> None:
 
 
 def _is_there(record: Mapping[str, Any], stem: Path) -> bool:
-    """Whether an entry is there, and each of its files as it was written; one that is not is named."""
+    """Whether an entry exists and its checksums match; a damaged file is logged."""
     for file in (_image_file(stem), *([_label_file(stem)] if "label" in record else [])):
         if not file.is_file():
             return False
@@ -249,13 +249,13 @@ def _is_there(record: Mapping[str, Any], stem: Path) -> bool:
         with open(file, "rb") as stream:
             stream.seek(max(size, 0))
             if size < 0 or stream.read() != _checksum(file, size):
-                logger.warning("%s: a damaged file of the cache, made anew.", file)
+                logger.warning("%s: a damaged file of the cache, recomputed.", file)
                 return False
     return True
 
 
 def _checksum(file: Path, size: int) -> bytes:
-    """CRC-32 of the first bytes of a file, which finds what disks and interrupted copies do to it."""
+    """CRC-32 of the first bytes of a file, to detect damage by disks and interrupted copies."""
     value = 0
     with open(file, "rb") as stream:
         while size > 0 and (block := stream.read(min(size, 1 << 20))):

@@ -1,4 +1,4 @@
-"""What a data set must satisfy, checked before training: each fault names its file."""
+"""Checks of a data set before training: each fault names its file."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = [
     "remarks",
 ]
 
-NARROW = 0.1  # share of an image's range of values that holds nearly all of them where few others are far out
-MOST_CLASSES = 256  # label maps are kept and written in 8 bits
+NARROW = 0.1  # share of an image's range of values below which most voxels indicate outliers
+MOST_CLASSES = 256  # label maps are stored in 8 bits
 
 
 def add_or_raise(found: Sequence[str], faults: list[str] | None) -> None:
-    """Hand the faults that were found to whoever collects them; FaultsError where nobody does."""
+    """Add faults to the caller's list, or raise FaultsError without one."""
     if faults is not None:
         faults += found
     elif found:
@@ -40,14 +40,14 @@ def add_or_raise(found: Sequence[str], faults: list[str] | None) -> None:
 
 
 def check_class_settings(num_classes: int, transforms: Iterable[Any]) -> None:
-    """The configured classes must fit into a label map, and ``label_values`` must give each of them its value.
+    """Check that the configured classes fit into a label map and that ``label_values`` has a value for each.
 
     Args:
         num_classes: classes, background included.
-        transforms: of the preprocessing; the :class:`LabelValuesd` among them know ``label_values``.
+        transforms: transforms of the preprocessing; its :class:`LabelValuesd` has the ``label_values``.
 
     Raises:
-        ValueError: where they do not, or a value is no finite number.
+        ValueError: if they do not fit, or a value is not a finite number.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 2 <= num_classes <= MOST_CLASSES:
         raise ValueError(
@@ -65,29 +65,29 @@ def check_class_settings(num_classes: int, transforms: Iterable[Any]) -> None:
 
 
 def check_class_values(num_classes: int, values: Sequence[float] | None) -> None:
-    """The same of the ``label_values`` themselves; None: label files store the classes.
+    """The same check for the ``label_values`` themselves; None: label files store the classes.
 
     Raises:
-        ValueError: see :func:`check_class_settings`, or where they are no list of different numbers.
+        ValueError: see :func:`check_class_settings`; also unless they are a list of different numbers.
     """
     check_class_settings(num_classes, [LabelValuesd("label", values)])
 
 
 def check_finite(image: torch.Tensor, path: str) -> None:
-    """Raise ValueError where an image, of any shape, has NaN or infinite values."""
+    """Raise ValueError if an image, of any shape, has NaN or infinite values."""
     if not bool(torch.isfinite(image).all()):
         raise ValueError(f"{path}: the image has NaN or infinite values.")
 
 
 def remarks(image: np.ndarray, few_values: bool) -> list[str]:
-    """What is odd about an image that training or inference takes, and no error.
+    """Warnings about an image that is usable but suspicious.
 
     Args:
         image: preprocessed voxels, of any shape.
-        few_values: whether its file holds few whole values, see :class:`scripts.data.LoadImageVolumed`.
+        few_values: whether its file has few whole values only, see :class:`scripts.data.LoadImageVolumed`.
 
     Returns:
-        sentences without a subject.
+        sentences without their subject, the file.
     """
     found = []
     if few_values:
@@ -97,14 +97,14 @@ def remarks(image: np.ndarray, few_values: bool) -> list[str]:
     if high > low and not few_values and most_high - most_low < NARROW * (high - low):
         share = (most_high - most_low) / (high - low)
         found.append(
-            f"has outliers: 99.8 % of its voxels lie within {100 * share:.2g} % of the range of its values, so that "
-            "the network sees little of them; clip them by --percentiles [0.5,99.5]."
+            f"has outliers: 99.8 % of its voxels lie within {100 * share:.2g} % of the range of its values, so the "
+            "network's input has little contrast; clip the outliers by --percentiles [0.5,99.5]."
         )
     return found
 
 
 def check_classes(label: torch.Tensor | np.ndarray, path: str, num_classes: int) -> None:
-    """Raise ValueError where a label map, of any shape, has values other than 0..num_classes - 1."""
+    """Raise ValueError if a label map, of any shape, has values other than 0..num_classes - 1."""
     values = np.unique(np.asarray(label))
     wrong = values[~np.isin(values, np.arange(num_classes))]
     if wrong.size:
@@ -113,19 +113,19 @@ def check_classes(label: torch.Tensor | np.ndarray, path: str, num_classes: int)
 
 
 def check_grids(image: torch.Tensor, label: torch.Tensor, record: Mapping[str, Any]) -> None:
-    """Image and label must be stored on the same grid, before resizing makes any two shapes equal; one label each.
+    """Check that image and label are stored on the same grid and that the label has one channel, before resizing.
 
-    Grids are the same where each corner voxel of the label lies within half a voxel of the image's: headers are
-    rounded, and other programs' more than others'. Photographs have no place in the patient, so that for their labels
-    the directions of the axes must do.
+    Grids match if each corner voxel of the label lies within half a voxel of the image's, because programs round
+    headers differently. Photographs have no position in the patient; for them only the directions of the axes are
+    compared.
 
     Args:
-        image: loaded image; only a MetaTensor knows the grid of its file.
+        image: loaded image; only a MetaTensor has the grid of its file.
         label: loaded label.
-        record: the paths that both come from.
+        record: the paths of both.
 
     Raises:
-        ValueError: when the label has several channels, or the files' shapes, axis directions or places differ.
+        ValueError: if the label has several channels, or the files' shapes, axis directions or positions differ.
     """
     if label.shape[0] != 1:
         raise ValueError(f"{record['label']}: a label has one channel, found {label.shape[0]} (colours or a palette).")
@@ -135,7 +135,7 @@ def check_grids(image: torch.Tensor, label: torch.Tensor, record: Mapping[str, A
     if shapes[0] != shapes[1]:
         raise ValueError(f"{record['label']}: label shape {shapes[1]} is not the image's shape {shapes[0]}.")
     if len(shapes[0]) == 3:
-        # the files' own axes: reorienting would flip one of the two and not the other
+        # the files' own axes: reorienting would flip only one of the two
         affines = [np.asarray(t.meta["original_affine"], dtype=np.float64) for t in (image, label)]
         axes = ["".join(nib.aff2axcodes(affine)) for affine in affines]
         if axes[0] != axes[1]:

@@ -1,4 +1,4 @@
-"""What makes two transforms the same, across processes."""
+"""Identity of transforms across processes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from monai.transforms import Compose
 
 __all__ = ["fingerprint"]
 
-# what MONAI's readers and invertible transforms write into themselves when they are used is no setting
+# attributes that MONAI's readers and invertible transforms change in use are not settings
 _STATE = ("filenames", "_tracing")
-# where a lambda in a MONAI configuration finds what "@id" refers to
+# where a lambda in a MONAI configuration finds the object of "@id"
 _REFERENCES = "__local_refs"
 
 
 def fingerprint(value: Any) -> Any:
-    """Reduce a value, such as a transform, to plain nested data that holds its settings.
+    """Reduce a value, such as a transform, to its settings as plain nested data.
 
-    Pickles do not serve: they depend on the order of sets, on which strings are one object, and on use.
+    Pickles do not serve: they depend on the order of sets, on the identity of strings, and on use.
 
     Args:
-        value: anything; an object counts by its class and attributes, a function by its code and what it captures.
+        value: anything; an object is reduced to its class and attributes, a function to its code and captured values.
 
     Returns:
         nested lists of plain types, whose ``repr`` is the same in every process.
@@ -40,7 +40,7 @@ def fingerprint(value: Any) -> Any:
         return sorted(repr(fingerprint(v)) for v in value)
     if isinstance(value, (list, tuple)):
         return [fingerprint(v) for v in value]
-    if isinstance(value, Compose):  # it holds a random state, which tells its address
+    if isinstance(value, Compose):  # a random state, whose text has its address
         return [fingerprint(t) for t in value.flatten().transforms]
     if isinstance(value, functools.partial):
         return fingerprint([value.func, value.args, value.keywords])

@@ -1,4 +1,4 @@
-"""Which images a workflow works on: those to segment, and the labelled ones to score."""
+"""The images of a workflow: those to segment, and the labelled ones to evaluate."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def find_images(
     """List the images to segment.
 
     Args:
-        source: an image file (NIfTI, MetaImage, NRRD, PNG, JPEG or DICOM); a folder, whose images are those of
-            :func:`scripts.data.layouts.custom.image_files`: no labels, nor what inference writes, and the volumes in
+        source: an image file (NIfTI, MetaImage, NRRD, PNG, JPEG or DICOM); a folder, with the images of
+            :func:`scripts.data.layouts.custom.image_files` (without labels and results of inference) and the volumes in
             its DICOM files, see :func:`scripts.data.dicom.find.find_volumes`; or a datalist JSON, see
-            :func:`scripts.data.layouts.datalist.read_datalist`, of which ``test`` and ``testing`` are taken, else
+            :func:`scripts.data.layouts.datalist.read_datalist`, from which ``test`` and ``testing`` are used, else
             ``validation``, else ``training``.
-        phase: of the heart, for DICOM, as the next three; see :func:`scripts.data.dicom.find.find_volumes`.
+        phase: phase of the heart, for DICOM like the next two; see :func:`scripts.data.dicom.find.find_volumes`.
         modality: MR or CT.
-        series: a regular expression that descriptions of series match.
+        series: a regular expression that matches descriptions of series.
         photographs: whether photographs are segmented.
 
     Returns:
-        Records ``{"image": absolute path}``; a folder's in sorted order, a datalist's in its own. The path of a volume
-        in DICOM files is a :class:`scripts.data.dicom.volume.DicomVolume`.
+        Records ``{"image": absolute path}``; a folder's sorted, a datalist's in its own order. The path of a volume in
+        DICOM files is a :class:`scripts.data.dicom.volume.DicomVolume`.
 
     Raises:
         FileNotFoundError: if the source does not exist, or a folder has no image.
@@ -72,7 +72,7 @@ def find_images(
     elif holds_dicom(path):
         volumes = _volumes(path, options, needed=True)
     else:
-        raise ValueError(f"'{path}' is no image ({', '.join(IMAGE_SUFFIXES)} or DICOM), folder or datalist JSON.")
+        raise ValueError(f"'{path}' is not an image ({', '.join(IMAGE_SUFFIXES)} or DICOM), folder or datalist JSON.")
     names: dict[str | None, Path] = {}
     for image in images:
         other = names.setdefault(name_of(image), image)
@@ -85,14 +85,14 @@ def find_labeled(source: str | Path) -> list[dict[str, str]]:
     """List the images that have a label.
 
     Args:
-        source: a folder, see :func:`scripts.data.layouts.custom.custom_cases`, or a datalist, all parts of which count.
+        source: a folder, see :func:`scripts.data.layouts.custom.custom_cases`, or a datalist with all its parts.
 
     Returns:
         Records ``{"image": path, "label": path, "case": name}``; images without a label are left out.
 
     Raises:
         FileNotFoundError: if there is no such folder or file, or no image has a label.
-        ValueError: as the folder or the datalist demands.
+        ValueError: if the folder or the datalist is invalid.
     """
     path = Path(os.path.abspath(source))
     if path.suffix.lower() == ".json":
@@ -115,14 +115,14 @@ def evaluation_records(
     allow_missing: bool = False,
     fold: int = 0,
 ) -> list[dict[str, str]]:
-    """List the labelled cases to score.
+    """List the labelled cases to evaluate.
 
     Args:
-        layout: of the data set, see :func:`scripts.data.dataset_records`; of no account where ``part`` is ``all``.
+        layout: layout of the data set, see :func:`scripts.data.dataset_records`; ignored if ``part`` is ``all``.
         dataset_dir: folder of the data set, or its datalist.
         part: a part of the split (``val``, ``test``, ``train``), or ``all``: every labelled image, see
             :func:`find_labeled`.
-        splits: JSON file of the split; not read where ``part`` is ``all``.
+        splits: JSON file of the split; ignored if ``part`` is ``all``.
         allow_missing: whether cases of the split may be missing.
         fold: see :func:`scripts.data.dataset_records`.
 
@@ -142,13 +142,13 @@ def evaluation_records(
 
 
 def source_root(source: str | Path) -> str:
-    """Folder below which all images of a source lie; results repeat the folders between it and an image.
+    """Common folder of all images of a source; results repeat the folders between it and an image.
 
     Args:
         source: see :func:`find_images`; may be missing, so that a configuration can be read without data.
 
     Returns:
-        The source itself if it is a folder or missing, else the innermost folder that holds all its images.
+        The source itself if it is a folder or missing, else the innermost common folder of its images.
     """
     path = os.path.abspath(source)
     if not os.path.isfile(path):
@@ -159,10 +159,10 @@ def source_root(source: str | Path) -> str:
 
 
 def _volumes(path: Path, options: dict[str, Any], needed: bool) -> list[DicomVolume]:
-    """The volumes in DICOM files, and one with its fault for each series that is refused.
+    """The volumes in DICOM files, and one with its fault for each refused series.
 
     Raises:
-        FileNotFoundError: where there is none and one is needed.
+        FileNotFoundError: if there is none and one is needed.
     """
     found = dicom_module("find").find_volumes(path, **options)
     for line in found.skipped:
@@ -177,7 +177,7 @@ def _volumes(path: Path, options: dict[str, Any], needed: bool) -> list[DicomVol
 
 
 def _images_of_datalist(path: Path) -> list[Path]:
-    """Images of the first part that a datalist has some of, whether their labels are there or not."""
+    """Images of the first part of a datalist that has any, with or without labels."""
     for part in ("test", "val", "train"):
         if records := read_datalist(path, only=part, labels=False).get(part):
             return [Path(record["image"]) for record in records]

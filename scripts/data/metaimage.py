@@ -1,8 +1,8 @@
-"""MetaImage: headers judged before ITK sees them, and voxels read as they say.
+"""MetaImage: headers are validated before ITK reads them, and voxels are read here.
 
-ITK takes a wrong header for leave to read what it likes: it makes up voxels where a compressed stream is damaged or
-files are missing from a list, asks for all memory that a header claims, and ends the process where the number of
-dimensions is absurd. It is asked for the place of the voxels alone.
+ITK does not reject wrong headers: it invents voxels if a compressed stream is damaged or files are missing from a list,
+allocates all memory that a header claims, and ends the process for an absurd number of dimensions. It is used only for
+the position of the voxels.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ SIZE = ("ElementSpacing", "ElementSize")
 
 @dataclass(frozen=True)
 class MetaHeader:
-    """What a header says of its voxels.
+    """The voxels of an image according to its header.
 
     Attributes:
         path: the header's file.
         shape: numbers of voxels ``(x, y)`` or ``(x, y, z)``.
-        channels: numbers in each voxel.
-        dtype: their type.
-        files: the files that hold the voxels, in their order; the header's own where they follow it.
-        start: where they begin in each file, in bytes; -1: so that they end with the file.
-        compressed: whether they are.
-        text: whether they are written as numbers to read.
+        channels: number of channels.
+        dtype: type of the numbers.
+        files: the files of the voxels, in order; the header's own if they follow it.
+        start: their offset in each file, in bytes; -1: they are at the end of the file.
+        compressed: whether they are compressed.
+        text: whether they are written as text.
     """
 
     path: Path
@@ -68,19 +68,19 @@ class MetaHeader:
 
     @property
     def others(self) -> tuple[Path, ...]:
-        """The files beside the header."""
+        """The files other than the header."""
         return tuple(file for file in self.files if file != self.path)
 
 
 def read_header(path: Path) -> MetaHeader:
-    """Read the header of a MetaImage and judge it.
+    """Read and validate the header of a MetaImage.
 
     Args:
         path: ``.mhd`` or ``.mha`` file.
 
     Raises:
-        ValueError: where it is no header, says what cannot be, or has no place for the voxels in the patient.
-        FileNotFoundError: where a file is missing, its own or one that it names.
+        ValueError: if it is not a header, is inconsistent, or lacks the position of the voxels.
+        FileNotFoundError: if it or a file that it names is missing.
     """
     check_readable(path)
     with open(path, "rb") as stream:
@@ -100,7 +100,9 @@ def read_header(path: Path) -> MetaHeader:
     skipped = _whole(path, fields, "HeaderSize") if "HeaderSize" in fields else 0
     compressed, text = _true(fields, "CompressedData"), fields.get("BinaryData", "T")[:1] in "Ff0"
     if skipped < -1 or (compressed and (skipped or text)):
-        raise ValueError(f"{path}: voxels of HeaderSize {skipped}, compressed {compressed}, text {text} are not read.")
+        raise ValueError(
+            f"{path}: voxels of HeaderSize {skipped}, compressed {compressed}, text {text} are not supported."
+        )
     files = [path.parent / name for name in names] or [path]
     for file in files:
         if not file.is_file():
@@ -113,13 +115,13 @@ def read_header(path: Path) -> MetaHeader:
 
 
 def read_voxels(header: MetaHeader) -> np.ndarray:
-    """Read the voxels, of which each file must hold as many as the header claims, no fewer and no more.
+    """Read the voxels; each file must have exactly as many as the header claims.
 
     Returns:
         ``[x, y, z]`` or, with several channels, ``[x, y, z, channel]``; an image of two dimensions has one slice.
 
     Raises:
-        ValueError: where a file does not, or its compressed stream is damaged.
+        ValueError: if a file has more or fewer, or its compressed stream is damaged.
     """
     count = math.prod(header.shape) * header.channels // len(header.files)
     size = count * header.dtype.itemsize
@@ -136,7 +138,7 @@ def read_voxels(header: MetaHeader) -> np.ndarray:
             found = size
         if found != size:
             raise ValueError(
-                f"{where} is damaged or cut short, or its header is wrong: it holds {found} bytes of voxels, the "
+                f"{where} is damaged or truncated, or its header is wrong: it contains {found} bytes of voxels, the "
                 f"header claims {size}."
             )
         if header.compressed:
@@ -153,7 +155,7 @@ def read_voxels(header: MetaHeader) -> np.ndarray:
 
 
 def _fields(path: Path, content: bytes) -> tuple[dict[str, str], int]:
-    """The header's fields, and where in the file it ends."""
+    """The header's fields and its end in the file."""
     fields: dict[str, str] = {}
     start = 0
     for line in content.splitlines(keepends=True):
@@ -167,7 +169,7 @@ def _fields(path: Path, content: bytes) -> tuple[dict[str, str], int]:
             raise ValueError(f"{path}: the header says both {name} = {fields[name]} and {name} = {value}.")
         if name == "ElementDataFile":
             return fields, start
-    raise ValueError(f"{path} is no image of this type, damaged or cut short: its header has no ElementDataFile.")
+    raise ValueError(f"{path} is not an image of this type, or is damaged: its header has no ElementDataFile.")
 
 
 def _printable(text: bytes) -> str:
@@ -177,7 +179,7 @@ def _printable(text: bytes) -> str:
 
 
 def _data_files(path: Path, fields: dict[str, str], shape: Sequence[int], rest: bytes) -> list[str]:
-    """Names of the files that hold the voxels, one or one a slice; none where these follow the header."""
+    """Names of the files of the voxels, one or one per slice; none if the voxels follow the header."""
     value, slices = fields["ElementDataFile"], shape[-1]
     if value in LOCAL:
         return []
@@ -204,7 +206,7 @@ def _data_files(path: Path, fields: dict[str, str], shape: Sequence[int], rest: 
 
 
 def _check_place(path: Path, fields: dict[str, str], dims: int) -> None:
-    """Spacing, origin and axes must be finite numbers, and the voxels have a volume."""
+    """Check that spacing, origin and axes are finite and that voxels have a volume."""
     for names, length in ((SIZE, dims), (PLACE, dims), (MATRIX, dims * dims)):
         for name in names:
             if name not in fields:
@@ -237,7 +239,7 @@ def _true(fields: dict[str, str], name: str) -> bool:
 
 
 def _inflate(file: Path, start: int, size: int, where: str) -> bytes:
-    """The content of a file's compressed stream, read to its end, where its checksum is, or to ``size`` and a bit."""
+    """The content of a file's compressed stream, read to the checksum at its end, or to slightly more than ``size``."""
     stream = zlib.decompressobj(wbits=47)  # zlib's or gzip's
     content = bytearray()
     try:
@@ -250,8 +252,8 @@ def _inflate(file: Path, start: int, size: int, where: str) -> bytes:
         if not stream.eof and len(content) <= size:
             content += stream.flush()
     except zlib.error as error:
-        raise ValueError(f"{where} is damaged or cut short: its compressed voxels end in {error}.") from None
+        raise ValueError(f"{where} is damaged or truncated: its compressed voxels end in {error}.") from None
     if len(content) == size and not stream.eof:
-        # what is left of the stream is its checksum alone
-        raise ValueError(f"{where} is damaged or cut short: its compressed voxels have no end.")
+        # only the checksum is left of the stream
+        raise ValueError(f"{where} is damaged or truncated: its compressed voxels have no end.")
     return bytes(content)

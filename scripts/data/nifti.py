@@ -1,4 +1,4 @@
-"""NIfTI: voxels as nibabel reads them, where they lie as ITK reads it, and headers for maps that lie there too."""
+"""NIfTI: voxels by nibabel, their position as in ITK, and headers for maps on the same grid."""
 
 from __future__ import annotations
 
@@ -26,27 +26,26 @@ __all__ = ["LPS_TO_RAS", "NiftiReader", "check_affine", "geometry_header", "itk_
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 SFORM = ("srow_x", "srow_y", "srow_z")
-# all fields that say where voxels lie; programs differ in which of them they go by
+# all fields of the voxels' position; programs differ in which ones they use
 GEOMETRY = ("pixdim", "qform_code", "sform_code", *QFORM, *SFORM, "xyzt_units")
 STORED = "nifti_header"
 UNITS = {1: 1e3, 3: 1e-3}  # metre and micron, in mm; all other codes count as mm
 
 
 class NiftiReader(NibabelReader):
-    """Reads one NIfTI file for ``LoadImaged``; spacing and orientation are those that ITK and its viewers take.
+    """Reads one NIfTI file for ``LoadImaged``, with the spacing and orientation of ITK and its viewers.
 
-    MONAI's reader goes by the sform and rewrites it where pixdim contradicts it. ITK takes the spacing from pixdim,
-    the direction from whichever of sform and qform is declared, and heeds the unit. Where both agree, so do the two.
-    The metadata also holds the file's header itself, for :func:`geometry_header`: MONAI's transforms change its fields.
+    MONAI's reader uses the sform and rewrites it if pixdim differs. ITK uses the spacing from pixdim, the direction
+    from the declared one of sform and qform, and the unit. For consistent headers both agree. The metadata also
+    contains the file's original header for :func:`geometry_header`, because MONAI's transforms change its fields.
     """
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
         """Open one file.
 
         Raises:
-            FileNotFoundError: when it is missing.
-            ValueError: for more than one file, or one that may not be read, is damaged or cut short, or has complex
-                voxels.
+            FileNotFoundError: if it is missing.
+            ValueError: for more than one file, or one that is unreadable, damaged or truncated, or has complex voxels.
         """
         files = ensure_tuple(data)
         if len(files) != 1:
@@ -74,18 +73,18 @@ class NiftiReader(NibabelReader):
 
 
 def open_nifti(path: Path) -> Any:
-    """A NIfTI file of which the header is read and sound.
+    """A NIfTI file whose header has been read and validated.
 
     Raises:
-        FileNotFoundError: when it is missing.
-        ValueError: where it may not be read, is none, or has no voxels or complex ones.
+        FileNotFoundError: if it is missing.
+        ValueError: if it is unreadable, not NIfTI, or has no voxels or complex ones.
     """
     check_readable(path)
     try:
         image: Any = nib.load(path)
         dtype = image.get_data_dtype()
     except Exception:  # nibabel raises errors of many kinds for damaged headers
-        raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
+        raise ValueError(f"{path} is not an image of this type, or is damaged.") from None
     if not 1 <= len(image.shape) <= 7 or min(image.shape) < 1:
         raise ValueError(f"{path}: expected some voxels, found the shape {' x '.join(map(str, image.shape))}.")
     if dtype.kind == "c":
@@ -94,12 +93,12 @@ def open_nifti(path: Path) -> Any:
 
 
 def check_length(image: Any) -> None:
-    """Whether a file holds the voxels that its header claims, before memory is asked for them.
+    """Check that a file has the voxels that its header claims, before memory is allocated.
 
-    A compressed file is read to its end, where its checksum is: nibabel stops at the last voxel and never sees it.
+    A compressed file is read to the checksum at its end; nibabel stops at the last voxel.
 
     Raises:
-        ValueError: where it does not.
+        ValueError: if it has not.
     """
     path = Path(image.get_filename())
     needed = int(image.dataobj.offset) + math.prod(image.shape) * image.dataobj.dtype.itemsize
@@ -111,28 +110,28 @@ def check_length(image: Any) -> None:
                 while block := stream.read(1 << 20):
                     length += len(block)
         except (OSError, EOFError, zlib.error):
-            raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
+            raise ValueError(f"{path} is not an image of this type, or is damaged.") from None
     if length < needed:
         raise ValueError(
-            f"{path} is damaged or cut short, or its header is wrong: it holds {length} bytes, the header claims "
+            f"{path} is damaged or truncated, or its header is wrong: it contains {length} bytes, the header claims "
             f"{needed}."
         )
 
 
 def itk_affine(header: Nifti1Header) -> np.ndarray:
-    """Where ITK, and so 3D Slicer, ITK-SNAP and SimpleITK, place the voxels of a NIfTI file.
+    """Affine of a NIfTI file's voxels in ITK, and so in 3D Slicer, ITK-SNAP and SimpleITK.
 
-    ITK itself is asked, about a header of a few voxels with the same fields: it reads no NIfTI-2, whose fields are the
-    same. A sheared grid, which ITK refuses, is taken as nibabel reads it, in the header's unit.
+    ITK itself computes it from a header of a few voxels with the same fields, because it does not read NIfTI-2, which
+    has the same fields. A sheared grid, which ITK refuses, is read by nibabel, in the header's unit.
 
     Args:
-        header: of NIfTI-1 or NIfTI-2.
+        header: header of NIfTI-1 or NIfTI-2.
 
     Returns:
         ``[4, 4]`` from voxel indices to RAS mm.
 
     Raises:
-        ValueError: where a field that counts is not finite, or voxels have no volume.
+        ValueError: if a relevant field is not finite, or voxels have no volume.
     """
     for declared, names in ((True, ("pixdim",)), (header["qform_code"], QFORM), (header["sform_code"], SFORM)):
         for name in names if declared else ():
@@ -163,10 +162,10 @@ def itk_affine(header: Nifti1Header) -> np.ndarray:
 
 
 def check_affine(affine: np.ndarray) -> np.ndarray:
-    """The ``[4, 4]`` affine itself, which must be finite and give voxels a volume.
+    """The ``[4, 4]`` affine, if it is finite and gives voxels a volume.
 
     Raises:
-        ValueError: where it does not.
+        ValueError: if it has not.
     """
     if not np.isfinite(affine).all():
         raise ValueError(f"expected finite numbers for the place of the voxels, found {affine[:3].tolist()}.")
@@ -180,14 +179,13 @@ def check_affine(affine: np.ndarray) -> np.ndarray:
 
 
 def geometry_header(meta: Mapping[str, Any]) -> Nifti1Header | None:
-    """A header that places voxels where the file of an image places them, for every program that reads both.
+    """A header with the geometry of an image's file, so that every program places both alike.
 
     Args:
-        meta: metadata of an image that :class:`NiftiReader` read.
+        meta: metadata of an image from :class:`NiftiReader`.
 
     Returns:
-        NIfTI-1 or NIfTI-2, as the file is, without further fields of it; None where the image comes from another
-        format.
+        NIfTI-1 or NIfTI-2 like the file, without its other fields; None if the image has another format.
     """
     if STORED not in meta:
         return None

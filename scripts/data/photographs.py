@@ -1,4 +1,4 @@
-"""Reading photographs: PNG and JPEG as they are shown, 8-bit grey or RGB."""
+"""Reading of photographs: PNG and JPEG as displayed, 8-bit grey or RGB."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from scripts.utils.files import check_readable
 __all__ = ["PHOTOGRAPH_SUFFIXES", "PhotographReader", "is_photograph"]
 
 PHOTOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg")
-FORMATS = ("PNG", "JPEG")  # whatever a file is called; others, such as EPS, would reach programs that execute them
-DEPTH, COLOURS = 24, 25  # where a PNG's first chunk holds the bits of a channel, and what the channels are
+FORMATS = ("PNG", "JPEG")  # independent of the suffix; Pillow opens formats such as EPS by executing them
+DEPTH, COLOURS = 24, 25  # in a PNG's first chunk: offsets of the bits per channel and of the colour type
 CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # of a PNG's colours; a palette is of RGB
 
 
 class PhotographReader(ImageReader):
     """Reads PNG and JPEG for ``LoadImaged``.
 
-    A photograph is a volume of one slice with pixels of unit size, ``[x, y, 1]`` or, with colours, ``[x, y, 1, 3]``,
-    whose rows run to the left and columns to the back: nothing turns it on its way to LPS. So everything behind the
-    reader knows volumes only. Whatever resolution a camera wrote into the file says nothing about the patient.
+    A photograph is a volume of one slice with pixels of unit size, ``[x, y, 1]`` or, with colours, ``[x, y, 1, 3]``, in
+    LPS orientation, so that later transforms need to handle volumes only. A camera's resolution in the file is ignored.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -38,13 +37,13 @@ class PhotographReader(ImageReader):
         """Read one file.
 
         Returns:
-            rows of pixels as they are shown, ``[H, W]`` or ``[H, W, 3]``; a camera that was turned notes that beside
-            the pixels, and masks are drawn on the picture as it is shown.
+            pixels as displayed, ``[H, W]`` or ``[H, W, 3]``: the camera's rotation in the metadata is applied, because
+            masks are drawn on the displayed image.
 
         Raises:
-            FileNotFoundError: when the file is missing.
-            ValueError: for more than one file, a file that may not be read, is damaged or cut short, or not 8-bit grey
-                or RGB.
+            FileNotFoundError: if the file is missing.
+            ValueError: for more than one file, a file that is unreadable, damaged or truncated, or not 8-bit grey or
+                RGB.
         """
         files = ensure_tuple(data)
         if len(files) != 1:
@@ -53,14 +52,14 @@ class PhotographReader(ImageReader):
         check_readable(path)
         try:
             with Image.open(path, formats=FORMATS) as file:
-                file.verify()  # checksums, which decoding passes over; the file cannot be read on afterwards
+                file.verify()  # verifies the checksums, which decoding ignores; the file must be reopened
             with Image.open(path, formats=FORMATS) as file:
                 bits, channels = _kind(path, file)
                 if bits <= 8 and channels in (1, 3):
                     shown = ImageOps.exif_transpose(file)
                     return np.asarray(shown.convert("L" if channels == 1 else "RGB"))
         except Exception:  # Pillow raises errors of many kinds for damaged files
-            raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
+            raise ValueError(f"{path} is not an image of this type, or is damaged.") from None
         raise ValueError(f"{path}: expected an 8-bit grey or RGB image, found {bits} bits and {channels} channels.")
 
     def get_data(self, img: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
@@ -77,12 +76,12 @@ class PhotographReader(ImageReader):
 
 
 def is_photograph(path: PathLike) -> bool:
-    """Whether a file is a photograph, whose pixels have no size in mm, by its suffix."""
+    """Whether a file is a photograph by its suffix; its pixels have no size in mm."""
     return Path(path).suffix.lower() in PHOTOGRAPH_SUFFIXES
 
 
 def _kind(path: Path, file: Image.Image) -> tuple[int, int]:
-    """Bits of a channel and number of channels, as the file has them: Pillow reads 16-bit colours as 8-bit ones."""
+    """Bits per channel and number of channels in the file; Pillow reads 16-bit colours as 8-bit ones."""
     if file.format == "PNG":
         with open(path, "rb") as stream:
             header = stream.read(COLOURS + 1)

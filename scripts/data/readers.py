@@ -1,4 +1,4 @@
-"""Reading images: NIfTI, MetaImage, NRRD and photographs, which the suffix of a file tells apart."""
+"""Reading of images by their suffix: NIfTI, MetaImage, NRRD and photographs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ VOLUME_SUFFIXES = (".mhd", ".mha")
 NRRD = ".nrrd"
 FEW = 16  # values of a label map
 
-# ITK's warnings name no file and speak of what is read all the same, such as an sform without scale
+# ITK's warnings name no file and concern readable images, such as an sform without scale
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
-# MONAI's own reader of DICOM, which is not used, says at every loader that a decoder is missing
+# MONAI's own DICOM reader, which is not used, warns at every loader about a missing decoder
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
@@ -37,7 +37,7 @@ class MetaImageReader(ImageReader):
     """Reads MetaImage (``.mhd``, ``.mha``) for ``LoadImaged``.
 
     An array is ``[x, y, z]`` or, with several channels, ``[x, y, z, channel]``; its affine maps voxel indices to RAS
-    millimetres, as NIfTI's does (SimpleITK itself speaks LPS).
+    millimetres, as in NIfTI (SimpleITK itself uses LPS).
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -51,8 +51,8 @@ class MetaImageReader(ImageReader):
             The array and its affine.
 
         Raises:
-            FileNotFoundError: when the file, or one that holds a header's voxels, is missing.
-            ValueError: for more than one file, or a file that may not be read, is damaged or cut short.
+            FileNotFoundError: if the file, or a file of its voxels, is missing.
+            ValueError: for more than one file, or a file that is unreadable, damaged or truncated.
         """
         files = ensure_tuple(data)
         if len(files) != 1:
@@ -74,7 +74,7 @@ class MetaImageReader(ImageReader):
 
 
 class NrrdReader(MetaImageReader):
-    """Reads NRRD (``.nrrd``), as 3D Slicer writes it, likewise."""
+    """Reads NRRD (``.nrrd``), as written by 3D Slicer, in the same way."""
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether all file names end in this format's suffix."""
@@ -89,18 +89,18 @@ class NrrdReader(MetaImageReader):
         try:
             array = sitk.GetArrayFromImage(sitk.ReadImage(str(files[0]), imageIO="NrrdImageIO"))
         except RuntimeError:
-            raise ValueError(f"{files[0]} is no image of this type, damaged or cut short.") from None
+            raise ValueError(f"{files[0]} is not an image of this type, or is damaged.") from None
         array = array.reshape(*shape[::-1], -1)
         array = array if array.shape[3] > 1 else array[..., 0]
         return array.transpose(2, 1, 0, *range(3, array.ndim)), affine
 
 
 class LoadImageVolumed(LoadImaged):
-    """``LoadImaged`` by the bundle's own readers.
+    """``LoadImaged`` with the bundle's own readers.
 
-    The suffix of a file decides which, or that an image is a :class:`scripts.data.dicom.volume.DicomVolume`. A NIfTI of
-    two dimensions becomes a volume of one slice, as photographs are. ``few_values`` in the metadata says whether a file
-    holds a few whole values only, as label maps do and images do not, ``photograph`` whether it is one.
+    The reader is chosen by the file's suffix, or for a :class:`scripts.data.dicom.volume.DicomVolume` by its type. A
+    NIfTI of two dimensions becomes a volume of one slice, like a photograph. In the metadata, ``few_values`` tells
+    whether a file has a few whole values only, like a label map, ``photograph`` whether it is a photograph.
 
     Args:
         keys: keys of the paths to load.
@@ -108,9 +108,9 @@ class LoadImageVolumed(LoadImaged):
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        with warnings.catch_warnings():  # MONAI's own reader of DICOM, which is not used, misses a decoder
+        with warnings.catch_warnings():  # MONAI's own DICOM reader, which is not used, lacks a decoder
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
-            # expanding "~" would make plain paths of DICOM volumes
+            # expanding "~" would turn DICOM volumes into plain paths
             super().__init__(keys, allow_missing_keys=allow_missing_keys, expanduser=False)
         for reader in (NiftiReader(), MetaImageReader(), NrrdReader(), PhotographReader(), DicomReader()):
             self._loader.register(reader)
@@ -140,7 +140,7 @@ def shows_photograph(image: MetaTensor) -> bool:
 
 
 def _few_values(array: np.ndarray) -> bool:
-    """Whether an array holds 2 to ``FEW`` values, all whole; a sample is enough to see that most do not."""
+    """Whether an array has 2 to ``FEW`` values, all whole; a sample suffices to reject most images."""
     flat = array.ravel()
     for values in (flat[:: max(1, flat.size // 10_000)], flat):
         found = np.unique(values)
@@ -150,17 +150,17 @@ def _few_values(array: np.ndarray) -> bool:
 
 
 def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Where the voxels of a NIfTI, MetaImage or NRRD volume lie, by its header alone.
+    """The grid of a NIfTI, MetaImage or NRRD volume, from its header only.
 
     Args:
         path: the file.
 
     Returns:
-        The numbers of voxels ``(x, y, z)``, one slice where the image is flat, and the affine ``[4, 4]`` to RAS mm.
+        The numbers of voxels ``(x, y, z)``, one slice for a 2-D image, and the affine ``[4, 4]`` to RAS mm.
 
     Raises:
-        ValueError: where the file cannot be read or its header says nothing of use.
-        FileNotFoundError: where it is missing.
+        ValueError: if the file cannot be read or its header is invalid.
+        FileNotFoundError: if it is missing.
     """
     path = Path(path)
     nrrd = path.suffix.lower() == NRRD
@@ -169,7 +169,7 @@ def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
         return (*image.shape, 1, 1)[:3], itk_affine(image.header)
     shape = _check_attached(path) if nrrd else read_header(path).shape
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")  # ITK does not find it by a suffix in capitals
+    reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")  # ITK does not recognise upper-case suffixes
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -177,32 +177,32 @@ def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
         if dims not in (2, 3):
             raise ValueError(f"expected an image of 2 or 3 dimensions, found {dims}.")
         shape = shape or reader.GetSize()
-        affine = np.eye(4)  # a flat image lies in the plane z = 0
+        affine = np.eye(4)  # a 2-D image lies in the plane z = 0
         affine[:dims, :dims] = np.reshape(reader.GetDirection(), (dims, dims)) * np.asarray(reader.GetSpacing())
         affine[:dims, 3] = reader.GetOrigin()
         return (*shape, 1)[:3], check_affine(LPS_TO_RAS @ affine)
     except RuntimeError:
-        raise ValueError(f"{path} is no image of this type, damaged or cut short.") from None
+        raise ValueError(f"{path} is not an image of this type, or is damaged.") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def _check_attached(path: Path) -> tuple[int, ...]:
-    """Refuse an NRRD whose voxels lie in other files: the cache would not see them change. The shape is unknown yet."""
+    """Refuse an NRRD whose voxels are in other files, because the cache would not notice changes of these."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     with path.open("rb") as stream:
         header = stream.read(1 << 16).split(b"\n\n")[0].split(b"\r\n\r\n")[0]
     if re.search(rb"(?mi)^data ?file\s*:", header):
-        raise ValueError(f"{path}: its voxels lie in another file: save it as one NRRD.")
+        raise ValueError(f"{path}: its voxels are in another file: save it as a single NRRD.")
     return ()
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:
-    """The files that hold the voxels of a MetaImage header; none where ``path`` itself holds them.
+    """The files of a MetaImage header's voxels; none if they are in ``path`` itself.
 
     Raises:
-        ValueError: where the header is none.
-        FileNotFoundError: when it, or a file that it names, is missing.
+        ValueError: if it is not a valid header.
+        FileNotFoundError: if it, or a file that it names, is missing.
     """
     return read_header(path).others if path.suffix.lower() in VOLUME_SUFFIXES else ()

@@ -1,7 +1,7 @@
-"""Records of a data set: which files are its cases, which part of the split they are in, which labels are seen.
+"""Records of a data set: the files of its cases, their part of the split, and their labels.
 
-A record is ``{"image": path, "label": path, "case": name}``; one without ``"label"`` is unlabelled. A case is what a
-split must not tear apart: a patient with all frames, or an image.
+A record is ``{"image": path, "label": path, "case": name}``; one without ``"label"`` is unlabelled. A case is a unit of
+the split: a patient with all frames, or an image.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ Record = dict[str, str]
 
 
 class Layout(NamedTuple):
-    """How a data set lies on disk.
+    """The layout of a data set on disk.
 
     Attributes:
-        find: from the data set's folder to the records of each case, with every label that there is; what is wrong
-            is raised, or added to the list that a second argument gives.
-        source: where the data set comes from and what its folder looks like, for messages.
-        validation: share of the cases that the seeded split sets aside where no split is given.
+        find: returns the records of each case of a folder, with all labels; faults are raised, or added to the list in
+            the second argument.
+        source: origin of the data set and the structure of its folder, for messages.
+        validation: share of the cases for validation in the seeded split, if no split is given.
     """
 
     find: Callable[[Path, list[str] | None], dict[str, list[Record]]]
@@ -61,10 +61,10 @@ class Split(NamedTuple):
     """The cases of a data set by part.
 
     Attributes:
-        parts: the records of each case that is there, by part and case, in the order of the protocol.
-        missing: the cases that the split names and the folder lacks, by part.
-        spare: the records of the cases that are there and that the split does not name.
-        where: what decided on the parts, for messages.
+        parts: the records of each existing case, by part and case, in the order of the protocol.
+        missing: the cases of the split that the folder lacks, by part.
+        spare: the records of existing cases that are not in the split.
+        where: origin of the split, for messages.
     """
 
     parts: dict[str, dict[str, list[Record]]]
@@ -96,7 +96,7 @@ LAYOUTS: dict[str, Layout] = {
         "their .raw files, in one folder or in those of the archives)",
     ),
 }
-"""The layouts by the name that the config id ``layout`` gives."""
+"""The layouts by their names in the config id ``layout``."""
 
 
 def dataset_records(
@@ -111,27 +111,26 @@ def dataset_records(
     """List the records of one part of a data set's split.
 
     Args:
-        layout: how the folder is laid out, a key of :data:`LAYOUTS`.
+        layout: layout of the folder, a key of :data:`LAYOUTS`.
         dataset_dir: folder of the data set, or a datalist JSON (:func:`scripts.data.layouts.datalist.read_datalist`),
-            which says itself where its cases are and which part they belong to.
-        part: ``train``, ``val``, ``test``, or another key of ``splits``. A part that ``splits`` leaves empty gives an
-            empty list, but for ``train``.
-        splits: JSON file ``{"train": [...], "val": [...], "test": [...]}`` of case names. The order of ``train``
-            decides which cases are the labelled ones. None: :func:`seeded_split` of the labelled cases that are there.
-        labeled: only for ``train``: number of labelled cases, or, below 1, their share of the part. They are the
-            first of the list; the records of all others carry no label, whether there is one on disk or not. None:
-            all labels that there are.
-        allow_missing: whether cases that ``splits`` names may be missing, as downloads are often incomplete. They are
-            logged, and ``labeled`` counts the others.
-        fold: the one that validates, of a datalist or of nnU-Net's folder that has folds.
+            which contains its own split.
+        part: ``train``, ``val``, ``test``, or another key of ``splits``. An empty part gives an empty list, except for
+            ``train``.
+        splits: JSON file ``{"train": [...], "val": [...], "test": [...]}`` of case names. The first cases of ``train``
+            are the labelled ones. None: :func:`seeded_split` of the labelled cases.
+        labeled: only for ``train``: number of labelled cases or, below 1, their share of the part. They are the first
+            of the list; the records of all others have no label, even if there is one on disk. None: all labels.
+        allow_missing: whether cases of ``splits`` may be missing, as downloads are often incomplete. They are logged,
+            and ``labeled`` counts the others.
+        fold: the validation fold, if the datalist or nnU-Net's folder has folds.
 
     Returns:
         records in the order of the part's list.
 
     Raises:
-        FileNotFoundError: when the folder, the splits file, a case, an image or a label is missing, or no training
-            image has a label.
-        ValueError: for an unknown layout or part, a split that names a case twice, or a ``labeled`` out of range.
+        FileNotFoundError: if the folder, the splits file, a case, an image or a label is missing, or no training image
+            has a label.
+        ValueError: for an unknown layout or part, a split with a duplicate case, or a ``labeled`` out of range.
     """
     split = split_cases(layout, dataset_dir, splits, fold=fold)
     if part not in split.parts:
@@ -144,7 +143,7 @@ def dataset_records(
             f"'{dataset_dir}': {few}."
         )
         if not allow_missing or not chosen:
-            raise FileNotFoundError(f"{what} {LAYOUTS[layout].source}. --allow_missing True goes on without them.")
+            raise FileNotFoundError(f"{what} {LAYOUTS[layout].source}. --allow_missing True continues without them.")
         logger.warning("%s", what)
     if part == "train" and chosen and not any("label" in record for of_case in chosen.values() for record in of_case):
         images = [record["image"] for of_case in chosen.values() for record in of_case]
@@ -156,7 +155,7 @@ def dataset_records(
 
 
 def missing_cases(layout: str, dataset_dir: str | Path, splits: str | Path | None = None) -> list[str]:
-    """The names of the cases of training and validation that a split names and the folder lacks, in its order.
+    """The training and validation cases of a split that the folder lacks, in its order.
 
     Args:
         layout: see :func:`dataset_records`.
@@ -174,19 +173,19 @@ def split_cases(
     faults: list[str] | None = None,
     fold: int = 0,
 ) -> Split:
-    """The cases of a data set, part by part, with all labels that there are.
+    """The cases of a data set by part, with all labels.
 
     Args:
         layout: see :func:`dataset_records`.
         dataset_dir: see :func:`dataset_records`.
         splits: see :func:`dataset_records`. A datalist without a validation part gets a seeded one.
-        faults: where given, what is wrong with names, datalist or splits file is added here, and what is sound is
+        faults: if given, faults of names, datalist or splits file are added to this list, and the valid cases are
             returned.
         fold: see :func:`dataset_records`.
 
     Raises:
-        FileNotFoundError: when the folder or the splits file is missing, or there is no case.
-        ValueError: for an unknown layout, or as the layout, the splits file and the datalist demand.
+        FileNotFoundError: if the folder or the splits file is missing, or there is no case.
+        ValueError: for an unknown layout, or an invalid folder, splits file or datalist.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(sorted(LAYOUTS))}, found '{layout}'.")
@@ -200,7 +199,7 @@ def split_cases(
         return Split(listed, {}, {}, str(root))
     if not root.is_dir():
         raise FileNotFoundError(
-            f"dataset_dir '{root}' does not exist. {source}; without any, `make demo` makes a synthetic cohort."
+            f"dataset_dir '{root}' does not exist. {source}; without data, `make demo` makes a synthetic cohort."
         )
     cases = find(root, faults)
     if not cases:
@@ -216,16 +215,15 @@ def split_cases(
 
 
 def cohort_axis(records: Sequence[Mapping[str, str]], source: str | Path = "") -> str:
-    """The axis of a data set; what decides is logged.
+    """The slice axis of a data set; the reason is logged.
 
     Args:
-        records: with the path of an ``image``.
-        source: the data set's folder or datalist. A datalist may name the axis, as those of ``prepare`` do; else it is
-            decided from all headers, see
-            :func:`scripts.data.axis.decide_axis`.
+        records: records with the path of an ``image``.
+        source: the data set's folder or datalist. A datalist may have the axis, like those of ``prepare``; else all
+            headers decide, see :func:`scripts.data.axis.decide_axis`.
 
     Raises:
-        ValueError: where a datalist names something else.
+        ValueError: if the axis in a datalist is invalid.
     """
     if str(source).lower().endswith(".json") and (listed := read_slice_axis(source)):
         return listed
@@ -235,16 +233,16 @@ def cohort_axis(records: Sequence[Mapping[str, str]], source: str | Path = "") -
 
 
 def hide_labels(cases: Mapping[str, Sequence[Record]], labeled: float | None, where: object) -> list[Record]:
-    """Training records: the first cases keep their labels, the others lose them.
+    """Training records: only the first cases keep their labels.
 
     Args:
         cases: records by case, in the order of the protocol.
         labeled: see :func:`dataset_records`.
-        where: what decided on the cases, for messages.
+        where: origin of the split, for messages.
 
     Raises:
-        FileNotFoundError: when a case that counts as labelled lacks a label.
-        ValueError: when there is no case, or ``labeled`` is out of range.
+        FileNotFoundError: if one of the labelled cases lacks a label.
+        ValueError: if there is no case, or ``labeled`` is out of range.
     """
     if not cases:
         raise ValueError(f"{where} has no case to train with.")
@@ -270,12 +268,12 @@ def read_split(path: str | Path, faults: list[str] | None = None) -> dict[str, l
 
     Args:
         path: JSON file.
-        faults: where given, cases that are named twice are added here, and the first part that names one counts.
+        faults: if given, duplicate cases are added to this list, and the first part with the case is used.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it is no JSON of lists of names.
-        FaultsError: when it names a case twice, in one part or in two; all such cases.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not JSON of lists of names.
+        FaultsError: if a case occurs twice, in one part or in two; all such cases.
     """
     path = Path(path)
     if not path.is_file():
@@ -286,10 +284,10 @@ def read_split(path: str | Path, faults: list[str] | None = None) -> dict[str, l
     found = []
     for part, names in parts.items():
         for name in names:
-            name = unicodedata.normalize("NFC", name)  # as the cases' own names are
+            name = unicodedata.normalize("NFC", name)  # like the cases' own names
             if name in first:
                 where = f"part '{part}' twice" if first[name] == part else f"parts '{first[name]}' and '{part}'"
-                found.append(f"{path} names '{name}' in {where}: a case belongs to one part, once.")
+                found.append(f"{path} has '{name}' in {where}: expected each case once.")
                 continue
             first[name] = part
             sound[part].append(name)
@@ -298,16 +296,15 @@ def read_split(path: str | Path, faults: list[str] | None = None) -> dict[str, l
 
 
 def seeded_split(names: Iterable[str], validation: float, seed: int = 0) -> dict[str, list[str]]:
-    """Split cases into ``train`` and ``val``, the same everywhere for the same names.
+    """Split cases into ``train`` and ``val``, on every machine in the same way for the same names.
 
-    The cases are put in the order of the SHA-256 digest of ``"seed:name"``, which no version of a random generator
-    can change; the last ones validate. The order also decides which training cases are the labelled ones.
+    The cases are sorted by the SHA-256 digest of ``"seed:name"``, which does not depend on a random generator's
+    version; the last ones are for validation. The first training cases are the labelled ones.
 
     Args:
         names: the cases, in any order.
-        validation: their share that validates, in [0, 1); at least one case does where there are two and the share
-            is not 0.
-        seed: another seed gives another split.
+        validation: share of the validation cases, in [0, 1); of two or more cases at least one, unless the share is 0.
+        seed: seed of the split.
     """
     order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
     count = min(max(1, round(validation * len(order))), len(order) - 1) if validation > 0 and order else 0
@@ -315,7 +312,7 @@ def seeded_split(names: Iterable[str], validation: float, seed: int = 0) -> dict
 
 
 def _seeded_parts(cases: Mapping[str, Sequence[Record]], validation: float) -> dict[str, list[str]]:
-    """The seeded split of the cases that are labelled throughout; all others train, after those."""
+    """The seeded split of the fully labelled cases; all others are training cases after those."""
     complete = [name for name, records in cases.items() if all("label" in record for record in records)]
     split = seeded_split(complete, validation)
     return {**split, "train": split["train"] + sorted(cases.keys() - set(complete))}
@@ -332,5 +329,7 @@ def _all_labeled(cases: Mapping[str, Sequence[Record]]) -> list[Record]:
     records = [record for of_case in cases.values() for record in of_case]
     for record in records:
         if "label" not in record:
-            raise FileNotFoundError(f"'{record['image']}' has no label file, but counts as labelled in its part.")
+            raise FileNotFoundError(
+                f"'{record['image']}' has no label file, but is one of the labelled cases of its part."
+            )
     return records

@@ -1,4 +1,4 @@
-"""How slices come to the network's grid: squeezed to a square, or at one pixel size in a window about the centre."""
+"""Mapping of slices to the network's grid: resized to a square, or at one pixel size in a window at the centre."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ NEAREST = "nearest-exact"
 
 
 class ResizeSlicesd(Resized):
-    """MONAI's ``Resized`` for stacks of slices, whose anti-aliasing filters while it samples.
+    """MONAI's ``Resized`` for stacks of slices, with fast anti-aliasing.
 
-    MONAI smooths the whole image with a 3-D Gaussian first, which takes tens of seconds and over 10 GB for a
-    photograph of 6 megapixels. Here a triangle as wide as a pixel of the result weighs the pixels below it
-    (``torch.nn.functional.interpolate`` with ``antialias``): tenths of a second. Without anti-aliasing, and for the
-    inverse, which enlarges, it is ``Resized`` itself.
+    MONAI first smooths the whole image with a 3-D Gaussian, which takes tens of seconds and over 10 GB for a photograph
+    of 6 megapixels. Here ``torch.nn.functional.interpolate`` with ``antialias``, a triangular filter as wide as a pixel
+    of the result, takes tenths of a second. Without anti-aliasing, and for the inverse, which enlarges, it is
+    ``Resized`` itself.
 
     Args:
         keys: keys of images ``[C, H, W, slices]``.
         spatial_size: ``(height, width, -1)`` of the result.
         mode: interpolation, one for all keys or one for each.
-        anti_aliasing: likewise, whether to filter (bilinearly) where the result is smaller.
+        anti_aliasing: likewise, whether to filter (bilinearly) if the result is smaller.
         allow_missing_keys: whether a key may be absent.
     """
 
@@ -49,32 +49,33 @@ class ResizeSlicesd(Resized):
         self.filtered = ensure_tuple_rep(anti_aliasing, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
-        """Resize the images of the dictionary; ``lazy`` as in ``Resized``, without anti-aliasing only."""
+        """Resize the images of the dictionary; ``lazy`` as in ``Resized``, only without anti-aliasing."""
         result = super().__call__(data, lazy)
         for key, filtered in self.key_iterator(result, self.filtered):
             if filtered:
                 slices = convert_to_tensor(data[key], dtype=torch.float32).movedim(-1, 0)
                 smooth = F.interpolate(slices, list(result[key].shape[1:3]), mode="bilinear", antialias=True)
-                # the plain result has the metadata and the trace for the inverse already
+                # the plain result already has the metadata and the trace for the inverse
                 result[key] = convert_to_dst_type(smooth.movedim(0, -1).contiguous(), result[key])[0]
         return result
 
 
 class FitSlicesd(ResizeSlicesd):
-    """Bring slices to the network's square grid, and predictions back to the image's own.
+    """Map slices to the network's square grid, and predictions back to the image's own.
 
-    The paper squeezes every slice to a square (``pixel_spacing`` None, :class:`ResizeSlicesd`): the same heart is then
-    larger or smaller, and stretched, from one field of view to the next. With ``pixel_spacing`` a pixel is the same
-    everywhere, and the square is a window about the slice's centre, with 0 where it reaches beyond the slice. In the
-    way back, what lies outside of the window is background.
+    The paper resizes every slice to a square (``pixel_spacing`` None, :class:`ResizeSlicesd`): the scale and aspect
+    ratio of a heart then depend on the field of view. With ``pixel_spacing`` all pixels have the same size, and the
+    square is a window at the slice's centre, with 0 outside the slice. In the inverse, the slice outside the window is
+    background.
 
     Args:
         keys: keys of images ``[C, H, W, slices]``.
         image_size: side of the square in pixels.
-        pixel_spacing: None: squeeze. A number: size of a pixel in mm, by the image's affine. ``aspect``: the longer
-            side fills the square, for photographs and where the spacing is not known.
+        pixel_spacing: None: resize to the square. A number: size of a pixel in mm, by the image's affine. ``aspect``:
+            the longer side fills the square, for photographs and unknown spacings.
         mode: ``trilinear`` or ``nearest-exact``, one for all keys or one for each.
-        anti_aliasing: likewise, whether squeezing filters; at one pixel size images always are, labels never.
+        anti_aliasing: likewise, whether resizing to the square filters; with ``pixel_spacing`` images are always
+            filtered, labels never.
         allow_missing_keys: whether a key may be absent.
 
     Raises:
@@ -99,7 +100,7 @@ class FitSlicesd(ResizeSlicesd):
         self.modes = ensure_tuple_rep(mode, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, Tensor], lazy: bool | None = None) -> dict[Hashable, Tensor]:
-        """Fit the images of the dictionary; ``lazy`` as in ``Resized``, where slices are squeezed only."""
+        """Fit the images of the dictionary; ``lazy`` as in ``Resized``, only without ``pixel_spacing``."""
         if self.pixel_spacing is None:
             return super().__call__(data, lazy)
         d = dict(data)
@@ -119,7 +120,7 @@ class FitSlicesd(ResizeSlicesd):
         return d
 
     def inverse(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        """Bring fitted images, or predictions on their grid, ``[C', S, S, slices]``, back to the grid before."""
+        """Map fitted images, or predictions on their grid, ``[C', S, S, slices]``, back to the original grid."""
         if self.pixel_spacing is None:
             squeezed: dict[Hashable, Tensor] = super().inverse(data)
             return squeezed
@@ -129,7 +130,7 @@ class FitSlicesd(ResizeSlicesd):
             trace = self.pop_transform(image)
             before, size = tuple(trace["orig_size"]), list(trace["extra_info"]["size"])
             start = [-((length - self.image_size) // 2) for length in size]
-            # Whatever a prediction is made of, logits or probabilities: nothing is surer than background out there.
+            # For logits and probabilities alike: the extremes make the outside certain background.
             outside = torch.full((len(image),), float(image.min()) if len(image) > 1 else 0.0)
             outside[0] = float(image.max()) if len(image) > 1 else 0.0
             canvas = _window(image, start, size, outside)
@@ -162,7 +163,7 @@ def _interpolate(image: Tensor, size: Sequence[int], mode: str, antialias: bool)
 
 
 def _window(image: Tensor, start: Sequence[int], size: Sequence[int], outside: Tensor) -> Tensor:
-    """The window of ``[C, H, W, slices]`` that begins at ``start``, ``outside`` (one per channel) beyond the image."""
+    """The window of ``[C, H, W, slices]`` that starts at ``start``, with ``outside`` (per channel) beyond the image."""
     inside = [slice(max(0, s), min(n, s + length)) for s, length, n in zip(start, size, image.shape[1:3], strict=True)]
     there = [slice(part.start - s, part.stop - s) for part, s in zip(inside, start, strict=True)]
     window = outside.to(image)[:, None, None, None].expand(-1, *size, image.shape[-1]).clone()

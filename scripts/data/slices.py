@@ -1,4 +1,4 @@
-"""Slices of cached volumes, and the loader that pairs labelled with unlabelled ones."""
+"""Slices of cached volumes, and the loader of labelled and unlabelled batches."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class SliceDataset(Dataset):
     """The 2-D slices of preprocessed records; a record without a label gives unlabelled slices.
 
     Args:
-        data: records with ``"image"`` and, where labelled, ``"label"``: paths.
+        data: records with the path of an ``"image"`` and, if labelled, of a ``"label"``.
         preprocessing: deterministic transforms, see :func:`scripts.data.cache.cached_volumes`.
         cache_dir: folder of the preprocessed volumes.
         num_classes: number of classes, background included.
         unlabeled: further records, such as those of :class:`scripts.monai_label.Studies`.
-        channels: number of channels that slices must have; None: those of the first.
-        faults: where given, faulty records are left out and a line for each is added here.
+        channels: required number of channels; None: that of the first slice.
+        faults: if given, faulty records are left out and a line for each is added to this list.
 
     Attributes:
-        data: the records, without those that are left out.
+        data: the valid records.
         labeled: indices of the labelled slices.
         unlabeled: indices of the unlabelled slices.
-        slice_axis: along which axis volumes were cut, one of :data:`scripts.data.axis.AXES`.
+        slice_axis: slice axis of the volumes, one of :data:`scripts.data.axis.AXES`.
 
     Raises:
-        ValueError: when a file is faulty or the records' slices differ in size or channels.
+        ValueError: if a file is faulty or the records' slices differ in size or channels.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class SliceDataset(Dataset):
         add_or_raise(
             [
                 f"{volume.record['image']}: preprocessed slices [C, H, W] are {list(volume.shape[1:])}, {like}; "
-                "all must be alike."
+                "expected the same for all."
                 for volume in unlike
             ],
             faults,
@@ -91,7 +91,7 @@ class SliceDataset(Dataset):
             index: 0..len(self) - 1.
 
         Returns:
-            ``{"image": float32 [C, H, W]}`` and, where labelled, ``"label": uint8 [1, H, W]``; copies, never the map.
+            ``{"image": float32 [C, H, W]}`` and, if labelled, ``"label": uint8 [1, H, W]``; copies of the memory map.
         """
         volume, k = self.volumes[self._volume[index]], self._slice[index]
         item = {"image": torch.from_numpy(np.array(volume.image[k]))}
@@ -104,26 +104,25 @@ class SliceDataset(Dataset):
 class SemiSupervisedLoader:
     """Endless batches of labelled and unlabelled slices: a pure function of seed and iteration.
 
-    Both streams run through a fresh permutation per pass; a batch that meets a pass's end goes on in the next one,
-    so every batch is full and a labelled list shorter than the batch repeats. There are no worker processes: a slice
-    is one copy from a memory map. Training resumes where it was by setting :attr:`iteration`.
+    Both streams use a new permutation per pass; a batch continues across the end of a pass, so every batch is full and
+    a labelled list shorter than the batch repeats. There are no worker processes: loading a slice is one copy from a
+    memory map. To resume, set :attr:`iteration`.
 
     Args:
         dataset: the slices.
         batch_size: labelled slices per process, and as many unlabelled ones; at least 1.
         seed: seed of the permutations, not negative.
-        rank: this process's number: it takes its own part of the global batch. Default: that of
-            ``torch.distributed`` where initialised, else 0.
+        rank: this process's number, which selects its part of the global batch. Default: that of ``torch.distributed``
+            if initialised, else 0.
         world_size: number of processes. Default: as for ``rank``, else 1.
         requires_unlabeled: whether the method learns from unlabelled slices.
-        requires_labeled: whether there must be labelled slices; a federated site may have none.
+        requires_labeled: whether labelled slices are required; a federated site may have none.
 
     Attributes:
         iteration: number of the next batch.
 
     Raises:
-        ValueError: when ``dataset`` has no labelled slice where there must be one, or none that is unlabelled and the
-            method needs them; or for a batch size or seed that is none.
+        ValueError: if ``dataset`` lacks required labelled or unlabelled slices; for an invalid batch size or seed.
     """
 
     def __init__(
@@ -142,11 +141,11 @@ class SemiSupervisedLoader:
         if len(dataset.labeled) == 0 and (requires_labeled or len(dataset) == 0):
             raise ValueError(
                 f"none of the {len(dataset)} training slices has a label: training needs labelled cases. (In federated "
-                "training a site may have none, with a method that does without; see configs/federated.json.)"
+                "training a site may have none, with a method that does not need them; see configs/federated.json.)"
             )
         if requires_unlabeled and len(dataset.unlabeled) == 0:
             raise ValueError(
-                "the method learns from unlabelled images, but the training data has none (a record without a label is "
+                "the method needs unlabelled images, but the training data has none (a record without a label is "
                 "unlabelled): lower `labeled`, or train with configs/methods/supervised.json."
             )
         distributed = dist.is_available() and dist.is_initialized()
@@ -159,12 +158,12 @@ class SemiSupervisedLoader:
         self._permutation = lru_cache(maxsize=4)(self._draw)
 
     def __len__(self) -> int:
-        """Number of batches in one pass over the unlabelled slices (the labelled ones if there are no others)."""
+        """Number of batches in one pass over the unlabelled slices (over the labelled ones without unlabelled)."""
         total = len(self.dataset.unlabeled) or len(self.dataset.labeled)
         return math.ceil(total / (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches from :attr:`iteration` on, without end.
+        """Endless batches from :attr:`iteration` on.
 
         Yields:
             ``{"image": float32 [B, C, H, W], "label": uint8 [B, 1, H, W], "unlabeled": float32 [B, C, H, W]}``;

@@ -1,4 +1,4 @@
-"""Transforms that MONAI does not give."""
+"""Transforms that MONAI lacks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ __all__ = ["InvertToLabelGridd", "LabelValuesd", "ScaleImaged", "ThroughPlaneLas
 
 logger = logging.getLogger(__name__)
 
-ROUNDING = 1e-3  # of a label's stored value
+ROUNDING = 1e-3  # tolerance of a label's stored value
 
 
 class LabelValuesd(MapTransform):
-    """Turn the values that a label file stores, such as a mask's 0 and 255, into classes.
+    """Map the values of a label file, such as a mask's 0 and 255, to classes.
 
-    A stored value may be a little off, as 1.0000001 is where a program kept labels as scaled numbers.
+    Stored values may be slightly off, such as 1.0000001 from a program that stores scaled numbers.
 
-    MONAI's ``MapLabelValued`` passes other values on as they are, so that a faulty mask would teach a faulty class.
-    A label that has other values, but none beside the classes' own numbers, is kept: so do viewers write what a
-    MONAI Label server's clinicians draw. It is refused where a class's number is what another one stores, as 2 of
-    [0, 2, 3]: some of a viewer's labels would pass for stored ones.
+    MONAI's ``MapLabelValued`` keeps unknown values, so a faulty mask would train a faulty class. A label with only the
+    classes' own numbers is accepted, because viewers write such labels to a MONAI Label server. It is refused if a
+    class's number is the stored value of another class, like 2 in [0, 2, 3], because it would be ambiguous.
 
     Args:
         keys: keys of label maps of any shape.
@@ -39,7 +38,7 @@ class LabelValuesd(MapTransform):
         allow_missing_keys: whether a key may be absent.
 
     Raises:
-        ValueError: when ``values`` is no list of different numbers.
+        ValueError: if ``values`` is not a list of different numbers.
     """
 
     def __init__(self, keys: KeysCollection, values: Sequence[float] | None, allow_missing_keys: bool = False) -> None:
@@ -57,7 +56,7 @@ class LabelValuesd(MapTransform):
         """Map every label of the dictionary.
 
         Raises:
-            ValueError: for a value that stands for no class.
+            ValueError: for a value of no class.
         """
         d = dict(data)
         for key in self.key_iterator(d):
@@ -83,14 +82,14 @@ class LabelValuesd(MapTransform):
 
 
 class ScaleImaged(MapTransform):
-    """Scale the values of an image to [0, 1], from one percentile to another; what lies beyond is clipped.
+    """Scale the values of an image to [0, 1], from one percentile to another, and clip the rest.
 
-    Each channel of a volume has its own: they are measured in units of their own, and a map of diffusion would vanish
-    beside a weighted image. The colours of a photograph are scaled together, or white would not be white.
+    Each channel of a volume is scaled separately, because channels have different units; a diffusion map would have no
+    contrast next to a weighted image. The colours of a photograph are scaled together, to keep the white balance.
 
     Args:
         keys: keys of channel-first images.
-        percentiles: those of the values that become 0 and 1; 0 and 100 are the smallest and the largest.
+        percentiles: the percentiles that become 0 and 1; 0 and 100 are the minimum and the maximum.
     """
 
     def __init__(self, keys: KeysCollection, percentiles: Sequence[float] = (0, 100)) -> None:
@@ -102,21 +101,20 @@ class ScaleImaged(MapTransform):
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Scale every image of the dictionary; without metadata it counts as a volume."""
+        """Scale every image of the dictionary; one without metadata is treated as a volume."""
         d = dict(data)
         for key in self.key_iterator(d):
             photograph = isinstance(d[key], MetaTensor) and d[key].meta.get("photograph", False)
-            # what does not come from a file, as in MONAI Deploy, may be whole numbers
+            # images from other sources than files, such as MONAI Deploy, may be integers
             d[key] = (self.together if photograph else self.each)(d[key].float())
         return d
 
 
 class InvertToLabelGridd(Invertd):
-    """MONAI's ``Invertd`` for predictions that are scored against ``label``.
+    """MONAI's ``Invertd`` for predictions that are compared with ``label``.
 
-    A label that lies on its file's grid needs the prediction there: the preprocessing of the image is inverted. A
-    label that was resized along with its image, as the photographs' are, lies on the network's grid, where the
-    prediction is already.
+    If the label is on its file's grid, the preprocessing of the image is inverted for the prediction. If it was resized
+    with its image, as for photographs, both are already on the network's grid.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -127,13 +125,13 @@ class InvertToLabelGridd(Invertd):
 class ThroughPlaneLastd(MapTransform, InvertibleTransform):
     """Move the through-plane axis of volumes last, so that ``volume[..., k]`` is slice k.
 
-    After ``Orientationd`` this makes short-axis, sagittal or coronal stacks alike to a 2-D network, whatever order
-    their file stores the axes in. The order of the two in-plane axes stays. The affine follows, and ``inverse``
-    restores axes and affine, also on a prediction with another number of channels. 2-D images pass unchanged.
+    After ``Orientationd`` a 2-D network then processes short-axis, sagittal and coronal stacks in the same way, for any
+    order of axes in the file. The order of the two in-plane axes is kept. The affine is updated, and ``inverse``
+    restores axes and affine, also for a prediction with another number of channels. 2-D images are unchanged.
 
     Args:
-        keys: keys of channel-first images ``[C, H, W, D]`` or ``[C, H, W]`` on one grid. The first of them that is
-            there decides for all: headers of image and label are rounded differently.
+        keys: keys of channel-first images ``[C, H, W, D]`` or ``[C, H, W]`` on one grid. The first existing key decides
+            for all, because headers of image and label are rounded differently.
         axis: one of :data:`scripts.data.axis.AXES`.
         allow_missing_keys: whether a key may be absent.
 

@@ -20,20 +20,21 @@ logger = logging.getLogger(__name__)
 
 
 class VolumeDataset(Dataset):
-    """Preprocessed volumes; what cannot be used is reported by the name of its file.
+    """Preprocessed volumes; a fault names its file.
 
     Args:
-        data: records with the path of an ``image`` and maybe a ``label``.
+        data: records with the path of an ``image`` and optionally of a ``label``.
         transform: deterministic preprocessing to ``image`` ``[C, ...]``.
-        channels: number of channels that the network takes.
+        channels: number of the network's input channels.
         num_classes: with labels: their values must be 0..num_classes - 1; at most 256.
-        in_memory: preprocess all volumes now, once, instead of each time one is asked for. Faults are then found
-            before anything else begins, and labels that were checked are kept in 8 bits.
-        faults: where given, volumes are preprocessed now, faulty ones are left out and a line for each is added here.
+        in_memory: preprocess all volumes once, now, instead of at each access. Faults are then found at the start, and
+            checked labels are stored in 8 bits.
+        faults: if given, volumes are preprocessed now, faulty ones are left out and a line for each is added to this
+            list.
 
     Raises:
-        ValueError: when ``transform`` does not fit ``num_classes``, or for a file that cannot be read or does not fit;
-            at once if ``in_memory``, else when it is its turn.
+        ValueError: if ``transform`` does not fit ``num_classes``, or for a file that cannot be read or does not fit; at
+            once if ``in_memory``, else at access.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class VolumeDataset(Dataset):
     def _load_to_keep(self, index: int) -> Any:
         item = self._load(index)
         if "label" in self.data[index] and self.num_classes is not None:
-            item["label"] = item["label"].to(torch.uint8)  # on its file's own grid it is larger than the image
+            item["label"] = item["label"].to(torch.uint8)  # on its file's own grid its shape differs from the image's
         return item
 
     def _load(self, index: int) -> Any:

@@ -1,4 +1,4 @@
-"""Writing label maps and probability maps: NIfTI, MetaImage or PNG by the suffix, whole or not at all."""
+"""Atomic writing of label maps and probability maps: NIfTI, MetaImage or PNG by the suffix."""
 
 from __future__ import annotations
 
@@ -34,19 +34,18 @@ OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".png", ".dcm")
 
 
 class VolumeWriter(NibabelWriter):
-    """Writer for ``SaveImaged``: the file's suffix sets the format, its grid is exactly the image's.
+    """Writer for ``SaveImaged``: the suffix selects the format, and the grid is exactly the image's.
 
-    The map of a NIfTI image, as NIfTI, has the image's own sform, qform, pixdim and units, so that it lies where the
-    image lies whatever a program goes by. Between other formats the place is what ITK reads. A file, with ``.mhd`` the
-    header and the voxels that it names, is there whole or not at all. A volume of a single slice stays a volume, from
-    which MONAI drops trailing axes of length one.
+    A NIfTI map of a NIfTI image has the image's own sform, qform, pixdim and units, so that all programs place both
+    alike. Between other formats the position is the one that ITK reads. Writing is atomic, for ``.mhd`` including the
+    file of the voxels. A volume of a single slice remains a volume; MONAI drops trailing axes of length one.
 
     Args:
-        output_dtype: type of the voxels; ignored where ``label_values`` are given.
-        label_values: what to write for each class, in the order of the classes; None: the classes' numbers.
-        failures: takes in one line what a file could not be written for, as ``SaveImaged`` buries it in a traceback.
+        output_dtype: type of the voxels; ignored with ``label_values``.
+        label_values: value of each class, in the order of the classes; None: the classes' numbers.
+        failures: list for the one-line reasons of failures, which ``SaveImaged`` hides in a traceback.
         segmentation: writes DICOM SEG, see :func:`segmentation_writer`.
-        **kwargs: further attributes, as :class:`monai.data.ImageWriter` takes them.
+        **kwargs: further arguments of :class:`monai.data.ImageWriter`.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class VolumeWriter(NibabelWriter):
     def set_data_array(
         self, data_array: Any, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
     ) -> None:
-        """Take the array, channels last; see :meth:`monai.data.NibabelWriter.set_data_array`."""
+        """Set the array, channels last; see :meth:`monai.data.NibabelWriter.set_data_array`."""
         super().set_data_array(data_array, channel_dim=channel_dim, squeeze_end_dims=False, **kwargs)
         if squeeze_end_dims and self.data_obj.shape[-1] == 1:
             self.data_obj = self.data_obj[..., 0]
@@ -78,7 +77,7 @@ class VolumeWriter(NibabelWriter):
             self.data_obj = self.values[convert_to_numpy(self.data_obj).astype(np.intp)]
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
-        """Take the affine, free of what inverting the preprocessing rounded; see :meth:`NibabelWriter.set_metadata`."""
+        """Set the affine without rounding errors of the inverse transforms; see :meth:`NibabelWriter.set_metadata`."""
         super().set_metadata(meta_dict, resample=resample, **options)
         self.source = (meta_dict or {}).get(SOURCE)
         original = convert_to_numpy((meta_dict or {}).get("original_affine", self.affine))
@@ -87,11 +86,11 @@ class VolumeWriter(NibabelWriter):
             self.header = geometry_header(meta_dict or {})
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
-        """Write to a hidden folder beside the file, then rename; see :meth:`monai.data.NibabelWriter.write`.
+        """Write to a hidden folder next to the file, then rename; see :meth:`monai.data.NibabelWriter.write`.
 
         Raises:
-            ValueError: where the file cannot be written, as on a full disk, or does not hold what there is: a PNG more
-                than one slice or channel, or values beyond 8 bits.
+            ValueError: if the file cannot be written, for example on a full disk, or the format does not fit: PNG for
+                more than one slice or channel, or values beyond 8 bits.
         """
         target = Path(filename)
         try:
@@ -110,24 +109,24 @@ class VolumeWriter(NibabelWriter):
             elif target.suffix.lower() == ".dcm":
                 self._write_segmentation(temporary)
             elif target.suffix.lower() == ".png":
-                # by Python's own stream: ITK says nothing where the disk is full
+                # by Python's own stream: ITK reports no error on a full disk
                 with open(temporary, "wb") as stream:
                     Image.fromarray(self._pixels()).save(stream, format="PNG")
             else:
-                # compressed headers with voxels beside them are what few programs read
+                # few programs read compressed voxels in a separate file
                 sitk.WriteImage(self._image(), str(temporary), target.suffix.lower() != ".mhd")
                 try:
-                    read_voxels(read_header(temporary))  # ITK says nothing of small compressed ones
+                    read_voxels(read_header(temporary))  # ITK reports no error for small compressed files
                 except (ValueError, FileNotFoundError):
-                    raise OSError("what was written cannot be read again, as when the disk is full.") from None
-            # The header comes last: when it is there, the voxels that it names are.
+                    raise OSError("the written file cannot be read, as on a full disk.") from None
+            # The header is renamed last: if it exists, so do its voxels.
             for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
                 os.replace(file, target.parent / file.name)
 
     def _write_segmentation(self, target: Path) -> None:
         """The array ``[x, y, z]`` of classes as DICOM SEG."""
         if self.segmentation is None or self.source is None:
-            raise ValueError("DICOM SEG holds label maps of images from DICOM files: choose another output_ext.")
+            raise ValueError("DICOM SEG supports only label maps of DICOM images: choose another output_ext.")
         self.segmentation(convert_to_numpy(self.data_obj), self.source, target)
 
     def _nifti(self) -> nib.Nifti1Image:
@@ -147,7 +146,7 @@ class VolumeWriter(NibabelWriter):
         """The array ``[x, y, 1]`` as rows of pixels."""
         array = convert_to_numpy(self.data_obj).astype(self.output_dtype)
         if array.ndim != 3 or array.shape[2] != 1 or array.dtype != np.uint8:
-            raise ValueError(f"a PNG holds one slice of 8 bits, found {array.dtype} {array.shape}.")
+            raise ValueError(f"PNG supports one slice of 8 bits, found {array.dtype} {array.shape}.")
         return np.ascontiguousarray(array[..., 0].T)
 
     def _image(self) -> sitk.Image:
@@ -163,18 +162,18 @@ class VolumeWriter(NibabelWriter):
 
 
 class SaveImageVolumed(SaveImaged):
-    """``SaveImaged`` by :class:`VolumeWriter`, into a folder structure like the images'.
+    """``SaveImaged`` with :class:`VolumeWriter`, in the images' folder structure.
 
     Args:
         keys: keys of channel-first label maps or probability maps.
-        output_ext: one of :data:`OUTPUT_SUFFIXES`. PNG holds label maps of single slices, such as photographs.
+        output_ext: one of :data:`OUTPUT_SUFFIXES`. PNG supports label maps of single slices, such as photographs.
         label_values: see :class:`VolumeWriter`; for label maps only, but not as DICOM SEG, whose segments are named.
         segmentation: see :func:`segmentation_writer`.
         **options: of ``SaveImaged``.
 
     Raises:
-        ValueError: for another suffix, or where the maps would lie among the images: a map called ``NAME_seg`` could
-            replace a label there, and the next training would take it for one.
+        ValueError: for another suffix, or if ``output_dir`` is the folder of the images: a map ``NAME_seg`` could
+            replace a label there, and the next training would use it as one.
     """
 
     def __init__(
@@ -196,7 +195,7 @@ class SaveImageVolumed(SaveImaged):
         writer: Any = partial(
             VolumeWriter, label_values=label_values, failures=self.failures, segmentation=segmentation
         )
-        # the map's metadata tells where it went
+        # the map's metadata has its path
         options = {"separate_folder": False, "savepath_in_metadict": True, "output_name_formatter": _name, **options}
         super().__init__(keys, output_ext=output_ext, writer=writer, **options)
 
@@ -210,7 +209,7 @@ class SaveImageVolumed(SaveImaged):
             shape = tuple(data[key].shape)
             if self.saver.output_ext == ".png" and np.prod(shape[3:]) != 1:
                 file = getattr(data[key], "meta", {}).get("filename_or_obj", "volume")
-                raise ValueError(f"{file}: PNG holds no volume of {shape[3]} slices: choose another output_ext.")
+                raise ValueError(f"{file}: PNG does not support {shape[3]} slices: choose another output_ext.")
         try:
             return super().__call__(data)
         except RuntimeError:
@@ -220,20 +219,20 @@ class SaveImageVolumed(SaveImaged):
 
 
 def segmentation_writer(output_ext: str, **options: Any) -> Callable[..., None] | None:
-    """What writes DICOM SEG; None where another format is written.
+    """The writer of DICOM SEG; None for other formats.
 
     Args:
         output_ext: the files' suffix.
         **options: of :class:`scripts.data.dicom.segmentation.SegmentationWriter`.
 
     Raises:
-        ValueError: where the packages for DICOM are not installed, or an option is not what it should be.
+        ValueError: if the packages for DICOM are not installed, or an option is invalid.
     """
     return dicom_module("segmentation").SegmentationWriter(**options) if output_ext == ".dcm" else None
 
 
 def _name(meta: dict[str, Any], saver: Any) -> dict[str, Any]:
-    """What a map is called after, in small letters from the suffix on: MONAI takes none in capitals off."""
+    """The name for a map, with a lower-case suffix, because MONAI does not remove upper-case ones."""
     names: dict[str, Any] = default_name_formatter(meta, saver)
     stem = name_of(Path(names["subject"]))
     return names if stem is None else {**names, "subject": stem + names["subject"][len(stem) :].lower()}

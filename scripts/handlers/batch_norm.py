@@ -1,4 +1,4 @@
-"""Batch norm's averages, as inference needs them."""
+"""Batch norm's running averages for inference."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ __all__ = ["PreciseBatchNorm", "average_statistics"]
 
 
 class PreciseBatchNorm:
-    """Handler that takes the deployed network's batch norm averages anew at the end of every epoch.
+    """Handler that recomputes the deployed network's batch norm averages at the end of every epoch.
 
-    Training normalises by the batch; the running averages, which inference uses, are a by-product that describes
-    something else: weights of some steps ago, labelled images and unlabelled ones in turn, views, and activations
-    under dropout, whose variance is larger than without (Li et al., CVPR 2019, arXiv:1801.05134). In a short training
-    that decides whether a network can be used at all. Here they are averages over unaltered training slices without
-    dropout, by the weights as they are (Precise BN: Wu and Johnson 2021, arXiv:2105.07576, section 3). No objective
-    learns from the averages, so training goes on as it would have.
+    Training normalises by the batch. The running averages, which inference uses, then mix earlier weights, labelled and
+    unlabelled images, augmented views, and activations under dropout, whose variance is larger than without (Li et al.,
+    CVPR 2019, arXiv:1801.05134). After a short training this decides whether a network is usable. Here they are
+    averages over unaltered training slices without dropout, with the current weights (Precise BN: Wu and Johnson 2021,
+    arXiv:2105.07576, section 3). No objective uses the averages, so training is not affected.
 
-    The slices are a fixed draw among those that the objective learns from: without the unlabelled ones where it does
-    not use them. Attach it before the validation handler.
+    The slices are a fixed sample of those that the objective learns from: without the unlabelled ones if it does not
+    use them. Attach it before the validation handler.
 
     Args:
-        network: the network that is deployed.
+        network: the deployed network.
         dataset: the training slices.
-        slices: how many of them are averaged over, at most.
+        slices: maximum number of slices for the averages.
     """
 
     batch_size = 16
@@ -61,9 +60,9 @@ class PreciseBatchNorm:
 
 @torch.no_grad()
 def average_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set batch norm's running mean and variance to the mean over batches of the batches' own.
+    """Set batch norm's running mean and variance to the means of the batches' statistics.
 
-    Each batch is normalised by itself on its way through the network, and dropout is off.
+    Each batch is normalised by its own statistics, and dropout is off.
 
     Args:
         network: left in evaluation mode.

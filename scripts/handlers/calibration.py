@@ -1,4 +1,4 @@
-"""Calibration in an evaluation: errors of the probabilities, and what validation cases teach about later results."""
+"""Calibration in an evaluation: errors of the probabilities, and fits on validation cases for later results."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.inferers import Inferer
 from monai.metrics import CalibrationErrorMetric
 from monai.transforms import Transform
 from torch import Tensor
 
 from scripts.data import VolumeDataset
-from scripts.handlers.quality import PASSES
+from scripts.handlers.quality import PASSES, ViewPasses
 from scripts.metrics import dice
 from scripts.quality.agreement import agreement
 from scripts.quality.fit import DiceFit, fit_dice
@@ -31,26 +32,26 @@ __all__ = ["CalibrationFit", "CalibrationReport"]
 logger = logging.getLogger(__name__)
 
 VOXELS = 20_000
-"""Voxels of a case and region that a temperature is fitted on and errors are measured on, at most."""
+"""Maximum number of voxels per case and region for the temperature and the errors."""
 
 
 class _Voxels:
-    """Logits and true classes of voxels drawn from every case of an evaluation, by region.
+    """Logits and true classes of sampled voxels of every case of an evaluation, by region.
 
-    ``foreground``: near what prediction or label show; ``contours``: near the label's contours; ``all``: anywhere. The
-    engine's output holds ``logits`` and ``label`` on the image's own grid.
+    ``foreground``: near the foreground of prediction or label; ``contours``: near the label's contours; ``all``:
+    anywhere. The engine's output must have ``logits`` and ``label`` on the image's own grid.
     """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all cases."""
+        """Remove all cases."""
         self.parts: dict[str, list[tuple[Tensor, Tensor]]] = {"foreground": [], "contours": [], "all": []}
         self.generator = torch.Generator().manual_seed(0)
 
     def add(self, item: Mapping[str, Any]) -> None:
-        """Draw the voxels of one case, at most :data:`VOXELS` of each region."""
+        """Sample the voxels of one case, at most :data:`VOXELS` of each region."""
         logits = torch.as_tensor(item["logits"]).float().cpu()
         label = torch.as_tensor(item["label"])[0].long().cpu()
         if label.ndim == 2:
@@ -69,7 +70,7 @@ class _Voxels:
             ValueError: if no case has such a voxel.
         """
         if not self.parts[name]:
-            raise ValueError(f"no prediction or label of the evaluated cases has voxels of region '{name}'.")
+            raise ValueError(f"no evaluated case has voxels of region '{name}'.")
         logits, label = zip(*self.parts[name], strict=True)
         return torch.cat(logits), torch.cat(label)
 
@@ -86,12 +87,11 @@ class _Voxels:
 
 
 class CalibrationReport:
-    """Handler that measures how far probabilities are from the shares of voxels that are right.
+    """Handler that measures the calibration error of the probabilities.
 
-    ``calibration.json`` in ``output_dir`` has the expected calibration error of the most probable class (Guo et al.,
-    by MONAI's ``CalibrationErrorMetric`` with 20 bins): how far confidence is from the share of voxels that are right,
-    by region, of the probabilities as the network gives them and with the temperature in the weights' record. Attach it
-    after :class:`CalibrationFit`.
+    It writes ``calibration.json`` to ``output_dir``: the expected calibration error of the most probable class (Guo et
+    al., by MONAI's ``CalibrationErrorMetric`` with 20 bins), the difference between confidence and accuracy, by region,
+    before and after division by the temperature in the weights' record. Attach it after :class:`CalibrationFit`.
 
     Args:
         output_dir: folder of the evaluation.
@@ -104,7 +104,7 @@ class CalibrationReport:
         self.voxels = _Voxels()
 
     def attach(self, engine: Engine) -> None:
-        """Register with a MONAI evaluator that decollates; its output has ``logits`` beside ``label``."""
+        """Register with a MONAI evaluator that decollates; its output must have ``logits`` and ``label``."""
         engine.add_event_handler(Events.STARTED, self.voxels.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.COMPLETED, self._write)
@@ -125,26 +125,28 @@ class CalibrationReport:
 
 
 class CalibrationFit:
-    """Handler that fits temperature and predicted Dice on validation cases and keeps them in the weights' record.
+    """Handler that fits temperature and predicted Dice on validation cases and stores them in the weights' record.
 
-    The engine's output holds for each case ``pred`` and ``label``, label maps on the image's own grid, ``logits`` there
-    and the passes of :class:`scripts.handlers.quality.ViewPasses`.
+    The engine's output must hold for each case ``pred`` and ``label``, label maps on the image's own grid, and
+    ``logits`` on the same grid.
 
     Args:
+        inferer: see :class:`scripts.handlers.quality.ViewPasses`, which is attached too.
         checkpoint: file of weights with a record, whose entry ``calibration`` is replaced.
         part: the part of the data set that is evaluated.
         num_classes: number of classes, background included.
-        training: gives the training records, whose images' features are what others are held against.
-        preprocessing: of these, to an ``image`` as the network takes it.
-        channels: of an image.
+        training: returns the training records, whose images' features give the ranges for other images.
+        preprocessing: maps a training record to the network's input ``image``.
+        channels: number of channels of an image.
 
     Raises:
-        ValueError: if ``part`` is not ``val``: weights have seen the training cases, and what they are tested on must
-            teach them nothing.
+        ValueError: if ``part`` is not ``val``: the weights were fitted to the training cases, and a fit on test cases
+            would be leakage.
     """
 
     def __init__(
         self,
+        inferer: Inferer,
         checkpoint: str | Path,
         part: str,
         num_classes: int,
@@ -154,6 +156,7 @@ class CalibrationFit:
     ) -> None:
         if part != "val":
             raise ValueError(f"calibrate: expected part val, the validation cases, found part {part}.")
+        self.passes = ViewPasses(inferer)
         self.checkpoint = checkpoint
         self.num_classes = num_classes
         self.training = training
@@ -163,6 +166,7 @@ class CalibrationFit:
 
     def attach(self, engine: Engine) -> None:
         """Register with a MONAI evaluator that decollates."""
+        self.passes.attach(engine)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.COMPLETED, self._fit)
@@ -193,9 +197,9 @@ class CalibrationFit:
         print(f"{path}: temperature {calibration.temperature:.2f}", end="")
         if fits:
             errors = ", ".join(f"{fit.error:.3f} (class {c})" for c, fit in fits.items())
-            print(f"; predicted Dice, mean absolute error on cases left out: {errors}")
+            print(f"; predicted Dice, mean absolute error on left-out cases: {errors}")
         else:
-            print(f"; {cases} validation cases are too few to predict a Dice from")
+            print(f"; {cases} validation cases are too few to predict a Dice")
 
     def _image_ranges(self) -> dict[str, list[float]]:
         records: list[Any] = [{"image": record["image"]} for record in self.training()]

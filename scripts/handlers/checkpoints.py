@@ -30,10 +30,10 @@ class RunCheckpoint:
     """Writes a run's checkpoints and resumes from them. Attach it after the validation handler.
 
     - ``checkpoint.pt``, after every epoch: all that is needed to resume.
-    - ``model.pt``: the network's weights alone, best by validation (the last ones where nothing is validated). A run
-      that resumes from another folder takes over the one that lies there.
+    - ``model.pt``: the network's weights, best by validation (the last ones without validation). A run that resumes
+      from another folder copies that folder's ``model.pt``.
     - ``model_last.pt``: the network's weights after the last epoch.
-    - ``model.json`` and ``model_last.json``: where these weights come from, see :mod:`scripts.utils.provenance`.
+    - ``model.json`` and ``model_last.json``: the provenance of these weights, see :mod:`scripts.utils.provenance`.
 
     The first process alone writes. It locks the folder until the training is complete and removes the temporary files
     of a run that was killed.
@@ -43,19 +43,19 @@ class RunCheckpoint:
     that belongs to the weights, and it does not save the protocol that a resumed run must match.
 
     Args:
-        output_dir: folder of the run, created if need be.
+        output_dir: folder of the run, created if missing.
         network: the deployed network.
-        resume: ``False``: start anew. ``True``: go on from ``checkpoint.pt`` where there is one. A path: go on from
-            that file.
-        evaluator: the validation engine, whose best metric decides on ``model.pt``.
-        data: what the records of the weights say of the data, see :func:`scripts.data.description.describe_data`.
-        inference: what they ask of inference, as :func:`scripts.utils.provenance.trained_options` reads it.
+        resume: ``False``: start a new run. ``True``: resume from ``checkpoint.pt`` if there is one. A path: resume from
+            this file.
+        evaluator: the validation engine, whose best metric selects ``model.pt``.
+        data: the data's entries in the records, see :func:`scripts.data.description.describe_data`.
+        inference: the options of inference in the records, see :func:`scripts.utils.provenance.trained_options`.
 
     Raises:
-        ValueError: on start, if the file cannot be read, is damaged, belongs to another protocol, objective or network,
-            or has more epochs than are asked for.
+        ValueError: on start, if the checkpoint cannot be read, is damaged, belongs to another protocol, objective or
+            network, or has more epochs than requested.
         FileExistsError: on start, if another process trains in the folder.
-        FloatingPointError: after an epoch, before anything of it is saved, if the weights are not finite.
+        FloatingPointError: after an epoch, before saving, if the weights are not finite.
     """
 
     name = "checkpoint.pt"
@@ -87,7 +87,7 @@ class RunCheckpoint:
         if engine.state.rank == 0:
             self.lock = claim(self.output_dir)
             sweep(self.output_dir)
-        # A commit that is made while the training runs is not the code that trains.
+        # read at the start: a commit during the training does not change the running code
         precision = str(engine.dtype or torch.float32).removeprefix("torch.")
         self.current = {"code": code_version(), "precision": precision}
         _check_agreement(engine, self.current)
@@ -95,23 +95,23 @@ class RunCheckpoint:
         if not self.resume:
             return
         if self.resume is True and not from_first(path.is_file):
-            engine.logger.info(f"No {path} yet: starting anew.")
+            engine.logger.info(f"No {path} yet: starting a new run.")
             return
         self.restore(engine, path, cast(int, engine.state.max_epochs))
         engine.logger.info(f"Resumed from {path} after epoch {engine.state.epoch}.")
 
     def _note_current(self) -> None:
-        """A run that resumes may have seen several versions and precisions; one that is complete sees no more."""
+        """A resumed run may have several code versions and precisions; a complete run gets no more."""
         for name, value in self.current.items():
             self.trained_by[name] = list(dict.fromkeys([*self.trained_by.get(name, []), value]))
 
     def restore(self, engine: SemiSupervisedTrainer, path: Path, max_epochs: int | None = None) -> None:
-        """Bring a trainer to where a checkpoint was written; of several processes the first one reads it for all.
+        """Restore a trainer from a checkpoint; the first process reads it for all.
 
         Args:
-            engine: the trainer, built as the checkpoint's was.
+            engine: the trainer, built like the checkpoint's.
             path: the checkpoint.
-            max_epochs: length of the training, held against the checkpoint's. Default: of no account.
+            max_epochs: length of the training, compared with the checkpoint's; default: not compared.
 
         Raises:
             ValueError: see the class.
@@ -120,14 +120,14 @@ class RunCheckpoint:
         content = from_first(lambda: read_checkpoint(path, parts, torch.device("cpu")))
         state = content["state"]
         for name, value in {**engine.objective.former_settings, **_protocol(engine)}.items():
-            if state.get(name, value) != value:  # an option that came later is not in the file
+            if state.get(name, value) != value:  # a newer option is not in the file
                 raise ValueError(f"{path}: expected a run with {name} {value}, found {state[name]}.")
         if max_epochs is not None and state["epoch"] > max_epochs:
             raise ValueError(f"{path}: holds {state['epoch']} epochs, more than max_epochs {max_epochs}.")
         if max_epochs is not None and state["max_epochs"] != max_epochs:
             engine.logger.warning(
-                f"{path}: begun for {state['max_epochs']} epochs: learning rate and ramps now follow "
-                f"{max_epochs}, which no uninterrupted run did."
+                f"{path}: started for {state['max_epochs']} epochs: learning rate and ramps now follow "
+                f"{max_epochs}, unlike in any uninterrupted run."
             )
         load_parts(path, parts, content)
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
@@ -139,7 +139,7 @@ class RunCheckpoint:
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
 
     def _bring_best(self, engine: SemiSupervisedTrainer, path: Path, epoch: int) -> bool:
-        """Copy the best network so far from the checkpoint's folder into this run's; True if it is there now."""
+        """Copy the best network so far from the checkpoint's folder to this run's; True if it exists now."""
         best, there = self.output_dir / "model.pt", path.with_name("model.pt")
         if epoch < 0 or best.is_file():
             return True
@@ -175,7 +175,7 @@ class RunCheckpoint:
     def _finish(self, engine: SemiSupervisedTrainer) -> None:
         if self._best_epoch() < 0:
             self._save_network(engine, "model.pt", {})
-        self._save_network(engine, "model_last.pt", {})  # the last of all: where it is, the run is complete
+        self._save_network(engine, "model_last.pt", {})  # written last: marks a complete run
         if engine.state.rank == 0:
             self.lock.release()
 
@@ -210,14 +210,14 @@ def _protocol(engine: SemiSupervisedTrainer) -> dict[str, Any]:
 
 
 def _check_agreement(engine: SemiSupervisedTrainer, current: Mapping[str, str]) -> None:
-    """Refuse processes that would train different things, each by its own files and options.
+    """Refuse processes with different data, code or options.
 
     Raises:
-        ValueError: in all processes alike, naming the first difference.
+        ValueError: in all processes, naming the first difference.
     """
     own = {**_protocol(engine), **current}
     if isinstance(engine.data_loader, SemiSupervisedLoader):
-        # a cached volume is named after the content of its files
+        # a cached volume's name is the digest of its files
         names = sorted(volume.image_file.name for volume in engine.data_loader.dataset.volumes)
         own["data"] = hashlib.sha256("".join(names).encode()).hexdigest()[:12]
     first, *others = gathered(own)
@@ -233,7 +233,7 @@ def _check_agreement(engine: SemiSupervisedTrainer, current: Mapping[str, str]) 
 def data_protocol(loader: SemiSupervisedLoader) -> dict[str, Any]:
     """The properties of the training data that a resumed run must share with its checkpoint.
 
-    The names are those of the checkpoint's state, in older checkpoints too.
+    The names are those in the checkpoint's state, also in older checkpoints.
     """
     return {
         "labelled slices": len(loader.dataset.labeled),
@@ -246,14 +246,14 @@ def data_protocol(loader: SemiSupervisedLoader) -> dict[str, Any]:
 
 
 def run_settings(objective: Objective) -> dict[str, Any]:
-    """The options of an objective and of its parts (views, network, teacher ...) that they keep as attributes."""
+    """The options of an objective and its parts (views, network, teacher ...), stored as attributes."""
     ids = {"weak": "weak_view", "strong": "strong_view"}
     parts = {"": objective, **{f"{ids.get(name, name)} ": part for name, part in objective.named_children()}}
     return {prefix + name: value for prefix, part in parts.items() for name, value in _plain(vars(part)).items()}
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that are options: numbers, words and tuples that training does not change."""
+    """The attributes that are options: numbers, texts and tuples that training does not change."""
     return {
         name: value
         for name, value in values.items()
@@ -294,16 +294,16 @@ def _training(engine: SemiSupervisedTrainer) -> dict[str, Any]:
 
 
 def guard_output(output_dir: str, resume: bool | str) -> None:
-    """Refuse to overwrite an earlier run, to resume from nothing or to work beside another one, before any work.
+    """Refuse to overwrite an earlier run, to resume without a checkpoint or to share a folder, before any work.
 
     Raises:
         WriteError: if nothing can be written to the folder.
-        FileNotFoundError: if ``resume`` names a file that is not there.
-        FileExistsError: if another process trains in ``output_dir``, or it holds a run's checkpoint, or weights other
-            than those that the run comes with, and ``resume`` is False or names another file.
+        FileNotFoundError: if ``resume`` names a missing file.
+        FileExistsError: if another process trains in ``output_dir``; if it contains a checkpoint, or weights other than
+            those of the resumed run, and ``resume`` is False or names another file.
     """
     if os.environ.get("RANK", "0") != "0":
-        return  # of torchrun's processes, which come here before they know one another, only the first writes
+        return  # only the first of torchrun's processes writes; they are not connected yet
     path, weights = Path(output_dir) / RunCheckpoint.name, Path(output_dir) / "model.pt"
     resume = flag(resume)
     if isinstance(resume, str) and not Path(resume).is_file():
@@ -311,14 +311,12 @@ def guard_output(output_dir: str, resume: bool | str) -> None:
     elsewhere = isinstance(resume, str) and Path(resume).resolve() != path.resolve()
     if path.exists() and (not resume or elsewhere):
         raise FileExistsError(
-            f"{path}: an earlier run stands here. Continue it with --resume True, or choose another --output_dir."
+            f"{path}: an earlier run is in this folder. Continue it with --resume True, or choose another --output_dir."
         )
-    # A run that was killed before its first checkpoint may have brought its best network along already.
+    # A run that was killed before its first checkpoint may already have copied its best network.
     brought = Path(str(resume)).with_name("model.pt")
     if weights.exists() and (not resume or (elsewhere and not _equal(weights, brought))):
-        raise FileExistsError(
-            f"{weights}: weights stand here, which training would replace. Choose another --output_dir."
-        )
+        raise FileExistsError(f"{weights}: training would replace these weights. Choose another --output_dir.")
     check_writable(output_dir)
     if Path(output_dir).is_dir():
         claim(output_dir).release()

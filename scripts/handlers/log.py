@@ -15,9 +15,8 @@ class RunLog:
     """Handler that logs a trainer's losses or an evaluator's metrics, in the first process only.
 
     A trainer gets a progress bar (on a terminal), a printed loss every ``interval`` iterations and TensorBoard curves
-    of all losses and the learning rate; an evaluator prints its metrics and adds them to the curves. MONAI's and
-    Ignite's handlers do the work: one handler for all of them means that no other process opens a TensorBoard file or
-    prints.
+    of all losses and the learning rate; an evaluator prints its metrics and adds them to the curves. It wraps MONAI's
+    and Ignite's handlers in one, so that no other process opens a TensorBoard file or prints.
 
     Args:
         output_dir: folder of the TensorBoard events.

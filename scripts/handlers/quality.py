@@ -1,4 +1,4 @@
-"""Quality of each result of inference: ``quality.csv``, worst first, and the same numbers beside each map."""
+"""Quality of each result of inference: ``quality.csv``, worst first, and a JSON file for each map."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ PASSES = "passes"
 """Key of an evaluator's output: logits of all passes on the network's grid, ``[passes, K, H, W(, slices)]`` an item."""
 
 LOW = 0.7
-"""Predicted Dice, or score where none can be predicted, below which a class needs a look."""
+"""Predicted Dice, or score without a fit, below which a class needs a review."""
 
 COLUMNS = ("case", "class", "predicted_dice", "low", "high", "score", "ml", "uncertain", "flags")
 
 
 class ViewPasses:
-    """Handler that predicts each batch's views too and adds them to the output as :data:`PASSES`.
+    """Handler that also predicts the views of each batch and adds them to the output as :data:`PASSES`.
 
     Args:
-        inferer: predicts a view in one pass, also where the evaluator's own averages over several.
+        inferer: predicts a view in one pass, even if the evaluator's own inferer averages over several.
     """
 
     def __init__(self, inferer: Inferer) -> None:
@@ -70,22 +70,23 @@ class ViewPasses:
 
 
 class QualityReport:
-    """Handler that says how far each result of an inference can be trusted. Attach it after :class:`ViewPasses`.
+    """Handler that reports how reliable each result of an inference is.
 
-    Beside each map ``NAME.nii.gz`` it writes ``NAME.json``, and into ``output_dir``, when the run completes,
-    ``quality.csv``: a row for each case and class of all such files of the same weights that lie there, the cases that
-    need a look first and among them the worst. Columns:
+    For each map ``NAME.nii.gz`` it writes ``NAME.json`` in the same folder. When the run completes, it writes
+    ``quality.csv`` to ``output_dir``: a row for each case and class of all such files there of the same weights; cases
+    that need a review come first, the worst of them first. Columns:
 
     - ``predicted_dice``, ``low``, ``high``: Dice and interval by the fit in the weights' record; empty without one.
-    - ``score``: what it is read from, see :class:`scripts.quality.agreement.ClassAgreement`.
+    - ``score``: input of the fit, see :class:`scripts.quality.agreement.ClassAgreement`.
     - ``ml``: volume in mL; empty for photographs.
     - ``uncertain``: share of the class's voxels on which the passes do not agree.
-    - ``flags``: in words, with commas between; a case with any needs a look.
+    - ``flags``: in words, separated by commas; a case with any flag needs a review.
 
     Args:
         output_dir: folder of the maps.
         num_classes: number of classes, background included.
         checkpoint: file of the weights.
+        inferer: see :class:`ViewPasses`, which is attached too.
         class_names: name of each foreground class by its number as text; others are called by their number.
         enclosing: see :func:`scripts.quality.flags.check_enclosing`.
     """
@@ -95,9 +96,11 @@ class QualityReport:
         output_dir: str | Path,
         num_classes: int,
         checkpoint: str | Path,
+        inferer: Inferer,
         class_names: Mapping[str, str] | None = None,
         enclosing: Mapping[str, str] | None = None,
     ) -> None:
+        self.passes = ViewPasses(inferer)
         self.output_dir = Path(output_dir)
         self.num_classes = num_classes
         self.checkpoint = checkpoint
@@ -106,6 +109,7 @@ class QualityReport:
 
     def attach(self, engine: Engine) -> None:
         """Register with a MONAI evaluator that decollates and writes its maps while it postprocesses."""
+        self.passes.attach(engine)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._judge)
         engine.add_event_handler(Events.COMPLETED, self._write)
@@ -130,7 +134,7 @@ class QualityReport:
             write_text(saved.with_name(f"{_stem(saved.name)}.json"), json.dumps(content, indent=4) + "\n")
 
     def _classes(self, item: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """What is known of each foreground class of one result."""
+        """The row of each foreground class of one result."""
         passes = item[PASSES]
         grid = passes[0].argmax(0).cpu().numpy()
         label = item["pred"][0].cpu().numpy()
@@ -157,7 +161,7 @@ class QualityReport:
     def _write(self) -> None:
         """Write the table of all maps in the folder and print its summary.
 
-        Of several processes the last one finds what all of them wrote; none waits for it.
+        Of several processes the last one reads the files of all; none waits.
         """
         cases = sorted(self._results(), key=_worst)
         text = io.StringIO()
@@ -169,10 +173,10 @@ class QualityReport:
                 writer.writerow({"case": case["case"], "class": name, **row})
         write_text(self.output_dir / "quality.csv", text.getvalue())
         flagged = sum(_needs_a_look(case) for case in cases)
-        print(f"{flagged} of {len(cases)} need a look: {self.output_dir / 'quality.csv'}, worst first")
+        print(f"{flagged} of {len(cases)} need a review: {self.output_dir / 'quality.csv'}, worst first")
 
     def _results(self) -> list[dict[str, Any]]:
-        """What stands beside the maps of these weights that lie in the folder."""
+        """The JSON files of all maps of these weights in the folder."""
         results = []
         for path in sorted(self.output_dir.rglob("*.json")):
             try:
@@ -191,13 +195,13 @@ def _needs_a_look(case: Mapping[str, Any]) -> bool:
 
 
 def _worst(case: Mapping[str, Any]) -> tuple[bool, float]:
-    """What cases are sorted by: those that need a look first, then by their worst class."""
+    """Sort key of the cases: those that need a review first, then by their worst class."""
     doubts = (e["score"] if e["predicted_dice"] is None else e["predicted_dice"] for e in case["classes"].values())
     return not _needs_a_look(case), min(doubts)
 
 
 def _voxel_volume(item: Mapping[str, Any]) -> float | None:
-    """Volume of a voxel of the map in mL; None for photographs, which have none."""
+    """Volume of a voxel of the map in mL; None for photographs."""
     pred = item["pred"]
     if not isinstance(pred, MetaTensor) or pred.ndim != 4 or shows_photograph(item["image"]):
         return None

@@ -1,4 +1,4 @@
-"""What a run resumes from, looked at whole before any of it is put to use; and the folder that one run works in."""
+"""Resuming: checkpoints are checked completely before they are loaded, and a run locks its folder."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["claim", "load_parts", "read_checkpoint"]
 
 
 def claim(folder: str | Path) -> FileLock:
-    """Make a folder that of one training until the lock is released or the process ends, however it ends.
+    """Lock a folder for one training until the lock is released or the process ends in any way.
 
     Args:
-        folder: of the run, created if need be.
+        folder: folder of the run, created if missing.
 
     Returns:
-        the lock, held; a process that asks for the same folder again gets it again.
+        the acquired lock; the same process can acquire it again.
 
     Raises:
-        FileExistsError: if another process holds it.
+        FileExistsError: if another process holds the lock.
         WriteError: if nothing can be written there.
     """
     lock = FileLock(Path(folder) / ".lock", timeout=0, is_singleton=True)
@@ -36,7 +36,7 @@ def claim(folder: str | Path) -> FileLock:
         lock.acquire()
     except Timeout:
         raise FileExistsError(
-            f"'{folder}': another training is at work in this folder: choose another --output_dir, or wait for its end."
+            f"'{folder}': another training runs in this folder: choose another --output_dir, or wait until it ends."
         ) from None
     except OSError as error:
         raise WriteError(f"'{folder}' cannot be locked for this training: {error.strerror}.") from None
@@ -48,15 +48,15 @@ def read_checkpoint(path: Path, parts: Mapping[str, Any], device: torch.device) 
 
     Args:
         path: the checkpoint.
-        parts: what it must hold the state of, by name.
-        device: where its tensors go.
+        parts: the parts of a run by name; the checkpoint must have the state of each.
+        device: device of the tensors.
 
     Returns:
-        the state of each part, and under ``state`` where the run was; only this is checked already.
+        the state of each part, and under ``state`` the position and protocol of the run; only this is already checked.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, is damaged, or is no checkpoint.
+        ValueError: if it cannot be read, is damaged, or is not a checkpoint.
     """
     content = load_tensors(path, device)
     expected = {*parts, "state"}
@@ -68,24 +68,24 @@ def read_checkpoint(path: Path, parts: Mapping[str, Any], device: torch.device) 
 
 
 def load_parts(path: Path, parts: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """Load the parts of a run from a checkpoint whose parts are built alike.
+    """Load the parts of a run from a checkpoint with the same parts.
 
     Args:
         path: the checkpoint, for messages.
-        parts: the run's, by name; among them ``method``, ``optimizer`` and ``grad_scaler``.
+        parts: parts of the run by name, including ``method``, ``optimizer`` and ``grad_scaler``.
         content: see :func:`read_checkpoint`.
 
     Raises:
-        ValueError: if a part does not take its state, or the weights are not finite.
+        ValueError: if a state does not fit its part, or the weights are not finite.
     """
     for name, part in parts.items():
         state = content[name]
         if name == "grad_scaler" and state == {}:
-            continue  # nothing is known of it where none was needed
+            continue  # empty if no scaler was needed
         difference = _difference(part.state_dict(), state, name)
         if isinstance(part, torch.optim.Optimizer):
             difference = difference or _strange_moments(part, state)
-        elif not isinstance(part, nn.Module) and not difference:  # it would take any attribute for its own
+        elif not isinstance(part, nn.Module) and not difference:  # a scheduler would accept any attribute
             state = {key: value for key, value in state.items() if key in part.state_dict()}
         try:
             if not difference:
@@ -95,17 +95,17 @@ def load_parts(path: Path, parts: Mapping[str, Any], content: Mapping[str, Any])
         if difference:
             raise ValueError(f"{path}: does not fit the configured method and network: {difference}.")
     if lost := not_finite(content["method"]):
-        raise ValueError(f"{path}: '{lost}' has values that are not finite: go on from another checkpoint.")
+        raise ValueError(f"{path}: '{lost}' has values that are not finite: resume from another checkpoint.")
 
 
 def _strange_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> str:
-    """What an optimizer's state says of a parameter that has another shape; empty where there is nothing."""
+    """The first state of an optimizer whose shape differs from its parameter's, in words; empty if there is none."""
     shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
     if not isinstance(state["state"], dict):
         return f"optimizer state: expected a mapping, found {_kind(state['state'])}"
     for number, values in state["state"].items():
         if not isinstance(number, int) or not 0 <= number < len(shapes) or not isinstance(values, dict):
-            return f"optimizer state {number}: belongs to none of the {len(shapes)} parameters"
+            return f"optimizer state {number}: expected one of the {len(shapes)} parameters"
         for name, value in values.items():
             if isinstance(value, Tensor) and value.ndim and value.shape != shapes[number]:
                 return f"optimizer state {number} {name}: expected shape {list(shapes[number])}, found {_kind(value)}"
@@ -113,10 +113,10 @@ def _strange_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any])
 
 
 def _difference(expected: Any, found: Any, where: str) -> str:
-    """Where a state departs from one that is built like it, in words; empty where it does not.
+    """The first difference between a state and the expected one, in words; empty if they match.
 
-    An optimizer knows nothing of its parameters before its first step: what is said of them there is not looked at
-    here. A mapping's other keys are those of another version.
+    Additional keys of a mapping are accepted: an optimizer has no state before its first step, and other versions have
+    other keys.
     """
     if isinstance(expected, Tensor):
         if isinstance(found, Tensor) and found.shape == expected.shape and found.dtype == expected.dtype:
@@ -127,7 +127,7 @@ def _difference(expected: Any, found: Any, where: str) -> str:
             return f"{where}: expected a mapping, found {_kind(found)}"
         inner = [(key, value, found[key]) for key, value in expected.items() if key in found]
         if missing := [key for key in expected if key not in found]:
-            return f"{where}: expected '{missing[0]}', which is not there"
+            return f"{where}: expected '{missing[0]}', which is missing"
     elif isinstance(expected, list | tuple):
         if not isinstance(found, list | tuple) or len(found) != len(expected):
             return f"{where}: expected {_kind(expected)}, found {_kind(found)}"

@@ -1,4 +1,4 @@
-"""The network's weights, loaded from a file: all of them or nothing."""
+"""Loading of the network's weights: all of them or none."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["NetworkLoader", "load_network_weights"]
 
 
 def load_network_weights(network: nn.Module, path: str | Path) -> None:
-    """Load a network's state_dict, all of it or nothing.
+    """Load a network's state_dict, all of it or nothing of it.
 
     Args:
-        network: takes the weights, wherever it is; unchanged if they do not fit.
-        path: file with the state_dict alone, as training writes ``model.pt``.
+        network: the network, on any device; unchanged if the weights do not fit.
+        path: file with only the state_dict, like ``model.pt``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no such state_dict, is damaged, has values that are not finite, or is of a network
-            with other classes, channels or layers.
+        ValueError: if the file is not such a state_dict, is damaged, has values that are not finite, or belongs to a
+            network with other classes, channels or layers.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No checkpoint '{path}': train a network first or name a file with --checkpoint.")
@@ -36,12 +36,12 @@ def load_network_weights(network: nn.Module, path: str | Path) -> None:
     strangers = sorted(expected.keys() ^ weights.keys())
     if strangers:
         raise ValueError(
-            f"Checkpoint '{path}' is of another network: {len(strangers)} entries are in only one of the two, "
+            f"Checkpoint '{path}' belongs to another network: {len(strangers)} entries are in only one of the two, "
             f"the first '{strangers[0]}'."
         )
     wrong = [name for name in expected if expected[name].shape != weights[name].shape]
     if wrong:
-        # The last layer gives the classes, the first takes the channels; whatever else differs is named as it is.
+        # The last layer has the classes, the first the channels; other differences are reported as shapes.
         found, wanted = (list(tensors[wrong[-1]].shape) for tensors in (weights, expected))
         what = f"'{wrong[-1]}' has shape {found}, expected {wanted}"
         if wrong == [next(iter(expected))] and len(found) == len(wanted) == 4:
@@ -57,10 +57,10 @@ class NetworkLoader(CheckpointLoader):
 
     Args:
         load_path: file with the network's state_dict.
-        network: takes the weights.
-        image_size: side of the slices in pixels; weights whose record names another are refused, see
-            :func:`scripts.utils.provenance.check_grid`. None: not looked at.
-        options: of the same record, looked at likewise.
+        network: the network.
+        image_size: side of the slices in pixels; weights whose record has another are refused, see
+            :func:`scripts.utils.provenance.check_grid`. None: not checked.
+        options: options of the record, checked likewise.
     """
 
     def __init__(

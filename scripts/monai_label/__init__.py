@@ -1,9 +1,9 @@
-"""Training from a MONAI Label datastore: its studies and their labels, a time budget, and where results go.
+"""Training from a MONAI Label datastore: its studies and labels, a time budget, and publishing of the weights.
 
-MONAI Label's ``monaibundle`` app replaces the records of training and validation by those of the studies whose label
-is final. All other studies of the datastore are what a semi-supervised objective learns from beside them. They are
-found from the labels' place, which is always ``STUDIES/labels/final/``; ``STUDIES/datastore_v2.json`` is the server's
-own list of studies. ``labels/original`` holds what networks predicted and is never looked at.
+MONAI Label's ``monaibundle`` app replaces the records of training and validation by those of the studies with a final
+label. All other studies of the datastore are the unlabelled images of a semi-supervised objective. The datastore is
+found from the labels' path, which is always ``STUDIES/labels/final/``; ``STUDIES/datastore_v2.json`` is the server's
+list of studies. ``labels/original`` contains predictions and is never read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A training that fits into the time that a clinician gives it."""
+"""A training within a time limit that a clinician sets."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ __all__ = ["BudgetSchedule", "TimeBudget"]
 
 logger = logging.getLogger(__name__)
 
-EPOCHS = 10  # in a budget: usable weights and a validation after each tenth of it
-TIMED = 5  # iterations that tell how long one takes, after a first one
-SHARE = 0.8  # of an epoch's time that iterations take, until one was seen: the rest is batch norm and validation
-UNLABELED_COST = 3.0  # of an iteration with unlabelled images, in iterations without
+EPOCHS = 10  # per budget: usable weights and a validation after each tenth of it
+TIMED = 5  # iterations that are timed, after a first one
+SHARE = 0.8  # iterations' assumed share of the first epoch's time: the rest is batch norm and validation
+UNLABELED_COST = 3.0  # cost of an iteration with unlabelled images relative to one without
 LOG_INTERVAL = 20.0  # seconds
 
 
 class TimeBudget:
-    """Handler that ends a training when its time is up, and says how far it is.
+    """Handler that ends a training when its time is up, and logs its progress.
 
-    An epoch is a tenth of the budget instead of a pass over the unlabelled slices: how many iterations that is, the
-    first ones tell, and how many epochs there is time for, each epoch. The learning rate, of a
-    :class:`BudgetSchedule`, and the objective's ramps follow this plan. A training is never longer than the trainer's
+    An epoch is a tenth of the budget instead of a pass over the unlabelled slices. The first iterations are timed and
+    give the number of iterations of an epoch; each epoch updates the number of epochs. The learning rate of a
+    :class:`BudgetSchedule` and the objective's ramps follow this plan. A training is never longer than the trainer's
     own ``max_epochs`` passes.
 
     Args:
-        minutes: time for the training; preprocessing is part of it. 0: no budget, ``max_epochs`` passes however long
-            they take.
-        studies: what is learned from; where they belong to no datastore there is no budget either.
+        minutes: time for the training, including preprocessing. 0: no budget, ``max_epochs`` passes.
+        studies: the studies to learn from; without a datastore there is no budget.
 
     Raises:
-        ValueError: if ``minutes`` is no number of at least 0.
+        ValueError: if ``minutes`` is not a number of at least 0.
     """
 
     def __init__(self, minutes: float, studies: Studies) -> None:
@@ -48,12 +47,12 @@ class TimeBudget:
         self.seconds = 60.0 * minutes if studies.root is not None else 0.0
         self.begin = self.logged = studies.begin
         self.total = self.most = 0
-        self.timed = 0  # the iteration from whose end on iterations are timed
+        self.timed = 0  # iterations after this one are timed
         self.steps: list[float] = []
         self.first = self.last = 0.0
 
     def attach(self, engine: SemiSupervisedTrainer) -> None:
-        """Register with the trainer, before whatever reads its number of epochs."""
+        """Register with the trainer, before all handlers that read its number of epochs."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
@@ -69,14 +68,14 @@ class TimeBudget:
         elif self.seconds and len(self.steps) < TIMED:
             self.steps.append(now - self.last)
             if len(self.steps) == TIMED:
-                self._plan(engine, median(self.steps))  # between two of them a short epoch may have ended
+                self._plan(engine, median(self.steps))  # a short epoch may have ended in between
         self.last = now
         if now - self.logged > LOG_INTERVAL:
             self.logged = now
             self._tell(engine, now)
 
     def _plan(self, engine: SemiSupervisedTrainer, step: float) -> None:
-        """Length and number of epochs by the seconds of a step; the current one has begun."""
+        """Set the length and the number of epochs from the seconds of a step, during an epoch."""
         before = (engine.state.epoch - 1) * int(engine.state.epoch_length or 1)
         iterations = min(SHARE * self._iterations(engine, step, self.first), self.most)
         length = engine.state.epoch_length = self._agree(max(1 + TIMED, int(iterations / EPOCHS)))
@@ -95,17 +94,17 @@ class TimeBudget:
         self._set(engine, more, engine.state.iteration + more * length)
 
     def _iterations(self, engine: SemiSupervisedTrainer, step: float, now: float) -> float:
-        """Iterations of the whole training, if one takes so many seconds now."""
+        """Iterations of the whole training at the current seconds per iteration."""
         done = engine.state.iteration
         left = max(0.0, self.begin + self.seconds - now) / step
         if done >= engine.objective.supervised_iterations or not engine.objective.requires_unlabeled:
             return done + left
-        # The first share of the iterations is labelled images alone; the others will take longer.
+        # The first iterations use labelled images only; the others will take longer.
         share = engine.supervised_share
         return (done + left) / (share + (1 - share) * UNLABELED_COST)
 
     def _set(self, engine: SemiSupervisedTrainer, more: int, total: int) -> None:
-        """End the training after some more epochs than the current one."""
+        """End the training some epochs after the current one."""
         engine.state.max_epochs = engine.state.epoch + more
         self._set_total(engine, total)
 
@@ -117,7 +116,7 @@ class TimeBudget:
 
     @staticmethod
     def _agree(number: int) -> int:
-        """The first process's number: the clocks of several differ, and none may wait for a step that others skip."""
+        """The first process's number: clocks differ, and no process may wait for a step that others skip."""
         if rank_and_count()[1] == 1:
             return number
         shared = [number]
@@ -135,14 +134,14 @@ class TimeBudget:
 
 
 class BudgetSchedule(torch.optim.lr_scheduler.LambdaLR):
-    """Learning rate ``lr (1 - i / total)^power`` at iteration i, with a total that a :class:`TimeBudget` sets.
+    """Learning rate ``lr (1 - i / total)^power`` at iteration i, with a total set by a :class:`TimeBudget`.
 
     Args:
-        optimizer: whose learning rate it is.
-        power: of the decay.
+        optimizer: the optimizer.
+        power: exponent of the decay.
 
     Attributes:
-        total: iterations of the training as it is planned now; 0: not planned yet.
+        total: currently planned iterations of the training; 0: not planned yet.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, power: float = 0.9) -> None:

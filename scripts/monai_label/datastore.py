@@ -26,38 +26,38 @@ logger = logging.getLogger(__name__)
 
 INDEX = "datastore_v2.json"
 FINAL = "final"
-RETRIES = 10  # the server writes its index anew at every change, and a reader may come in between
+RETRIES = 10  # the server rewrites its index at every change; retry an incomplete read
 
 
 class Studies:
-    """What a training learns from: MONAI Label's records as they can be used, and all other studies of the datastore.
+    """The training data of a datastore: MONAI Label's usable records, and all other studies as unlabelled images.
 
-    A label counts by the names of its segments: those that a viewer lists with it, or those of the DICOM SEG that it
-    was in an archive. Without names its values are the classes. A label whose segments are not the classes is left out
-    with a warning that names the study; one that covers a part of its image's slices is padded with background.
+    The names of a label's segments determine its classes: those that a viewer lists with it, or those of its DICOM SEG
+    in an archive. Without names its values are the classes. A label whose segments are not the classes is left out with
+    a warning that names the study; one that covers a part of its image's slices is padded with background.
 
-    Where every study is labelled, the training ones count once more without their labels: consistency is then learned
-    on them, as FixMatch's authors do with all labelled images.
+    If every study is labelled, the training images also serve as unlabelled ones, as FixMatch's authors do with all
+    labelled images.
 
     Args:
         labeled: training records, with the paths of ``image`` and ``label``.
-        validation: validation records; their images are never unlabelled ones.
-        cache_dir: folder for labels that had to be changed.
-        class_names: name of each foreground class by its number as text; empty: nothing is known of names.
+        validation: validation records; their images are never used as unlabelled ones.
+        cache_dir: folder for converted labels.
+        class_names: name of each foreground class by its number as text; empty: names are unknown.
         class_synonyms: further names, see :class:`scripts.monai_label.segments.ClassTerms`.
         class_codes: codes of the classes.
 
     Attributes:
-        root: the datastore's folder; None where the records belong to none, which are then left as they are.
+        root: the datastore's folder; None without a datastore, the records are then unchanged.
         labeled: training records.
         validation: validation records.
-        unlabeled: records with an absolute ``image`` alone, in the order of their names.
+        unlabeled: records with only an absolute ``image``, sorted by name.
         left_out: one line for each label or study that is not used.
-        counts: how many studies of which kind a training uses, in words; "" until :func:`training_slices` knows.
-        begin: when this object was made, by the monotonic clock.
+        counts: numbers of studies of a training, in words; "" before :func:`training_slices`.
+        begin: creation time of this object, by the monotonic clock.
 
     Raises:
-        ValueError: when the datastore's index cannot be read.
+        ValueError: if the datastore's index cannot be read.
     """
 
     def __init__(
@@ -86,17 +86,17 @@ class Studies:
         self._folder = Path(cache_dir) / "labels"
         self.labeled, self.validation = (self._usable(records) for records in (self.labeled, self.validation))
         if not self.unlabeled:
-            logger.info("No study is without a label: the labelled training images also serve as unlabelled ones.")
+            logger.info("Every study has a label: the labelled training images also serve as unlabelled ones.")
             self.unlabeled = [{"image": str(record["image"])} for record in self.labeled]
 
     def leave_out(self, faults: Sequence[str]) -> None:
-        """Note what cannot be used, with a warning for each line."""
+        """Record what is left out, with a warning for each line."""
         for fault in faults:
             logger.warning("Left out: %s", fault)
         self.left_out += faults
 
     def _usable(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The records with labels of the classes on their images' grids; the others are left out."""
+        """The records whose labels have the classes and their images' grids; others are left out."""
         usable = []
         for record in records:
             label = Path(record["label"])
@@ -116,23 +116,23 @@ class Studies:
         if not segments and final.folder is not None:
             segments = dicom_segments(final.folder, len(self._terms.names))
         if not segments and final.archived:
-            raise ValueError("nothing is known of its segments' names")
+            raise ValueError("its segments have no known names")
         classes = self._terms.classes(segments)
         missing = [name for number, name in self._terms.names.items() if segments and number not in classes.values()]
         if missing:
-            logger.info("The final label of '%s' has no %s: learned as absent there.", final.study, ", ".join(missing))
+            logger.info("The final label of '%s' has no %s: trained as absent.", final.study, ", ".join(missing))
         return classes
 
 
 @dataclass(frozen=True)
 class _Final:
-    """What the index says of a final label.
+    """A final label in the datastore's index.
 
     Attributes:
-        study: its name.
-        segments: as a viewer listed them; empty where it did not.
+        study: name of its study.
+        segments: the segments that a viewer listed; may be empty.
         archived: whether it came from an archive.
-        folder: of the DICOM SEG that it was there, where it is at hand.
+        folder: folder of its DICOM SEG, if available.
     """
 
     study: str
@@ -152,11 +152,11 @@ def training_slices(
     """The training slices of a datastore; studies that cannot be used are left out.
 
     Args:
-        data: MONAI Label's records, of account where they belong to no datastore.
-        studies: made from them.
-        validation: what is validated on.
+        data: MONAI Label's records, used without a datastore.
+        studies: the studies of these records.
+        validation: the validation data.
         preprocessing: see :class:`scripts.data.SliceDataset`.
-        channels: number of channels that the network takes.
+        channels: number of the network's input channels.
         **options: of :class:`scripts.data.SliceDataset`.
     """
     if studies.root is None:
@@ -185,8 +185,8 @@ def validation_volumes(data: Sequence[Mapping[Hashable, Any]], studies: Studies,
     """The validation volumes of a datastore; studies that cannot be used are left out.
 
     Args:
-        data: MONAI Label's records, of account where they belong to no datastore.
-        studies: made from them.
+        data: MONAI Label's records, used without a datastore.
+        studies: the studies of these records.
         **options: of :class:`scripts.data.VolumeDataset`.
     """
     if studies.root is None:
@@ -200,9 +200,9 @@ def validation_volumes(data: Sequence[Mapping[Hashable, Any]], studies: Studies,
 
 
 def run_folder(output_dir: str | Path, data: Sequence[Mapping[str, Any]]) -> str:
-    """Folder of a run: ``output_dir``, or for a MONAI Label datastore a new one inside it, named by the time.
+    """Folder of a run: ``output_dir``, or for a MONAI Label datastore a new subfolder, named by the time.
 
-    A server trains again and again, each time anew, and must not meet the run before.
+    A server starts many trainings, which must not share a folder.
 
     Args:
         output_dir: folder for results.
@@ -214,9 +214,9 @@ def run_folder(output_dir: str | Path, data: Sequence[Mapping[str, Any]]) -> str
 
 
 def _datastore(records: Sequence[Mapping[str, Any]]) -> Path | None:
-    """Root of the datastore that the records' labels lie in.
+    """Root of the datastore of the records' labels.
 
-    The server resolves links, so a linked label is somewhere else; then the datastore is where its image lies.
+    The server resolves links, so a linked label may be in another folder; its image then gives the datastore.
     """
     labeled = [record for record in records if "label" in record]
     labels = {os.path.realpath(record["label"]) for record in labeled}
@@ -231,7 +231,7 @@ def _datastore(records: Sequence[Mapping[str, Any]]) -> Path | None:
 
 
 def _read(root: Path) -> tuple[list[str], dict[str, _Final]]:
-    """Real paths of the images without a final label, and what is known of the final labels by their real paths."""
+    """Real paths of the images without a final label, and the final labels by their real paths."""
     path = root / INDEX
     try:
         index = _read_index(path)
@@ -250,7 +250,7 @@ def _read(root: Path) -> tuple[list[str], dict[str, _Final]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: expected MONAI Label's list of studies, found {error!r}.") from None
     images = [os.path.realpath(folder / name) for name in names if not name.startswith(".")]
-    # a datastore may list formats that the preprocessing does not read
+    # a datastore may list formats that the preprocessing cannot read
     return [image for image in images if image.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(image)], finals
 
 

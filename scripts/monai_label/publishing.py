@@ -1,4 +1,4 @@
-"""Making a training's network the one that a MONAI Label server uses, if it is no worse."""
+"""Publishing: a training's network replaces the one that a MONAI Label server uses, unless it is worse."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 TERMS = f"{UNSTATED}; ask the studies' owner before any use"
 METRIC = "val_mean_dice"
-# MONAI Label serves the file with the shortest name: the others' are longer.
+# MONAI Label serves the file with the shortest name.
 PREVIOUS, CANDIDATE = "model_previous.pt", "model_candidate.pt"
 LICENSES = {PREVIOUS: "LICENSE_previous.txt", CANDIDATE: "LICENSE_candidate.txt"}
 
@@ -34,31 +34,31 @@ LICENSES = {PREVIOUS: "LICENSE_previous.txt", CANDIDATE: "LICENSE_candidate.txt"
 def network_files(folder: str | Path) -> list[str]:
     """Names of the networks that a viewer can choose from, the served one first.
 
-    A server lists them once, when it starts: what trainings will write is among them whether it is there or not. A
-    request for one that is not there is answered by the served network.
+    A server lists them once, at its start, so the list includes files that later trainings will write. A request for a
+    missing one is answered by the served network.
 
     Args:
-        folder: of the weights.
+        folder: folder of the weights.
     """
     found = {path.name for path in Path(folder).glob("*.pt")}
     return sorted({"model.pt", PREVIOUS, CANDIDATE, *found}, key=lambda name: (len(name), name))
 
 
 class PublishWeights:
-    """Handler that makes a training on a MONAI Label datastore the network that the server uses, if it is no worse.
+    """Handler that replaces a MONAI Label server's network by the trained one, unless it is worse.
 
-    The served network is scored on the validation studies before the training. The new one replaces it after the last
-    epoch, in one step, unless its mean Dice on the same studies is lower; those that one of the two has learned from
-    are not compared on. What was served lies in ``model_previous.pt`` then. After every epoch the run's weights
-    are copied to ``model_candidate.pt``, where they stay if the training is stopped or its network is worse. On any
-    other data the handler does nothing. Attach it after the handler that writes the run's weights.
+    The served network is evaluated on the validation studies before the training. After the last epoch the new one
+    replaces it, in one step, unless its mean Dice on the same studies is lower; studies that either network was trained
+    on are excluded. The replaced network becomes ``model_previous.pt``. After every epoch the run's weights are copied
+    to ``model_candidate.pt``, which remains if the training is stopped or its network is worse. Without a MONAI Label
+    datastore the handler does nothing. Attach it after the handler that writes the run's weights.
 
     Args:
         run_dir: folder of the run with its ``model.pt``.
-        target: the weights that are served, a ``model.pt``.
-        studies: what is learned from.
-        network: the network that is trained.
-        evaluator: scores on the validation studies; None: nothing is compared.
+        target: the served weights, a ``model.pt``.
+        studies: the training data.
+        network: the trained network.
+        evaluator: evaluates on the validation studies; None: no comparison.
         class_names: name of each foreground class by its number as text.
     """
 
@@ -77,7 +77,7 @@ class PublishWeights:
         self.network = network
         self.evaluator: Any = evaluator if evaluator is not None and len(studies.validation) else None
         self.class_names = [name for _, name in sorted((class_names or {}).items(), key=lambda item: int(item[0]))]
-        # The configured data set is not what this network learns from.
+        # The configured data set is not this network's training data.
         self.origin: dict[str, Any] = {
             "data": "custom",
             "split": "MONAI Label datastore",
@@ -101,19 +101,19 @@ class PublishWeights:
         learned |= self._remember_origin()
         self.origin["labeled_sha256"] = sorted(learned)
         if self.evaluator is None:
-            logger.info("No study to validate on: the new network will be compared with nothing.")
+            logger.info("No validation study: the new network will not be compared.")
             return
         learned |= {*_learned(read_record(self.target))}
         self.compared = [_digest(record) not in learned for record in self.studies.validation]
         if not any(self.compared):
-            logger.info("A network has learned from every validation study: nothing can be compared on them.")
+            logger.info("A network was trained on every validation study: they cannot serve for a comparison.")
             return
         self._score_served()
 
     def _remember_origin(self) -> set[str]:
-        """Weights that a training begins with pass their terms and what they learned on to what it makes of them.
+        """Take over the licences and training studies of the initial weights.
 
-        MONAI Label loads any file of ``models/``, under whatever name: which one it was, the network itself tells.
+        MONAI Label loads any file of ``models/``; the network's weights tell which one it was.
         """
         state = self.network.state_dict()
         for path in sorted(self.target.parent.glob("*.pt")):
@@ -135,15 +135,15 @@ class PublishWeights:
             self.served = self._scores()
             logger.info("Served network on the validation studies: %s", self._text(self.served))
         except (FileNotFoundError, ValueError) as error:
-            logger.info("The served network cannot be compared with: %s", error)
+            logger.info("The served network cannot be compared: %s", error)
         finally:
             self.network.load_state_dict(state)
-            # as if the evaluator had not run
+            # restore the state before the evaluator's run
             self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
             self.evaluator.state.epoch = 0
 
     def _scores(self) -> torch.Tensor:
-        """Dice ``[classes]`` of the evaluator's last run, mean over the studies that are compared on."""
+        """Dice ``[classes]`` of the evaluator's last run, mean over the compared studies."""
         cases = torch.as_tensor(self.evaluator.state.metric_details[METRIC]).float()  # of all processes
         rows = torch.tensor(self.compared).repeat(len(cases) // len(self.compared))
         return torch.nanmean(cases[rows] if len(rows) == len(cases) else cases, dim=0)
@@ -174,10 +174,10 @@ class PublishWeights:
         if self.best is not None and self.served is not None:
             logger.info("Served network: %s. New network: %s.", self._text(self.served), self._text(self.best))
         else:
-            logger.info("The new network was compared with nothing.")
+            logger.info("The new network was not compared.")
         if worse:
             self._copy(self.source, self.target.with_name(CANDIDATE))
-            logger.warning("The new network is worse: the served one stays, the new one is %s.", CANDIDATE)
+            logger.warning("The new network is worse: the served one is kept, the new one is %s.", CANDIDATE)
         else:
             self._publish()
         logger.info("Ended at epoch %d after %s.", engine.state.epoch, self.studies.counts)
@@ -185,7 +185,7 @@ class PublishWeights:
             logger.warning("Left out: %s", fault)
 
     def _correct_records(self) -> None:
-        """Also a stopped training leaves weights that somebody may put to use."""
+        """Copy the weights after every epoch, so that a stopped training leaves usable ones."""
         for path in self.source.parent.glob("*.pt"):
             if record := read_record(path):
                 write_record(path, {**record, **self.origin})
@@ -199,14 +199,16 @@ class PublishWeights:
         candidate = self.target.with_name(CANDIDATE)
         for path in (candidate, candidate.with_suffix(".json"), candidate.with_name(LICENSES[CANDIDATE])):
             path.unlink(missing_ok=True)
-        logger.info("%s is now the network of %s; the one before is %s.", self.target, self.source, PREVIOUS)
+        logger.info("%s is now the network of %s; the previous one is %s.", self.target, self.source, PREVIOUS)
         if None not in sizes and sizes[0] != sizes[1]:
-            # The server reads inference.json, and with it the size, once in its life.
-            logger.warning("The slice size changed from %s to %s: restart the server, which keeps the old.", *sizes)
+            # The server reads inference.json, including the size, once at its start.
+            logger.warning(
+                "The slice size changed from %s to %s: restart the server, which still uses the old one.", *sizes
+            )
 
     @staticmethod
     def _copy(source: Path, target: Path) -> None:
-        """Copy weights with their record and terms. All is copied before anything is replaced, within a moment."""
+        """Copy weights with their record and terms: all are copied first, then renamed together."""
         if not source.is_file():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -224,11 +226,11 @@ def _files(weights: Path) -> tuple[Path, Path, Path]:
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    """What tells a study from others without naming it."""
+    """An identifier of a study that does not contain its name."""
     return file_digest(record["image"])[:16]
 
 
 def _learned(record: Mapping[str, Any] | None) -> Sequence[str]:
-    """The studies that weights learned from with their labels, see :func:`_digest`; none where nobody noted them."""
+    """The labelled training studies of weights, see :func:`_digest`; none if they are not recorded."""
     learned = (record or {}).get("labeled_sha256")
     return [str(entry) for entry in learned] if isinstance(learned, list) else []

@@ -1,4 +1,4 @@
-"""Segments of viewers and archives, and the classes that they are: by name, never by place."""
+"""Mapping of the segments of viewers and archives to the classes: by name, never by position."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from scripts.utils.files import replacing
 
 __all__ = ["ClassTerms", "Segment", "conform_label", "dicom_segments", "listed_segments"]
 
-# Words that say nothing of which structure is meant: "Left ventricle of heart" is the left ventricle.
+# Words without a meaning for the structure: "Left ventricle of heart" is the left ventricle.
 _FILLERS = {"of", "the", "heart", "cardiac", "structure", "segment", "cavity", "blood", "pool", "entire"}
 _MONAI_LABEL = "MONAILABEL"  # how a DICOM SEG names MONAI Label as its algorithm
-_ALIGNED = 0.25  # voxels: how far the grid of a label may lie off its image's
+_ALIGNED = 0.25  # voxels: tolerance between the grids of label and image
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Segment:
     """A segment of a label.
 
     Attributes:
-        value: of its voxels.
-        names: what it is called, the telling one first.
-        code: of its type in SNOMED CT, where it has one.
+        value: value of its voxels.
+        names: its names, the most specific one first.
+        code: SNOMED CT code of its type, if any.
     """
 
     value: int
@@ -40,12 +40,12 @@ class Segment:
 
 
 class ClassTerms:
-    """The names and codes by which viewers call the classes.
+    """Names and codes of the classes in viewers.
 
-    Capitals, the order of words, and words such as "of heart" are of no account.
+    Case, the order of words, and words such as "of heart" are ignored.
 
     Args:
-        names: of each foreground class by its number as text.
+        names: name of each foreground class by its number as text.
         synonyms: further names by class.
         codes: ``{"scheme", "value", "meaning"}`` by class.
     """
@@ -68,7 +68,7 @@ class ClassTerms:
         """The class of each segment, by the value of its voxels.
 
         Raises:
-            ValueError: where a segment is none of the classes, or two are the same.
+            ValueError: if a segment is none of the classes, or two are the same class.
         """
         found: dict[int, int] = {}
         for segment in segments:
@@ -94,12 +94,12 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 def listed_segments(info: Mapping[str, Any]) -> list[Segment]:
-    """The segments that a viewer lists beside a label; none where it names none.
+    """The segments that a viewer lists with a label; may be empty.
 
-    3D Slicer and OHIF number the voxels by the segments' places in their list, whatever number stands beside a name.
+    3D Slicer and OHIF number the voxels by the segments' positions in their list, not by the number given with a name.
 
     Args:
-        info: of a label in the datastore's index.
+        info: entry of a label in the datastore's index.
     """
     listed = info.get("label_info") or []
     if not listed or not all("name" in segment for segment in listed):
@@ -108,16 +108,16 @@ def listed_segments(info: Mapping[str, Any]) -> list[Segment]:
 
 
 def dicom_segments(folder: Path, classes: int) -> list[Segment]:
-    """The segments of the DICOM SEG in a folder, whose number is their voxels' value.
+    """The segments of the DICOM SEG in a folder; their number is their voxels' value.
 
     Args:
-        folder: with the files of one series, as MONAI Label fetches it from an archive.
-        classes: how many classes there are.
+        folder: folder with the files of one series, as MONAI Label fetches it from an archive.
+        classes: number of classes.
 
     Raises:
-        ValueError: if the folder holds no DICOM SEG or several, or one by MONAI Label that lacks a class.
+        ValueError: if the folder does not have exactly one DICOM SEG, or one by MONAI Label that lacks a class.
     """
-    import pydicom  # MONAI Label's; the bundle needs it here alone
+    import pydicom  # installed with MONAI Label; the bundle needs it only here
 
     files = sorted(path for path in folder.iterdir() if path.is_file())
     try:
@@ -128,9 +128,9 @@ def dicom_segments(folder: Path, classes: int) -> list[Segment]:
     if len(items) != 1:
         raise ValueError(f"{folder}: expected one DICOM SEG, found {len(items)}")
     if len(items[0]) < classes and any(item.get("SegmentAlgorithmName") == _MONAI_LABEL for item in items[0]):
-        # It counts the names from the first one on, whichever structure it was that nobody drew.
+        # It numbers the names consecutively, even if a structure in between was not drawn.
         raise ValueError(
-            f"MONAI Label stored it with {len(items[0])} of {classes} structures, and then mixes up their names"
+            f"MONAI Label stored it with {len(items[0])} of {classes} structures, and then confuses their names"
         )
     return [_dicom_segment(item) for item in items[0]]
 
@@ -148,20 +148,20 @@ def _dicom_segment(item: Any) -> Segment:
 def conform_label(image: Path, label: Path, classes: Mapping[int, int], target: Path) -> Path:
     """A label with the classes' numbers on its image's grid.
 
-    Archives leave out slices that are empty. What lies on the image's grid but covers a part of it is padded with
-    background, by geometry; another grid is left as it is, for :func:`scripts.data.checks.check_grids` to refuse.
+    Archives omit empty slices. A label on a part of the image's grid is padded with background, by geometry; a label on
+    another grid is unchanged and refused later by :func:`scripts.data.checks.check_grids`.
 
     Args:
         image: the study.
         label: its label.
         classes: class of each value; empty: values are classes.
-        target: where to write what is not the label as it stands, ``.nii.gz``.
+        target: file for a converted label, ``.nii.gz``.
 
     Returns:
-        ``label`` where nothing had to be changed, else ``target``.
+        ``label`` if it needed no conversion, else ``target``.
 
     Raises:
-        ValueError: if the label cannot be read or has values that are no segment's.
+        ValueError: if the label cannot be read or has values without a segment.
     """
     same_values = all(value == number for value, number in classes.items())
     try:
@@ -172,11 +172,11 @@ def conform_label(image: Path, label: Path, classes: Mapping[int, int], target: 
         values = np.unique(sitk.GetArrayViewFromImage(mask))
     except RuntimeError:
         if same_values:
-            return label  # the preprocessing says what is wrong with which of the two
-        raise ValueError(f"{label} is no image of this type, damaged or cut short.") from None
+            return label  # the preprocessing reports the faulty file
+        raise ValueError(f"{label} is not an image of this type, or is damaged.") from None
     strange = [f"{value:g}" for value in values if value != 0 and classes and value not in classes]
     if strange:
-        raise ValueError(f"{label}: no segment is known for the value {', '.join(strange[:5])}")
+        raise ValueError(f"{label}: expected the values of its segments, found {', '.join(strange[:5])}")
     mask = sitk.ChangeLabel(sitk.Cast(mask, sitk.sitkUInt16), {float(k): float(v) for k, v in classes.items()})
     if partly:
         size, origin, spacing, direction = _grid(image)
@@ -192,7 +192,7 @@ Grid = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], tuple[float,
 
 
 def _grid(path: Path) -> Grid:
-    """Size, origin, spacing and direction by a file's header."""
+    """Size, origin, spacing and direction in a file's header."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -209,7 +209,7 @@ def _matrix(grid: Grid) -> np.ndarray:
 
 
 def _fits_partly(image: Grid, label: Grid) -> bool:
-    """Whether a label covers a part of its image's grid, voxel by voxel, or all of it in another order of axes."""
+    """Whether a label lies on a part of its image's grid, or on all of it with another order of axes."""
     if (
         len(image[0]) != 3
         or len(label[0]) != 3

@@ -1,4 +1,4 @@
-"""The server that a training belongs to."""
+"""The MONAI Label server of a training."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ INTERVAL = 2.0  # seconds
 
 
 def end_with_server() -> None:
-    """End this process soon after the MONAI Label server that started it; anywhere else do nothing.
+    """End this process soon after the MONAI Label server that started it; without one, do nothing.
 
-    A server that crashes leaves its training behind, which would replace the weights under the next server.
+    Otherwise the training of a crashed server would replace the weights of the next server.
     """
     try:
         import psutil  # MONAI Label's
@@ -40,7 +40,7 @@ def end_with_server() -> None:
     def watch() -> None:
         while alive():
             time.sleep(INTERVAL)
-        logger.error("The server is gone: this training ends and leaves the served network as it is.")
+        logger.error("The server has ended: this training ends too and does not replace the served network.")
         sys.stdout.flush()
         os._exit(1)
 
@@ -50,5 +50,5 @@ def end_with_server() -> None:
 def _command(process: object) -> list[str]:
     try:
         return list(process.cmdline())  # type: ignore[attr-defined]
-    except Exception:  # another user's, or gone
+    except Exception:  # another user's process, or none
         return []

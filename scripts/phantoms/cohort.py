@@ -1,7 +1,7 @@
-"""Phantom cohorts: synthetic patients in the official layouts, to try the bundle without anybody's data.
+"""Phantom cohorts: synthetic patients in the official layouts, to try the bundle without patient data.
 
-Anatomy and contrast vary between patients more than noise does, because that is what makes few labeled patients a
-poor sample; around what is to be found lie structures that look like it. The kinds are named as the layouts:
+Anatomy and contrast vary more between patients than the noise does, so that few labeled patients are a poor sample; the
+target is surrounded by structures of similar appearance. The kinds have the layouts' names:
 
 - ``acdc``: short-axis cardiac cine MRI, NIfTI; 1 right ventricle (RV), 2 myocardium (Myo), 3 left ventricular cavity.
 - ``promise12``: axial T2-weighted prostate MRI, MetaImage; 1 prostate.
@@ -37,12 +37,12 @@ class _Kind(NamedTuple):
     """One kind of cohort.
 
     Attributes:
-        case: a case's name, from its number.
+        case: returns a case's name from its number.
         first: number of the first case.
         write: ``write(root, names, seed, **ranges)`` writes the cases of these names.
         labels: pattern of the label files.
-        labels_per_case: how many of them each case has.
-        ranges: least and largest value of what varies, by parameter.
+        labels_per_case: number of label files per case.
+        ranges: smallest and largest value of each parameter.
     """
 
     case: str
@@ -62,26 +62,27 @@ def make_phantom_cohort(
     slices: tuple[int, int] | None = None,
     kind: str = "acdc",
 ) -> str:
-    """Write the cohort, or leave an existing one of the same parameters as it is.
+    """Write the cohort, or keep an existing one with the same parameters.
 
-    The folder appears complete or not at all: it is built beside ``root`` and renamed. Cardiac patients have an
+    The cohort is written to a temporary folder, which is then renamed to ``root``. Cardiac patients have an
     end-diastolic and an end-systolic volume, the others one; all have labels.
 
     Args:
-        root: folder of the cohort; gets the files in the layout that ``kind`` names (volumes int16, labels uint8) and
-            ``splits.json`` with the case names of ``train``, ``val`` and ``test``.
+        root: folder of the cohort, with files in the layout ``kind`` (volumes int16, labels uint8) and ``splits.json``
+            with the case names of ``train``, ``val`` and ``test``.
         patients: number of train, validation and test patients.
-        seed: seed of the cohort, not negative; a patient depends on the seed and its own number alone.
-        size: least and largest number of pixels along an in-plane axis. None, here and below: the default of the kind.
-        spacing: least and largest pixel size in mm. Slices are 8 to 10 mm apart in hearts, 2.5 to 4 mm in prostates.
-        slices: least and largest number of slices.
+        seed: seed of the cohort, not negative; a patient depends only on the seed and its own number.
+        size: smallest and largest number of pixels along an in-plane axis. None, here and below: the default of the
+            kind.
+        spacing: smallest and largest pixel size in mm. Slices are 8 to 10 mm apart in hearts, 2.5 to 4 mm in prostates.
+        slices: smallest and largest number of slices.
         kind: ``acdc``, ``promise12`` or ``isic``, see above; photographs have no ``spacing`` and no ``slices``.
 
     Returns:
         ``root`` as a string.
 
     Raises:
-        FileExistsError: when ``root`` holds anything else than a phantom cohort.
+        FileExistsError: if ``root`` contains anything but a phantom cohort.
         ValueError: for an unknown kind, or a range that the kind does not have.
     """
     if kind not in KINDS:
@@ -92,14 +93,14 @@ def make_phantom_cohort(
         raise ValueError(f"{', '.join(strange)}: a phantom cohort of kind '{kind}' has no such range.")
     ranges = {name: given[name] or default for name, default in cohort.ranges.items()}
     root = Path(root)
-    # cohorts of the first kind were made before there were others: their marker does not name it
+    # markers of older cohorts lack the kind, which was always acdc
     named = [] if kind == "acdc" else [kind]
     parameters = json.dumps([*named, VERSION, patients, seed, *ranges.values()])
     labels = cohort.labels_per_case * sum(patients)
     if _is_complete(root, parameters, cohort.labels, labels):
         return str(root)
     if root.exists() and any(root.iterdir()) and not (root / MARKER).is_file():
-        raise FileExistsError(f"'{root}' is not empty and holds no phantom cohort: give another folder, or remove it.")
+        raise FileExistsError(f"'{root}' is not empty and not a phantom cohort: choose another folder, or remove it.")
 
     names = [cohort.case.format(cohort.first + i) for i in range(sum(patients))]
     train, val, _ = patients
@@ -115,7 +116,7 @@ def make_phantom_cohort(
             shutil.rmtree(root)
         try:
             building.rename(root)
-        except OSError:  # another process was faster
+        except OSError:  # another process has written it
             if not _is_complete(root, parameters, cohort.labels, labels):
                 raise
     finally:
@@ -173,4 +174,4 @@ KINDS: dict[str, _Kind] = {
         ranges={"size": (160, 240)},
     ),
 }
-"""The kinds of cohorts, by the layout that they are written in."""
+"""The kinds of cohorts, by layout."""

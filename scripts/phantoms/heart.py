@@ -1,7 +1,7 @@
 """Anatomy and signal of one phantom patient: a beating heart in a chest, cut along the heart's short axis.
 
-Lengths are in mm; in the image plane x runs to the patient's left and y to the back; depth runs from the heart's base
-(0) to its apex (1). Tissues are painted over each other by signed distances to their borders.
+Lengths are in mm; in the image plane x points to the patient's left and y to the back; depth is 0 at the heart's base
+and 1 at its apex. Tissues are painted over each other by signed distances to their borders.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class PhantomPatient(PhantomVolume):
     """One patient's anatomy, position and scan.
 
     Args:
-        rng: source of all that varies.
+        rng: source of all random numbers.
         **ranges: ``size``, ``spacing`` and ``slices``, see :class:`PhantomVolume`.
 
     Attributes:
-        affine: voxel indices to mm, as ACDC stores it: the array's axes run to the patient's left, back and head.
+        affine: voxel indices to mm, as in ACDC: the array's axes point to the patient's left, back and head.
     """
 
     def __init__(self, rng: np.random.Generator, **ranges: Any) -> None:
@@ -82,7 +82,7 @@ class PhantomPatient(PhantomVolume):
             depth = (k + 0.5) * self.thickness - self.base
             chest = self._chest(x, y, depth / self.length)
             blood = 1 + self.flow * self.field(6)
-            # a slice is as thick as it is long: average its signal, label its middle
+            # thick slices: average the signal over the thickness, label the middle
             for part in (-0.3, 0.0, 0.3):
                 z = (depth + part * self.thickness - shift) / (self.length - shift)
                 signal, classes = self._heart(chest, blood, x, y, z, systole)

@@ -1,4 +1,4 @@
-"""A synthetic dermoscopic photograph: a pigmented lesion on skin, with the hairs, corners and patches around it."""
+"""A synthetic dermoscopic photograph: a pigmented lesion on skin, with hairs, dark corners and reddish patches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["write_lesion_patient"]
 
 INPUT, TRUTH = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"
 LIGHT_SKIN, DARK_SKIN = np.array([0.93, 0.78, 0.69]), np.array([0.60, 0.42, 0.32])
-MELANIN = np.array([0.55, 1.0, 1.25])  # how much more of blue than of red light pigment takes
+MELANIN = np.array([0.55, 1.0, 1.25])  # absorption by pigment, stronger for blue than for red
 BLOOD = np.array([0.05, 0.9, 0.7])
 HAIR = np.array([0.16, 0.11, 0.09])
 
@@ -22,10 +22,10 @@ def write_lesion_patient(root: Path, name: str, rng: np.random.Generator, size: 
     """Write an image as ``<name>.jpg`` and its mask of 0 and 255 as ``<name>_segmentation.png``.
 
     Args:
-        root: folder of the cohort; the two official folders of the training part are made in it.
+        root: folder of the cohort; contains the two official folders of the training part.
         name: the image's name.
-        rng: source of all that varies.
-        size: least and largest height in pixels; images are 4:3.
+        rng: source of all random numbers.
+        size: smallest and largest height in pixels; images are 4:3.
     """
     height = int(rng.integers(size[0], size[1] + 1))
     shape = (height, round(height * 4 / 3))
@@ -43,7 +43,7 @@ def write_lesion_patient(root: Path, name: str, rng: np.random.Generator, size: 
 
 
 def _grid(shape: tuple[int, int], centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of every pixel relative to a centre in shares of the height and width, in pixels."""
+    """Rows and columns of every pixel in pixels, relative to a centre given as shares of height and width."""
     rows, columns = np.indices(shape, dtype=np.float32)
     return rows - centre[0] * shape[0], columns - centre[1] * shape[1]
 
@@ -68,7 +68,7 @@ def _lesion(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _skin(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Skin of one tone, blotched and grained, with a reddish patch that is no lesion: ``[H, W, 3]``."""
+    """Skin of one tone, with blotches, grain and a reddish patch that is not a lesion: ``[H, W, 3]``."""
     tone = LIGHT_SKIN + rng.beta(1, 2) * (DARK_SKIN - LIGHT_SKIN)
     blotches = 0.05 * random_field(rng, shape, 4) + 0.03 * random_field(rng, shape, 40)
     rows, columns = _grid(shape, rng.uniform(0.1, 0.9, 2))
@@ -78,7 +78,7 @@ def _skin(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _pigment(rng: np.random.Generator, image: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Darken the lesion as melanin does, unevenly, with a border between sharp and faded."""
+    """Darken the lesion like melanin, unevenly, with a border between sharp and faded."""
     shape = distance.shape
     density = rng.uniform(0.3, 1.3) * (1 + 0.25 * random_field(rng, shape, 5) + 0.12 * random_field(rng, shape, 30))
     edge = shape[0] * rng.uniform(0.01, 0.08)
@@ -88,7 +88,7 @@ def _pigment(rng: np.random.Generator, image: np.ndarray, distance: np.ndarray) 
 
 
 def _hairs(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Lay dark hairs over the image: arcs from one edge of it to another, on two images of three."""
+    """Draw dark hairs: arcs from one edge of the image to another, on two of three images."""
     height, width = image.shape[:2]
     scale = 4  # drawn larger, so that shrinking gives smooth edges
     canvas = Image.new("L", (scale * width, scale * height))
@@ -104,7 +104,7 @@ def _hairs(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def _light(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Let the light fall off to the sides and, on one image of three, the dermoscope's rim darken the corners."""
+    """Reduce the light towards the sides and, on one of three images, darken the corners by the dermoscope's rim."""
     rows, columns = _grid(image.shape[:2], rng.uniform(0.45, 0.55, 2))
     reach = np.hypot(*image.shape[:2]) / 2
     radius = np.hypot(rows, columns) / reach

@@ -1,8 +1,9 @@
 """One patient of the prostate cohort: pelvic anatomy, drawn in mm on axial slices, and its T2-weighted scan.
 
-The gland lies among what it is mistaken for: a bladder as bright as its peripheral zone above it, seminal vesicles,
-veins and fat around it, muscle as dark as its centre beside it, and a rectum behind it that holds gas, stool or a
-coil. Centres differ in contrast, resolution and coils. Coordinates run to the patient's left, back and head.
+The gland is surrounded by structures of similar appearance: a bladder as bright as its peripheral zone above it,
+seminal vesicles, veins and fat around it, muscle as dark as its centre at its sides, and a rectum behind it with gas,
+stool or a coil. Centres differ in contrast, resolution and coils. Coordinates point to the patient's left, back and
+head.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ __all__ = ["write_prostate_patient"]
 
 
 def write_prostate_patient(root: Path, name: str, rng: np.random.Generator, **ranges: Any) -> None:
-    """Write ``name.mhd`` (int16) and ``name_segmentation.mhd`` (uint8) with their ``.raw`` files, as PROMISE12 does.
+    """Write ``name.mhd`` (int16) and ``name_segmentation.mhd`` (uint8) with their ``.raw`` files, as in PROMISE12.
 
     Args:
         root: folder of the cohort.
-        name: of the case.
-        rng: source of all that varies.
+        name: name of the case.
+        rng: source of all random numbers.
         **ranges: ``size``, ``spacing`` and ``slices``, see :class:`~scripts.phantoms.scan.PhantomVolume`.
     """
     patient = PhantomProstate(rng, **ranges)
@@ -41,7 +42,7 @@ class PhantomProstate(PhantomVolume):
     """One patient's anatomy and scan.
 
     Args:
-        rng: source of all that varies.
+        rng: source of all random numbers.
         **ranges: ``size``, ``spacing`` and ``slices``, see :class:`~scripts.phantoms.scan.PhantomVolume`.
 
     Attributes:
@@ -52,7 +53,7 @@ class PhantomProstate(PhantomVolume):
     def __init__(self, rng: np.random.Generator, **ranges: Any) -> None:
         super().__init__(rng, thickness=(2.5, 4), **ranges)
         u = rng.uniform
-        tilt = math.radians(u(-15, 15)) * (u() < 0.6)  # many centres tilt the slices, others do not
+        tilt = math.radians(u(-15, 15)) * (u() < 0.6)  # many centres tilt the slices
         c, s = math.cos(tilt), math.sin(tilt)
         self.direction = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
         extent = np.array([self.pixel, self.pixel, self.thickness]) * (np.array(self.shape) - 1)
@@ -103,7 +104,7 @@ class PhantomProstate(PhantomVolume):
         image, label = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.uint8)
         for k in range(self.shape[2]):
             depth = (k - (self.shape[2] - 1) / 2) * self.thickness
-            # a slice is as thick as it is: average its signal, label its middle
+            # thick slices: average the signal over the thickness, label the middle
             for part in (-0.3, 0.0, 0.3):
                 z = depth + part * self.thickness
                 image[..., k] += self._slice(z) / 3

@@ -12,17 +12,17 @@ Range = tuple[float, float]
 
 
 class PhantomVolume:
-    """The slices that a patient's anatomy is drawn on.
+    """The grid of slices on which a patient's anatomy is drawn.
 
     Args:
-        rng: source of all that varies.
-        thickness: least and largest distance of two slices in mm.
-        size: least and largest number of pixels along an in-plane axis.
-        spacing: least and largest pixel size in mm.
-        slices: least and largest number of slices.
+        rng: source of all random numbers.
+        thickness: smallest and largest distance of two slices in mm.
+        size: smallest and largest number of pixels along an in-plane axis.
+        spacing: smallest and largest pixel size in mm.
+        slices: smallest and largest number of slices.
 
     Attributes:
-        rng: as given; what is drawn from it comes in the order of the code.
+        rng: as given; the order of the draws is the order of the code.
         shape: pixels along both axes in the plane, and slices.
         pixel: size of a pixel in mm.
         thickness: distance of two slices in mm.
@@ -51,13 +51,13 @@ class PhantomVolume:
 
 
 def paint(signal: np.ndarray, value: np.ndarray | float, distance: np.ndarray, edge: float) -> np.ndarray:
-    """Lay a tissue over the signal where its signed distance is negative, with a soft edge of that width, in mm."""
+    """Paint a tissue over the signal where its signed distance is negative, with a soft edge of ``edge`` mm."""
     cover = np.clip(0.5 - distance / edge, 0, 1)
     return signal + cover * (value - signal)
 
 
 def random_field(rng: np.random.Generator, shape: tuple[int, int], waves: int) -> np.ndarray:
-    """Smooth random field over an image of that shape, float32, about standard normal; more waves, finer grain."""
+    """Smooth random field of an image's shape, float32, about standard normal; more waves give a finer grain."""
     coarse = torch.from_numpy(rng.standard_normal((1, 1, waves + 2, waves + 2)).astype(np.float32))
     return interpolate(coarse, size=shape, mode="bicubic", align_corners=True)[0, 0].numpy()
 
@@ -67,8 +67,8 @@ def scan(rng: np.random.Generator, signal: np.ndarray, blur: float, noise: float
 
     Args:
         rng: source of the noise.
-        signal: ``[X, Y, slices]``, 0 without signal, about 1 where it is bright.
-        blur: share of its value that a pixel takes from each of two neighbours, per axis.
+        signal: ``[X, Y, slices]``, 0 without signal, about 1 in bright tissue.
+        blur: share of a pixel's value that comes from each of its two neighbours, per axis.
         noise: standard deviation of the noise, in units of the signal.
         scale: integer value of a signal of 1.
 

@@ -1,1 +1,1 @@
-"""How far a result can be trusted: predicted Dice, calibrated probabilities, flags in words."""
+"""Reliability of a result: predicted Dice, calibrated probabilities, flags in words."""

@@ -1,4 +1,4 @@
-"""How far the predictions of one image's turned and mirrored copies agree, class by class."""
+"""Agreement between the predictions of an image's rotated and mirrored copies, class by class."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ VIEWS: tuple[tuple[View, View], ...] = (
     (lambda x: x.flip(3), lambda x: x.flip(3)),
     (lambda x: x.rot90(1, (2, 3)), lambda x: x.rot90(-1, (2, 3))),
 )
-"""The further passes of images ``[B, C, H, W, ...]``: each a view, and what brings its prediction back."""
+"""The further passes of images ``[B, C, H, W, ...]``: each a view and the inverse for its prediction."""
 
 
 @dataclass(frozen=True)
 class ClassAgreement:
-    """What the passes say of one class in one image, each in [0, 1].
+    """Agreement of the passes on one class in one image, each value in [0, 1].
 
     Attributes:
-        agreement: mean over the further passes of the Dice between their mask and the first pass's.
-        expected_dice: Dice that the first pass's mask would have if the passes' mean probabilities were right:
-            ``2 sum(p m) / (sum(p) + sum(m))``, with the mask m.
-        uncertain: share of the voxels that some pass gives to the class on which not all passes do; 0 where none
-            gives it any.
+        agreement: mean Dice of the first pass's mask with each further pass's.
+        expected_dice: expected Dice of the first pass's mask m if the passes' mean probabilities p were correct:
+            ``2 sum(p m) / (sum(p) + sum(m))``.
+        uncertain: of the voxels that any pass assigns to the class, the share that not all passes assign; 0 without
+            such voxels.
     """
 
     agreement: float
@@ -39,16 +39,16 @@ class ClassAgreement:
 
     @property
     def score(self) -> float:
-        """What a Dice is predicted from: the product of both. Where nothing is found it is 0."""
+        """The score from which a Dice is predicted: the product of both; 0 if nothing is found."""
         return self.agreement * self.expected_dice
 
 
 @torch.no_grad()
 def view_logits(predict: Callable[[Tensor], Tensor], image: Tensor) -> list[Tensor]:
-    """Logits of the further passes, turned back onto the image's grid.
+    """Logits of the further passes, mapped back to the image's grid.
 
     Args:
-        predict: gives logits ``[B, K, H, W, ...]`` of images ``[B, C, H, W, ...]``.
+        predict: returns logits ``[B, K, H, W, ...]`` of images ``[B, C, H, W, ...]``.
         image: ``[B, C, H, W, ...]``.
     """
     return [back(predict(view(image))) for view, back in VIEWS]
@@ -58,8 +58,8 @@ def agreement(logits: Tensor) -> list[ClassAgreement]:
     """Compare the passes over one image, on the network's grid.
 
     Args:
-        logits: of all passes ``[passes, K, H, W]`` or ``[passes, K, H, W, slices]``, background first; the first pass
-            is the one whose labels are given out.
+        logits: of all passes ``[passes, K, H, W]`` or ``[passes, K, H, W, slices]``, background first; the labels of
+            the result come from the first pass.
 
     Returns:
         one entry for each foreground class.
@@ -80,5 +80,5 @@ def agreement(logits: Tensor) -> list[ClassAgreement]:
 
 
 def _ratio(part: Tensor, whole: Tensor, otherwise: float) -> Tensor:
-    """``part / whole``, and where there is nothing to divide by, ``otherwise``."""
+    """``part / whole``, or ``otherwise`` if ``whole`` is 0."""
     return torch.where(whole > 0, part / whole.clamp(min=1e-9), otherwise)

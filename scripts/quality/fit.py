@@ -1,4 +1,4 @@
-"""From agreement to a predicted Dice: a monotone fit on validation cases, with the interval that its errors give."""
+"""Prediction of the Dice from the agreement: a monotone fit on validation cases, with an interval from its errors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from scipy.optimize import isotonic_regression
 __all__ = ["COVERAGE", "FEWEST", "DiceFit", "Prediction", "fit_dice"]
 
 COVERAGE = 0.9
-"""Share of new cases whose Dice an interval is meant to hold."""
+"""Share of new cases whose Dice the interval should contain."""
 
 FEWEST = 5
-"""Validation cases, patients say, below which nothing is fitted."""
+"""Minimum number of validation cases (patients) for a fit."""
 
 
 class Prediction(NamedTuple):
@@ -30,16 +30,16 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class DiceFit:
-    """A rising line through knots from agreement score to Dice.
+    """A monotone piecewise linear function from agreement score to Dice.
 
     Attributes:
-        scores: of the knots, rising, in [0, 1]; the first is 0, where the Dice is 0.
-        dices: of the knots, not falling, in [0, 1].
-        margin: half the interval's width over ``1 - predicted Dice + 0.05``: where little is left to agree, errors
-            are small.
-        error: mean absolute error on cases that the line was fitted without, each in its turn.
-        cases: how many there were.
-        values: how many pairs of score and Dice they gave.
+        scores: scores of the knots, increasing, in [0, 1]; the first is 0, at Dice 0.
+        dices: Dice of the knots, not decreasing, in [0, 1].
+        margin: half the interval's width divided by ``1 - predicted Dice + 0.05``, because errors shrink towards Dice
+            1.
+        error: mean absolute error on left-out cases (leave-one-case-out).
+        cases: number of cases.
+        values: number of pairs of score and Dice.
     """
 
     scores: tuple[float, ...]
@@ -56,15 +56,15 @@ class DiceFit:
         return Prediction(dice, max(0.0, dice - half), min(1.0, dice + half))
 
     def to_record(self) -> dict[str, Any]:
-        """Plain values for the record of the weights, rounded."""
+        """Rounded plain values for the record of the weights."""
         return {name: _rounded(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_record(cls, entry: Mapping[str, Any]) -> DiceFit:
-        """The fit that a record holds, whose schema has been checked.
+        """The fit in a record, whose schema has been checked.
 
         Raises:
-            ValueError: if its line does not rise: what is wrong, without the record's name.
+            ValueError: if it is not monotone; the message does not name the record.
         """
         scores, dices = (np.asarray(entry[name], dtype=float) for name in ("scores", "dices"))
         if not len(scores) or len(scores) != len(dices) or (np.diff(scores) <= 0).any() or (np.diff(dices) < 0).any():
@@ -77,14 +77,14 @@ def fit_dice(scores: Sequence[float], dices: Sequence[float], cases: Sequence[st
     """Fit a Dice that rises with the agreement.
 
     Isotonic regression (pool adjacent violators) gives levels; a line through their centres keeps the order of cases
-    within a level (centred isotonic regression, Oron and Flournoy 2017). It begins at score 0 and Dice 0: masks that
-    no two passes share are right in none. The interval comes from the errors on cases left out, as in the jackknife
-    (Barber et al., "Predictive inference with the jackknife+"): their quantile for :data:`COVERAGE` of new cases.
+    within a level (centred isotonic regression, Oron and Flournoy 2017). It starts at score 0 and Dice 0, the case of
+    passes that share no voxel. The interval comes from the errors on left-out cases, as in the jackknife (Barber et
+    al., "Predictive inference with the jackknife+"): their quantile for :data:`COVERAGE` of new cases.
 
     Args:
         scores: agreement of a class in an image, in [0, 1].
         dices: its true Dice, in [0, 1].
-        cases: which case it is of. What belongs to one case, a patient's two images say, is left out together.
+        cases: its case. All values of a case, for example of a patient's two images, are left out together.
 
     Returns:
         the fit; None with fewer than :data:`FEWEST` cases.
@@ -113,13 +113,13 @@ def _line(scores: NDArray[np.float64], dices: NDArray[np.float64]) -> tuple[NDAr
     begins = fitted.blocks[:-1]
     counts = np.diff(fitted.blocks)
     centres, levels = np.add.reduceat(x, begins) / counts, fitted.x[begins]
-    # values of one score may lie in two levels: their centres must still rise
+    # equal scores may lie in two levels; the centres must still increase
     rising = np.concatenate([[True], np.diff(centres) > 0]) & (centres > 0)
     return np.concatenate([[0.0], centres[rising]]), np.concatenate([[0.0], levels[rising]])
 
 
 def _spread(dice: Any) -> Any:
-    """What errors are measured in."""
+    """The unit of the errors: they shrink towards Dice 1."""
     return 1.05 - dice
 
 

@@ -1,4 +1,4 @@
-"""What a label map shows that seldom is right, in words."""
+"""Flags for implausible label maps, in words."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from scipy import ndimage
 __all__ = ["check_enclosing", "component_flags", "plane_flags"]
 
 SECOND = 0.05
-"""Share of a class's voxels outside its largest component from which it counts as being in pieces."""
+"""Share of a class's voxels outside its largest component at which the class is flagged as fragmented."""
 
 OPEN = 0.25
-"""Share of an enclosed class's outline that may touch something else than what encloses it."""
+"""Share of an enclosed class's outline that may touch another class than the enclosing one."""
 
 
 def check_enclosing(enclosing: Any, num_classes: int) -> dict[int, int]:
-    """The option ``enclosing``: by class, the class that it is to enclose.
+    """Check the option ``enclosing``: by class, the class that it must enclose.
 
     Raises:
-        ValueError: if it is anything but foreground classes.
+        ValueError: unless all are foreground classes.
     """
     try:
         pairs = {int(outer): int(inner) for outer, inner in dict(enclosing).items()}
@@ -37,7 +37,7 @@ def check_enclosing(enclosing: Any, num_classes: int) -> dict[int, int]:
 
 
 def component_flags(classes: NDArray[np.integer], num_classes: int) -> dict[int, list[str]]:
-    """``empty``, or into how many pieces a class falls.
+    """Flags of each class's components: ``empty``, or its number of pieces.
 
     Args:
         classes: label map of an image or volume.
@@ -59,12 +59,12 @@ def component_flags(classes: NDArray[np.integer], num_classes: int) -> dict[int,
 def plane_flags(
     classes: NDArray[np.integer], num_classes: int, enclosing: Mapping[int, int] | None = None
 ) -> dict[int, list[str]]:
-    """What is cut by the border of the slices, and what does not enclose what it should.
+    """Flags of classes cut by the slices' border or not enclosing the class that they should.
 
     Args:
         classes: label map ``[H, W, slices]`` as the network sees it.
         num_classes: classes, background included.
-        enclosing: by class, the class that it is to enclose in every slice, as the myocardium its ventricle.
+        enclosing: by class, the class that it must enclose in every slice, such as myocardium and left ventricle.
 
     Returns:
         a list for each foreground class.

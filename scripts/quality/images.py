@@ -1,4 +1,4 @@
-"""Whether an image is like those that a network was trained on: ranges of a few plain features."""
+"""Similarity of an image to the training images: ranges of a few simple features."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from scripts.data.readers import shows_photograph
 __all__ = ["FEWEST_IMAGES", "image_features", "training_ranges", "unlike"]
 
 FEWEST_IMAGES = 20
-"""Training images below which their ranges say too little."""
+"""Minimum number of training images for the ranges."""
 
 WIDENED = 0.1
-"""Share of a range's width that a value may lie outside of it."""
+"""Tolerance outside a range, as a share of its width."""
 
 ROUNDED = 1e-3
-"""Share of a bound by which headers may differ where all training images have the same field of view."""
+"""Tolerance as a share of a bound, for the field of view if it is the same in all training images."""
 
 _WORDS = {
     "dark": "intensities",
@@ -34,15 +34,15 @@ _WORDS = {
 
 
 def image_features(image: Tensor) -> dict[str, float]:
-    """A few numbers of an image.
+    """Features of an image.
 
     Args:
-        image: as the network takes it, ``[C, H, W]`` or ``[C, H, W, slices]``.
+        image: the network's input, ``[C, H, W]`` or ``[C, H, W, slices]``.
 
     Returns:
         ``dark``, ``middle``, ``bright``: the quartiles of its values. ``roughness``: mean absolute difference of
         neighbours in a slice over the values' standard deviation; noise raises it, blur lowers it. ``height_mm`` and
-        ``width_mm``, the field of view, for a volume whose header says how large a voxel is.
+        ``width_mm``: the field of view, for a volume whose header has the voxel size.
     """
     values = image.float() if not isinstance(image, MetaTensor) else image.as_tensor().float()
     quartiles = np.quantile(values.cpu().numpy(), [0.25, 0.5, 0.75])
@@ -69,7 +69,7 @@ def training_ranges(features: Iterable[Mapping[str, float]]) -> dict[str, list[f
 
 
 def unlike(features: Mapping[str, float], ranges: Mapping[str, Sequence[float]]) -> list[str]:
-    """What of an image is unlike the training images, in words; empty where nothing is.
+    """Features of an image outside the training images' ranges, in words.
 
     Args:
         features: of :func:`image_features`.

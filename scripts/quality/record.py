@@ -1,4 +1,4 @@
-"""What is known of the quality of weights' results, in their record: an entry ``calibration`` of ``model.json``."""
+"""Calibration of the weights' results: the entry ``calibration`` of their record ``model.json``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Calibration", "fitted_temperature", "read_calibration", "write_calib
 
 @dataclass(frozen=True)
 class Calibration:
-    """What validation and training cases taught about weights' results.
+    """Calibration from validation and training cases.
 
     Attributes:
-        temperature: that logits are divided by before their probabilities are given out; 1 where none was fitted.
-        dice: by foreground class, the fit that predicts its Dice; classes without one are left out.
+        temperature: divisor of the logits before the softmax; 1 if none was fitted.
+        dice: by foreground class, the fit that predicts its Dice; classes without a fit are left out.
         images: ranges of the training images' features, see :func:`scripts.quality.images.training_ranges`.
     """
 
@@ -29,13 +29,13 @@ class Calibration:
 
 
 def read_calibration(checkpoint: str | Path) -> Calibration:
-    """The calibration in the record of weights; an empty one where there is none.
+    """The calibration in the record of weights; an empty one if there is none.
 
     Args:
         checkpoint: file of weights.
 
     Raises:
-        ValueError: as :func:`scripts.utils.provenance.read_record`, or if a fit does not rise.
+        ValueError: see :func:`scripts.utils.provenance.read_record`; also if a fit is not monotone.
     """
     entry = (read_record(checkpoint) or {}).get("calibration", {})
     try:
@@ -46,23 +46,25 @@ def read_calibration(checkpoint: str | Path) -> Calibration:
 
 
 def write_calibration(checkpoint: str | Path, calibration: Calibration, about: Mapping[str, Any]) -> Path:
-    """Put a calibration into the record of weights, in place of an earlier one.
+    """Write a calibration into the record of weights, in place of an earlier one.
 
     Args:
         checkpoint: file of weights with a record.
-        calibration: what was fitted.
-        about: what it was fitted on, written beside it.
+        calibration: the calibration.
+        about: description of the data that it was fitted on, stored with it.
 
     Returns:
         the record's path.
 
     Raises:
-        ValueError: if the weights have no record of their own.
+        ValueError: if the weights have no record.
     """
     path = Path(checkpoint).with_suffix(".json")
     record = read_record(checkpoint)
     if record is None:
-        raise ValueError(f"{path}: no record of '{checkpoint}', as training writes it, to keep a calibration in.")
+        raise ValueError(
+            f"{path}: the weights '{checkpoint}' have no record to store a calibration in; training writes one."
+        )
     entry = {
         **about,
         "temperature": round(calibration.temperature, 6),
@@ -74,5 +76,5 @@ def write_calibration(checkpoint: str | Path, calibration: Calibration, about: M
 
 
 def fitted_temperature(checkpoint: str | Path) -> float:
-    """The temperature in the record of weights; 1 where there is none, see :class:`Calibration`."""
+    """The temperature in the record of weights; 1 without one, see :class:`Calibration`."""
     return read_calibration(checkpoint).temperature

@@ -1,6 +1,6 @@
 """Calibrated probabilities: one temperature for all logits (Guo et al., "On Calibration of Modern Neural Networks").
 
-Dividing logits by a temperature changes no label; above 1 it makes the probabilities more careful.
+Dividing logits by a temperature changes no label; above 1 it makes the probabilities less confident.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from torch.nn import functional as F  # noqa: N812
 __all__ = ["BOUNDS", "REACH", "contour_band", "fit_temperature", "near_foreground"]
 
 BOUNDS = (0.1, 10.0)
-"""Between which a temperature is looked for; what the record's schema accepts."""
+"""Range of the temperature, as in the record's schema."""
 
 REACH = 3
-"""Pixels around foreground and contours that count as near them."""
+"""Distance in pixels within which a pixel counts as near the foreground or a contour."""
 
 
 def fit_temperature(logits: Tensor, label: Tensor) -> float:
-    """The temperature with the least negative log-likelihood.
+    """The temperature with the lowest negative log-likelihood.
 
-    It is convex in the inverse temperature, so that the minimum is the only one.
+    The likelihood is convex in the inverse temperature, so the minimum is unique.
 
     Args:
         logits: ``[N, K]`` of voxels.
         label: their true classes, integers ``[N]``.
 
     Returns:
-        a value within :data:`BOUNDS`.
+        The temperature, within :data:`BOUNDS`.
 
     Raises:
         ValueError: if there is no voxel.
@@ -42,9 +42,9 @@ def fit_temperature(logits: Tensor, label: Tensor) -> float:
 
 
 def near_foreground(pred: Tensor, label: Tensor) -> Tensor:
-    """Where prediction or label have foreground, and :data:`REACH` pixels around it in each slice.
+    """Mask of the foreground of prediction or label and of :data:`REACH` pixels around it in each slice.
 
-    Far from it the background is certain and right: it would drown what the probabilities are looked at for.
+    The background far from it is certain and correct and would dominate the errors.
 
     Args:
         pred: classes ``[H, W, slices]``.

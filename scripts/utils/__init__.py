@@ -1,1 +1,1 @@
-"""What every room uses: errors, options, files, threads, memory, provenance, licences."""
+"""Shared helpers: errors, options, files, threads, memory, provenance, licences."""

@@ -28,11 +28,11 @@ __all__ = [
 
 
 class WriteError(OSError):
-    """A file or folder that cannot be written, in words: a full disk, a folder without permission."""
+    """A file or folder that cannot be written, for example on a full disk or without permission."""
 
 
 _EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, WriteError)
-# What the machine refuses, whoever asks: its own words name the file.
+# Refusals by the operating system; their messages name the file.
 _REFUSED = {
     getattr(errno, f"E{name}", None)
     for name in (
@@ -42,23 +42,23 @@ _REFUSED = {
 } - {None}
 INTERRUPTED = 130
 """Exit code of a program that the user interrupted."""
-# The programs that run a bundle's workflow for a user: MONAI's command line, and MONAI Label's training process.
+# The programs that run a workflow for a user: MONAI's command line and MONAI Label's training process.
 MONAI_PROGRAM = ("monai", "bundle", "__main__.py")
 _PROGRAMS = {MONAI_PROGRAM, ("interfaces", "utils", "app.py")}
-_UNKNOWN_COMPONENT = "Cannot locate class or function path"  # MONAI's words
+_UNKNOWN_COMPONENT = "Cannot locate class or function path"  # MONAI's message
 _PACKAGE = Path(__file__).resolve().parents[1]  # scripts
 _SHOWN = 5
 
 
 class FaultsError(ValueError):
-    """What is wrong with a data set: a line for each fault, of which the message shows the first few.
+    """The faults of a data set, one line each; the message shows the first few.
 
     Args:
         faults: one line each.
-        shown: how many of them the message has.
+        shown: maximum number of faults in the message.
 
     Attributes:
-        faults: all of them.
+        faults: all faults.
     """
 
     def __init__(self, faults: Sequence[str], shown: int = _SHOWN) -> None:
@@ -75,19 +75,19 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def raised_in(error: BaseException, *folders: Path) -> bool:
-    """Whether the code that raised an error lies in one of these folders, not in a library that it calls."""
+    """Whether the error was raised by code in one of these folders, not in a library."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and any(folder in Path(frames[-1].filename).resolve().parents for folder in folders)
 
 
 def one_line(error: BaseException) -> str:
-    """What the error that started a chain says, on one line of at most 300 characters."""
+    """The message of the error that started a chain, on one line of at most 300 characters."""
     cause = root_cause(error)
     return " ".join(str(cause).split())[:300] or type(cause).__name__
 
 
 def fault_line(error: BaseException, *files: str) -> str:
-    """What went wrong with one of some files, as one line that begins with it, or with all if the error names none."""
+    """An error about one of several files as one line that begins with the file, or with all if it names none."""
     what = one_line(error)
     if what.startswith(files):
         return what
@@ -95,11 +95,11 @@ def fault_line(error: BaseException, *files: str) -> str:
 
 
 def plain_line(error: BaseException, *folders: Path) -> str | None:
-    """What a user needs to know of an error, as one line or a list of faults; None: it is none that was foreseen.
+    """The user's message of an error, one line or a list of faults; None for an unexpected error.
 
     Args:
-        error: what ended a program; MONAI wraps what a config's component raises, once per level.
-        folders: of the code whose messages are written for users.
+        error: the error that ended a program; MONAI wraps the errors of a config's component, once per level.
+        folders: folders of the code whose messages are written for users.
     """
     cause = root_cause(error)
     if isinstance(cause, KeyboardInterrupt):
@@ -112,18 +112,18 @@ def plain_line(error: BaseException, *folders: Path) -> str | None:
 
 
 def plain_output() -> None:
-    """Characters that a terminal or a log cannot show are written as their code points: they end no program."""
+    """Write characters that a terminal or a log cannot show as code points instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            with suppress(OSError, ValueError):  # closed, or redirected under Python's feet
+            with suppress(OSError, ValueError):  # closed or replaced
                 stream.reconfigure(errors="backslashreplace")
 
 
 def plain_errors() -> None:
-    """On the command line, end with the message alone when this package rejects what it was given.
+    """On the command line, print only the message if this package rejects its input.
 
-    So does a ``_target_`` that does not exist, a method's name misspelled, say, a full disk, or an interruption.
-    Anything unexpected keeps its full traceback, and so does every program that imports the bundle: only
+    The same holds for a ``_target_`` that does not exist (such as a misspelled method), a full disk, or an
+    interruption. Unexpected errors keep their full traceback, and so do programs that import the bundle: only
     ``python -m monai.bundle`` and the training process of a MONAI Label server get the hook.
     """
     if Path(sys.argv[0]).parts[-3:] not in _PROGRAMS:
@@ -139,7 +139,7 @@ def plain_errors() -> None:
     make = logging.getLogRecordFactory()
 
     def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        """Without the traceback, which MONAI's handlers log, of what the hook will tell in a line."""
+        """Drop the traceback that MONAI's handlers log for errors that the hook reports in one line."""
         made = make(*args, **kwargs)
         error = made.exc_info[1] if made.exc_info else None
         if error is not None and plain_line(error, _PACKAGE) is not None:

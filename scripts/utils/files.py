@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, the digest of what is in them, and those of a folder."""
+"""Atomic writing, digests and listing of files."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ __all__ = [
     "write_text",
 ]
 
-_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\..+|tmp[a-z0-9_]{8}")  # those of `replacing`, and those of Ignite
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\..+|tmp[a-z0-9_]{8}")  # of `replacing` and of Ignite
 
 
 def check_readable(path: str | Path) -> None:
-    """Whether a file is there and may be read, before a library says of one that may not that it is damaged.
+    """Check that a file exists and is readable; libraries report an unreadable file as damaged.
 
     Raises:
-        FileNotFoundError: where it is not there.
-        ValueError: where it may not be read, or is no file.
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is not readable or not a file.
     """
     try:
         with open(path, "rb"):
@@ -49,14 +49,14 @@ def check_readable(path: str | Path) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file under another name and rename it at the end: a reader never sees a partial file.
+    """Write a file under a temporary name and rename it at the end: a reader never sees a partial file.
 
     Args:
-        path: the file; it replaces one of this name, its folder is created if need be.
+        path: the file; an existing one is replaced, its folder is created if missing.
 
     Yields:
-        a path in the same folder with the same suffix, no other writer's. Where the block raises, what it wrote there
-        is removed and the earlier file stays as it was.
+        a temporary path in the same folder with the same suffix, unique to this writer. If the block raises, it is
+        removed and the earlier file stays unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{uuid4().hex[:12]}.{path.name}")
@@ -74,7 +74,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def _refusal(error: BaseException | None, temporary: Path) -> OSError | None:
-    """What the system said to a write, also where a library hides it behind an error of its own; None: nothing."""
+    """The operating system's error of a write, also behind a library's own error; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             named = error.filename is None or Path(os.fsdecode(error.filename)) in (temporary, *temporary.parents)
@@ -84,10 +84,10 @@ def _refusal(error: BaseException | None, temporary: Path) -> OSError | None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Find out now, not after hours of work, whether files can be written to a folder, which need not exist yet.
+    """Check before hours of work that files can be written to a folder, which need not exist yet.
 
     Raises:
-        WriteError: if it takes no file.
+        WriteError: if nothing can be written.
     """
     there = next(place for place in (Path(folder), *Path(folder).absolute().parents) if place.exists())
     try:
@@ -98,32 +98,32 @@ def check_writable(folder: str | Path) -> None:
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove what killed processes left half written in a folder; nobody else may be writing there."""
+    """Remove the temporary files of killed processes from a folder that no other process writes to."""
     for path in Path(folder).iterdir():
         if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
             continue
         if path.name.startswith("tmp"):
             with path.open("rb") as stream:
-                if stream.read(2) not in (b"", b"PK"):  # no half of a file that PyTorch writes
+                if stream.read(2) not in (b"", b"PK"):  # not an incomplete file of PyTorch
                     continue
         path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file of text, the same bytes on every system, see :func:`replacing`."""
+    """Write a text file with the same bytes on every system, see :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def as_stored(path: str | Path) -> str:
-    """A path in the Unicode form in which its folders have it, as macOS writes names in another than most systems.
+    """A path in the Unicode form in which the file system stores it; macOS uses another form than most systems.
 
     Args:
-        path: an absolute path. Where nothing of its name is there, in whatever form, it is returned as it is.
+        path: an absolute path, returned unchanged if it exists in no form.
     """
     path = Path(path)
     found = Path(path.anchor)
-    # os.path.exists answers for names that are too long for any file, where pathlib raises
+    # os.path.exists returns False for names that are too long, pathlib raises
     for part in () if os.path.exists(path) else path.parts[1:]:
         if not os.path.exists(found / part) and os.path.isdir(found):
             form = unicodedata.normalize("NFC", part)
@@ -137,7 +137,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], fields: Seque
 
     Args:
         path: the file.
-        rows: values by the name of their column.
+        rows: values by column name.
         fields: the columns; default: those of the first row.
     """
     text = io.StringIO()
@@ -149,24 +149,24 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], fields: Seque
 
 
 def update_digest(digest: Any, path: str | Path) -> None:
-    """Take a file's content into a digest of :mod:`hashlib`, whatever its size."""
+    """Add a file's content to a digest of :mod:`hashlib`, in blocks."""
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
 
 
 def files_below(root: Path) -> list[Path]:
-    """Files of a folder and of those below it, in the order of their paths; hidden ones are left out.
+    """Files of a folder and its subfolders, sorted by path, without hidden ones.
 
-    Links to folders are followed. A folder that can be reached in several ways counts once, where it lies itself or
-    else by the first of its links, so that none is found twice and a link to a folder above has no end. A link that
-    leads nowhere is among the files: what it is called tells whether that matters.
+    Links to folders are followed. A folder with several paths is listed once, under its own path or else the first
+    link, so that no file is listed twice and a link to a parent folder causes no endless loop. Broken links are listed:
+    the caller decides by the name whether they matter.
 
     Args:
         root: the folder; the paths begin with it.
 
     Raises:
-        ValueError: where a folder may not be read, which must not look as if it were empty.
+        ValueError: if a folder is not readable; it must not look empty.
     """
 
     def refuse(error: OSError) -> None:
@@ -178,7 +178,7 @@ def files_below(root: Path) -> list[Path]:
     while starts:
         links = []
         for start in starts:
-            for folder, folders, files in os.walk(start, onerror=refuse):  # of linked folders the names alone
+            for folder, folders, files in os.walk(start, onerror=refuse):  # lists linked folders, does not enter them
                 real = os.path.realpath(folder)
                 if real in seen:
                     folders.clear()

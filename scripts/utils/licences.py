@@ -1,4 +1,4 @@
-"""The terms that bind weights: those of the data that they learned from, and of the weights that they began with."""
+"""The licences of weights: those of their training data and of the weights that they were initialised from."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = [
 ]
 
 SYNTHETIC = "none needed: synthetic images, under the code's Apache-2.0"
-UNSTATED = "not stated"  # how a licence begins that is not known; who to ask follows
+UNSTATED = "not stated"  # the start of an unknown licence; whom to ask follows
 FILE = "LICENSE.txt"
 _BEGAN = "; and of the weights that these began with: "
 
 
 def unique_licenses(data: str, *weights: str) -> list[str]:
-    """The licences that bind weights, each once.
+    """The licences of weights, each once.
 
     Args:
-        data: licence of the data that they learned from.
-        *weights: licences of the weights that they began with.
+        data: licence of the training data.
+        *weights: licences of the initial weights.
     """
     licenses = [data]
     for text in weights:
@@ -40,16 +40,16 @@ def unique_licenses(data: str, *weights: str) -> list[str]:
 
 
 def recorded_licenses(record: Mapping[str, Any]) -> list[str]:
-    """The licences in a record of weights: of the data, then of the weights that they began with; none if unknown.
+    """The licences in a record of weights: of the data, then of the initial weights; none if unknown.
 
-    Older records hold them as one line.
+    Older records have them in one line.
     """
     found = record.get("license", [])
     return found.split(_BEGAN) if isinstance(found, str) else list(found)
 
 
 def inherited_licenses(record: Mapping[str, Any]) -> list[str]:
-    """The licences that weights with this record pass on to a training that starts from them, SYNTHETIC left out."""
+    """The licences that weights with this record pass on to a training initialised from them, without SYNTHETIC."""
     return [text for text in recorded_licenses(record) if text != SYNTHETIC]
 
 
@@ -59,7 +59,7 @@ def licenses_line(licenses: Sequence[str]) -> str:
 
 
 def terms_text(source: str, licenses: Sequence[str]) -> str:
-    """The terms of ``model.pt``, for a file beside it.
+    """The terms of ``model.pt``, for a file in the same folder.
 
     Args:
         source: what it was trained on.
@@ -67,11 +67,11 @@ def terms_text(source: str, licenses: Sequence[str]) -> str:
     """
     if list(licenses) == [SYNTHETIC]:
         return (
-            "model.pt was trained on synthetic images that this bundle's code makes, no patient behind them. It is\n"
-            "licensed as the code, under Apache-2.0. It shows that the bundle works; it segments no real image.\n"
+            "model.pt was trained on synthetic images that this bundle's code generates, without patient data. It is\n"
+            "licensed as the code, under Apache-2.0. It shows that the bundle works; it cannot segment real images.\n"
         )
     data, *weights = licenses
-    began = "".join(f"Licence of the weights that it began with: {text}\n" for text in weights)
+    began = "".join(f"Licence of its initial weights: {text}\n" for text in weights)
     return (
         f"model.pt was trained on: {source}\n"
         f"Licence of these data: {data}\n{began}\n"

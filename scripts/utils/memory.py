@@ -1,4 +1,4 @@
-"""Memory that a training step frees and takes again, step after step."""
+"""Reuse of the memory that a training step frees, on a CPU."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 @contextmanager
 def freed_memory_kept(device: torch.device | str) -> Iterator[None]:
-    """Within, a process that computes on a CPU keeps the memory of freed tensors for the next ones.
+    """Context in which a process on a CPU keeps the memory of freed tensors for the next ones.
 
-    By its defaults the GNU C library returns a large tensor's memory to the system at once, and the next tensor's
-    pages are mapped and zeroed anew, one by one: a tenth of FixMatch's step at 224 px in float32, a third of SemSim's
-    in bfloat16 (docs/protocol.md). At the end what is free goes back. Other C libraries are left as they are.
+    By default the GNU C library returns a large tensor's memory to the system at once, and the pages of the next tensor
+    are mapped and zeroed again one by one: a tenth of FixMatch's step at 224 px in float32, a third of SemSim's in
+    bfloat16 (docs/protocol.md). Free memory is returned at the end. Other C libraries are not changed.
 
     Args:
-        device: where the tensors are; anywhere but on a CPU nothing changes.
+        device: device of the tensors; on others than a CPU nothing changes.
     """
     here = sys.platform == "linux" and torch.device(device).type == "cpu"
     library = ctypes.CDLL(None) if here else None
@@ -37,7 +37,7 @@ def freed_memory_kept(device: torch.device | str) -> Iterator[None]:
     try:
         yield
     finally:
-        mallopt(M_MMAP_MAX, 65536)  # the default; the others to what they would have grown to with the tensors
+        mallopt(M_MMAP_MAX, 65536)  # the default; the others to the values that they would reach with these tensors
         mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
         mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
         malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Options of the command line and of configs, checked before anything is done with them."""
+"""Checks of options of the command line and of configs, before any work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATHS = ("bundle_root", "cache_dir", "checkpoint", "dataset_dir", "output_dir", 
 
 
 def check_switches(**switches: object) -> None:
-    """Refuse truth values that are words: ``false`` on the command line arrives as text, which counts as true.
+    """Refuse switches that are text: ``false`` on the command line is a text, which is true.
 
     Raises:
         ValueError: if one is neither True nor False.
@@ -38,14 +38,14 @@ def check_switches(**switches: object) -> None:
 
 
 def check_values(device: Any = None, **values: object) -> None:
-    """Hold the values of options against their schema, before anything is done with them.
+    """Check the values of options against their schema, before any work.
 
     Args:
         device: where to compute; None: not given.
-        **values: by name, see :data:`scripts.utils.schemas.SCHEMAS`; those that it does not name are not looked at.
+        **values: by name, see :data:`scripts.utils.schemas.SCHEMAS`; names without a schema are not checked.
 
     Raises:
-        ValueError: for the first that is of another type or range, or where there is no such device.
+        ValueError: for the first value of another type or range, or if the device does not exist.
     """
     given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
     if isinstance(names := given.get("class_names"), Mapping):
@@ -57,14 +57,16 @@ def check_values(device: Any = None, **values: object) -> None:
     try:
         torch.empty(1, device=torch.device(device))
     except Exception as error:
-        raise ValueError(f"device: expected one that PyTorch has here, found {device!r}: {one_line(error)}") from None
+        raise ValueError(
+            f"device: expected a device that PyTorch finds here, found {device!r}: {one_line(error)}"
+        ) from None
 
 
 def check_paths(words: Sequence[str]) -> None:
-    """Refuse a path on a command line that Python Fire would turn into something else: 2018 and True are no texts.
+    """Refuse a path on a command line that Python Fire would not read as text, such as 2018 or True.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: for the first such path.
     """
     for name, word in _given(words).items():
         if name not in PATHS or (name == "resume" and word.lower() in ("true", "false")):
@@ -76,15 +78,15 @@ def check_paths(words: Sequence[str]) -> None:
 
 
 def check_options() -> None:
-    """Refuse an option of ``python -m monai.bundle run`` or ``run_workflow`` that its config files have no id for.
+    """Refuse an option of ``python -m monai.bundle run`` or ``run_workflow`` that is not an id of the config files.
 
-    MONAI would add it to the configuration, where nothing reads it: a misspelt ``--labelled 3`` would train with the
-    default, and so would ``--train#max_epochs 5``. The same holds for an id of an overlay that nothing refers to, if it
-    is nearly one of the files before it. What an id adds to a component is its constructor's to judge. Nothing is
-    checked where the config files are named elsewhere than on the command line.
+    MONAI would add it to the configuration without effect: a misspelt ``--labelled 3`` would train with the default,
+    and so would ``--train#max_epochs 5``. An overlay's id without effect is refused too if it resembles an id of the
+    earlier files. Ids within a component are checked by its constructor. If the config files are not given on the
+    command line, nothing is checked.
 
     Raises:
-        ValueError: if there is such an option or id.
+        ValueError: for the first such option or id.
     """
     words = sys.argv[1:]
     if Path(sys.argv[0]).parts[-3:] != MONAI_PROGRAM:
@@ -111,7 +113,7 @@ def check_options() -> None:
 
 
 def _given(words: Sequence[str]) -> dict[str, str]:
-    """The options of a command line, as texts."""
+    """The options of a command line, as text."""
     options: dict[str, str] = {}
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if re.match("--[a-zA-Z]", word):
@@ -121,7 +123,7 @@ def _given(words: Sequence[str]) -> dict[str, str]:
 
 
 def _missing(keys: Sequence[str], config: Any) -> str:
-    """The first part of an id that the configuration lacks; empty where there is none or a constructor decides."""
+    """The first part of an id that the configuration lacks; empty if there is none or a constructor decides."""
     for depth, key in enumerate(keys, start=1):
         if isinstance(config, list):
             config = dict(zip(map(str, range(len(config))), config, strict=True))
@@ -134,7 +136,7 @@ def _missing(keys: Sequence[str], config: Any) -> str:
 
 
 def _ids(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """All ids of a configuration, those within lists apart."""
+    """All ids of a configuration except those within lists."""
     for key, value in config.items():
         yield prefix + key
         if isinstance(value, dict):
@@ -142,7 +144,7 @@ def _ids(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _check_overlays(files: Sequence[str], config: Mapping[str, Any], words: Sequence[str]) -> None:
-    """Refuse an id that nothing reads and that is nearly one of an earlier file, see :func:`check_options`."""
+    """Refuse an id without effect that resembles an id of an earlier file, see :func:`check_options`."""
     text = json.dumps(config, default=str)
     for number, name in enumerate(files):
         before = ConfigParser.load_config_files(files[:number])
@@ -156,7 +158,7 @@ def _check_overlays(files: Sequence[str], config: Mapping[str, Any], words: Sequ
 
 
 def _files(text: str) -> list[str]:
-    """What the command line makes of one file, of files with commas between them or of a list."""
+    """The config files of a command line: one file, several with commas, or a list."""
     try:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError):

@@ -1,4 +1,4 @@
-"""Several processes that work on one thing, as ``torchrun`` starts them."""
+"""Several processes of one run, as ``torchrun`` starts them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Value = TypeVar("Value")
 
 
 def join_processes() -> None:
-    """Connect the processes that ``torchrun`` started; where it did not, or they are connected, do nothing.
+    """Connect the processes of ``torchrun``; without it, or if they are connected, do nothing.
 
-    They compute on their own and meet at the end, for which the last one may need hours longer than the first.
+    They compute independently and synchronise at the end, hours apart in the worst case.
     """
     if dist.is_available() and dist.is_torchelastic_launched() and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(days=7))
 
 
 def worker_method(num_workers: int) -> str | None:
-    """How a loader's worker processes start, named since MONAI inverts transforms after two of the ways only.
+    """Start method of a loader's workers under which MONAI can invert transforms.
 
-    A process that is forked has the transforms themselves. Elsewhere they are copies, which MONAI accepts where
-    ``spawn`` is the default, as on Windows and macOS, and not after ``forkserver``, Linux's default from Python 3.14.
+    A forked process shares the transforms. Otherwise they are copies, which MONAI accepts if ``spawn`` is the default,
+    as on Windows and macOS, but not after ``forkserver``, Linux's default from Python 3.14.
 
     Args:
-        num_workers: how many there are; where there are none, nothing starts.
+        num_workers: number of workers; with 0 the result is None.
     """
     if not num_workers:
         return None
@@ -38,16 +38,16 @@ def worker_method(num_workers: int) -> str | None:
 
 
 def rank_and_count() -> tuple[int, int]:
-    """This process's number and how many there are; 0 and 1 where none are connected."""
+    """This process's number and the number of processes; 0 and 1 without a connection."""
     connected = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if connected else (0, 1)
 
 
 def gathered(value: Value) -> list[Value]:
-    """The values of all processes in their order; every one waits here until the others are as far.
+    """The values of all processes in their order; a barrier.
 
     Args:
-        value: this process's; it can be pickled.
+        value: this process's value, picklable.
     """
     _, count = rank_and_count()
     if count == 1:
@@ -58,10 +58,10 @@ def gathered(value: Value) -> list[Value]:
 
 
 def from_first(make: Callable[[], Value]) -> Value:
-    """What the first process makes, in every process: machines that share no storage then agree.
+    """The first process's result in every process, so that machines without shared storage agree.
 
     Args:
-        make: called in the first process only; its result can be pickled. What it raises is raised in all of them.
+        make: called in the first process only; its result is picklable. An error is raised in all processes.
     """
     rank, count = rank_and_count()
     if count == 1:

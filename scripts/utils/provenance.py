@@ -1,4 +1,4 @@
-"""Where weights come from: a record beside each file of weights, ``model.json`` beside ``model.pt``."""
+"""Provenance of weights: a record for each file of weights, ``model.json`` for ``model.pt``."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
-PHANTOM_MARKER = "phantom.json"  # what the makers of synthetic cohorts leave in a cohort's folder
+PHANTOM_MARKER = "phantom.json"  # a file in the folder of every synthetic cohort
 
 
 def file_digest(*paths: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal; of several, of their contents one after the other."""
+    """SHA-256 of a file, in hexadecimal; for several files, of their concatenated contents."""
     digest = hashlib.sha256()
     for path in paths:
         update_digest(digest, path)
@@ -40,10 +40,10 @@ def file_digest(*paths: str | Path) -> str:
 
 
 def code_version(root: Path = ROOT) -> str:
-    """The code's version: the commit, marked where files differ from it, or the metadata's version.
+    """The code's version: the commit, marked if files differ from it, or the metadata's version.
 
     Args:
-        root: the bundle's folder. Only where it is a Git checkout itself, not merely inside one, the commit counts.
+        root: the bundle's folder. The commit is used only if it is the top folder of a Git checkout.
     """
 
     def git(*words: str) -> str:
@@ -56,29 +56,29 @@ def code_version(root: Path = ROOT) -> str:
             changed = git("status", "--porcelain", "--untracked-files=no")
             return f"commit {git('rev-parse', '--short', 'HEAD')}{' with changes' if changed else ''}"
     except (OSError, subprocess.CalledProcessError):
-        pass  # no git here, or no checkout
+        pass  # no git, or not a checkout
     metadata = root / "configs" / "metadata.json"
     return f"version {json.loads(metadata.read_text(encoding='utf-8'))['version']}" if metadata.is_file() else "unknown"
 
 
 def is_synthetic(image: str | Path) -> bool:
-    """Whether an image belongs to a cohort that code of this bundle made."""
+    """Whether an image belongs to a synthetic cohort of this bundle."""
     return any((folder / PHANTOM_MARKER).is_file() for folder in Path(image).resolve().parents)
 
 
 def write_record(weights: str | Path, record: Mapping[str, Any]) -> None:
-    """Write the record of a file of weights beside it, with the file's digest and, unless given, the code's version."""
+    """Write the record of a file of weights, with the file's digest and, unless given, the code's version."""
     path = Path(weights).with_suffix(".json")
     content = {"code": code_version(), **record, "sha256": file_digest(weights)}
     write_text(path, json.dumps(content, indent=4) + "\n")
 
 
 def read_record(weights: str | Path) -> dict[str, Any] | None:
-    """The record beside a file of weights, checked; None where there is none.
+    """The record of a file of weights, checked; None if there is none.
 
     Raises:
         ValueError: if the record does not follow its schema (:mod:`scripts.utils.schemas`), or its digest is not that
-            of the weights: one of the two was changed or damaged, and nothing that the record says can be relied on.
+            of the weights: one of the two was changed or damaged, so the record is not reliable.
     """
     path = Path(weights).with_suffix(".json")
     if not path.is_file() or not os.path.isfile(weights):
@@ -93,13 +93,13 @@ def read_record(weights: str | Path) -> dict[str, Any] | None:
 
 
 def trained_size(checkpoint: str | Path, default: int) -> int:
-    """Side in pixels of the slices that weights were trained on, by their record.
+    """Side in pixels of the slices that weights were trained on, according to their record.
 
-    A network works at the size that it was trained at; at another it does far worse.
+    At another size a network performs much worse.
 
     Args:
         checkpoint: file of weights.
-        default: the answer where the weights have no record.
+        default: the result if the weights have no record.
     """
     record = read_record(checkpoint)
     if record and "image_size" in record:
@@ -116,34 +116,34 @@ PROTOCOL: dict[str, Any] = {
     "largest_component": False,
     "slice_axis": "thickest",
 }
-"""What inference does with weights whose record says nothing else: the paper's protocol."""
+"""Defaults of inference for options that the record lacks: the paper's protocol."""
 
 
 def trained_options(checkpoint: str | Path) -> dict[str, Any]:
-    """What weights ask of inference, by their record.
+    """The options of inference in the record of weights.
 
     Args:
         checkpoint: file of weights.
 
     Returns:
-        ``pixel_spacing`` (see :class:`scripts.data.FitSlicesd`); ``percentiles``, the two of each volume's intensities
-        that become 0 and 1; ``mirroring`` and ``largest_component`` (see :mod:`scripts.postprocessing`);
-        ``slice_axis``, one of :data:`scripts.data.axis.AXES`. What the record lacks is as in :data:`PROTOCOL`.
+        ``pixel_spacing`` (see :class:`scripts.data.FitSlicesd`); ``percentiles``, the two percentiles of each volume's
+        intensities that become 0 and 1; ``mirroring`` and ``largest_component`` (see :mod:`scripts.postprocessing`);
+        ``slice_axis``, one of :data:`scripts.data.axis.AXES`. Missing options are as in :data:`PROTOCOL`.
     """
     record = read_record(checkpoint) or {}
     return {name: record.get(name, value) for name, value in PROTOCOL.items()}
 
 
 def check_grid(checkpoint: str | Path, image_size: int, options: Mapping[str, Any] | None = None) -> None:
-    """Refuse weights that were trained on slices of another size, or that came about otherwise.
+    """Refuse weights that were trained on slices of another size or with other options.
 
     Args:
         checkpoint: file of weights.
         image_size: side of the slices in pixels.
-        options: those of :func:`trained_options` that must be as they were in training; None: not looked at.
+        options: the options of :func:`trained_options` that must be as in training; None: not checked.
 
     Raises:
-        ValueError: if the weights' record says something else.
+        ValueError: if the weights' record differs.
     """
     size = trained_size(checkpoint, int(image_size))
     if size != int(image_size):

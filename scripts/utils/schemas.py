@@ -1,4 +1,4 @@
-"""What JSON from outside may hold, kind by kind; :mod:`scripts.utils.validation` holds files against it."""
+"""JSON schemas of external files, by kind; :mod:`scripts.utils.validation` checks files against them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _map(title: str, keys: Schema, values: Schema) -> Schema:
 
 _POSITIVE: Schema = {"type": "number", "minimum": 0, "maximum": 1e9, "description": "a number from 0"}
 _CALIBRATION = _object(
-    "what validation and training cases taught, a JSON object",
+    "the calibration, a JSON object",
     part=NAME,
     cases=COUNT,
     temperature={"type": "number", "minimum": 0.1, "maximum": 10, "description": "a number from 0.1 to 10"},
@@ -287,7 +287,7 @@ SCHEMAS: dict[str, Schema] = {
         part=NAME,
     ),
     "evaluation": _object(
-        "what evaluate.json wrote, a JSON object",
+        "an evaluation of evaluate.json, a JSON object",
         ["part", "weights_sha256", "code"],
         part=NAME,
         weights_sha256=SHA256,
@@ -330,4 +330,4 @@ SCHEMAS: dict[str, Schema] = {
         ),
     ),
 }
-"""A JSON schema (draft 7) for each kind of file; what a schema describes is what its messages say was expected."""
+"""A JSON schema (draft 7) for each kind of file; messages take "expected ..." from a schema's description."""

@@ -1,4 +1,4 @@
-"""Files of tensors, read without executing anything and only if every byte is what was written."""
+"""Files of tensors, read without executing code and with their checksums verified."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["load_state", "load_tensors", "not_finite", "save_tensors"]
 def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> Any:
     """The content of a file that :func:`torch.save` wrote: tensors, numbers and texts, never code.
 
-    PyTorch itself does not look at the checksums in the file, so that flipped bits would come as other weights. Only
-    files in PyTorch's format from before 2020, which are no ZIP archives, have none.
+    PyTorch does not verify the checksums in the file, so flipped bits would go unnoticed. Files in PyTorch's format
+    from before 2020, which are not ZIP archives, have no checksums.
 
     Args:
         path: the file.
-        device: where the tensors go.
+        device: device of the tensors.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, is damaged, or holds more than tensors and plain types.
+        ValueError: if it cannot be read, is damaged, or contains more than tensors and plain types.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"'{path}' does not exist: expected a file of tensors.")
@@ -39,40 +39,41 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> Any:
                 damaged = archive.testzip()
         if damaged is None:
             return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # a damaged file ends in errors of zipfile, zlib, pickle and PyTorch
+    except Exception as error:  # a damaged file causes errors of zipfile, zlib, pickle or PyTorch
         raise ValueError(f"{path}: cannot be read as tensors: {one_line(error)}") from None
-    raise ValueError(f"{path}: is damaged: '{damaged}' in it has another checksum than when it was written.")
+    raise ValueError(f"{path}: is damaged: the checksum of '{damaged}' in it does not match.")
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
     """A network's state_dict, finite tensors by name.
 
     Args:
-        path: file with the state_dict alone, as training writes ``model.pt``.
+        path: file with only the state_dict, like ``model.pt``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no such state_dict, see :func:`load_tensors`, or holds values that are not finite.
+        ValueError: if the file is not such a state_dict, see :func:`load_tensors`, or contains values that are not
+            finite.
     """
     state = load_tensors(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         content = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(
-            f"{path}: holds {content[:100]}, expected a network's state_dict alone: checkpoint.pt serves to resume "
-            "training, model.pt beside it holds the network."
+            f"{path}: contains {content[:100]}, expected a network's state_dict only: checkpoint.pt serves to resume "
+            "training, model.pt in the same folder contains the network."
         )
     if name := not_finite(state):
-        raise ValueError(f"{path}: '{name}' has values that are not finite: these weights are of no use.")
+        raise ValueError(f"{path}: '{name}' has values that are not finite: these weights are unusable.")
     return {str(name): value for name, value in state.items()}
 
 
 def not_finite(state: Mapping[str, Any]) -> str | None:
-    """The first of some named tensors that has NaN or infinite values; None where there is none."""
+    """Name of the first tensor with NaN or infinite values; None if there is none."""
     lost = (name for name, value in state.items() if isinstance(value, Tensor) and not bool(value.isfinite().all()))
     return next(lost, None)
 
 
 def save_tensors(content: Any, path: str | Path) -> None:
-    """Write tensors and plain types, the file whole or not at all, see :func:`scripts.utils.files.replacing`."""
+    """Write tensors and plain types atomically, see :func:`scripts.utils.files.replacing`."""
     with replacing(path) as temporary, temporary.open("wb") as stream:
         torch.save(content, stream)

@@ -1,7 +1,7 @@
-"""The one door for JSON from outside: every file is read here and held against the schema of its kind.
+"""Reading of external JSON: every file is read here and checked against the schema of its kind.
 
-A MONAI config executes a text that begins with ``$``, looks up one that begins with ``@`` and reads a file for one
-that begins with ``%``. What other people wrote, a class's name or a licence, must therefore never be such a text.
+A MONAI config executes a text that begins with ``$``, resolves one that begins with ``@`` and reads a file for one that
+begins with ``%``. Text by others, such as a class name or a licence, must therefore not begin with these.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ DEEPEST = 50  # lists and objects in one another; what is held against a schema 
 
 
 class Fault(NamedTuple):
-    """Where a content departs from its schema: keys and indices from the top, and what was expected and found."""
+    """A violation of a schema: its keys and indices from the top, and the expected and found values."""
 
     where: tuple[str | int, ...]
     what: str
 
 
 def read_json(path: str | Path, kind: str) -> Any:
-    """Read a file that somebody else may have written.
+    """Read and check an external JSON file.
 
     Args:
         path: a JSON file, in UTF-8 with or without a byte order mark.
-        kind: of the schemas, see :data:`SCHEMAS`.
+        kind: key of :data:`SCHEMAS`.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it cannot be read, is no JSON or departs from its schema; the message begins with its path.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, is not JSON or violates its schema; the message begins with its path.
     """
     content = parse_json(read_text(path), path, kind)
     check(content, kind, path)
@@ -55,15 +55,15 @@ def read_json(path: str | Path, kind: str) -> Any:
 
 
 def parse_json(text: str | bytes, path: str | Path, kind: str) -> Any:
-    """Parse JSON, without the numbers that no JSON has (NaN, infinity) and without keys that stand twice.
+    """Parse strict JSON: without NaN and infinity and without duplicate keys.
 
     Args:
         text: the content of a file, text or UTF-8.
         path: the file, for messages.
-        kind: what it should be, for messages.
+        kind: key of :data:`SCHEMAS`, for messages.
 
     Raises:
-        ValueError: when it is no such JSON.
+        ValueError: if it is not such JSON.
     """
     expected = SCHEMAS[kind]["description"]
     try:
@@ -72,11 +72,11 @@ def parse_json(text: str | bytes, path: str | Path, kind: str) -> Any:
     except RecursionError:
         content = None
     except ValueError as error:
-        raise ValueError(f"{path}: expected {expected}, found no JSON: {error}.") from None
+        raise ValueError(f"{path}: expected {expected}, found invalid JSON: {error}.") from None
     else:
         if _depth(content) <= DEEPEST:
             return content
-    raise ValueError(f"{path}: expected {expected}, found JSON that is nested too deeply.")
+    raise ValueError(f"{path}: expected {expected}, found too deeply nested JSON.")
 
 
 def _depth(content: Any) -> int:
@@ -89,12 +89,12 @@ def _depth(content: Any) -> int:
 
 
 def check(content: Any, kind: str, path: str | Path) -> None:
-    """Hold a content against the schema of its kind.
+    """Check a content against the schema of its kind.
 
     Args:
         content: plain nested data.
-        kind: of the schemas, see :data:`SCHEMAS`.
-        path: the file that it comes from, for the message.
+        kind: key of :data:`SCHEMAS`.
+        path: its file, for the message.
 
     Raises:
         ValueError: for the first fault, in the order of the content.
@@ -104,7 +104,7 @@ def check(content: Any, kind: str, path: str | Path) -> None:
 
 
 def faults_of(content: Any, kind: str) -> list[Fault]:
-    """All departures of a content from the schema of its kind, in the order of the content."""
+    """All violations of the schema of its kind, in the order of the content."""
     found = sorted(_Validator(SCHEMAS[kind]).iter_errors(content), key=lambda error: tuple(error.absolute_path))
     return list(dict.fromkeys(_fault(error) for error in found))
 
@@ -124,17 +124,17 @@ def _key(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a message, on one line of at most a hundred characters."""
+    """A value for a message, on one line of at most a hundred characters."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def read_text(path: str | Path) -> bytes:
-    """The bytes of a file of text.
+    """The bytes of a text file.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it is a folder or cannot be read.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is a folder or cannot be read.
     """
     if Path(path).is_dir():
         raise ValueError(f"{path}: expected a file, found a folder.")
@@ -150,12 +150,12 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(shown(n) for n in names if names.count(n) > 1)} stands twice")
+        raise ValueError(f"the key {next(shown(n) for n in names if names.count(n) > 1)} is a duplicate")
     return content
 
 
 def _refuse(word: str) -> float:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _finite(text: str) -> float:

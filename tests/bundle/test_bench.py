@@ -1,4 +1,4 @@
-"""The benchmark: that it counts what it says, and runs from end to end."""
+"""The benchmark: its counts are correct, and it runs from end to end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = {"image_size": 32, "batch_size": 2, "repeats": 1, "device": "cpu"}
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tensors this small gain nothing from threads and lose much where cores are shared."""
+    """Tensors this small gain nothing from threads and lose much on shared cores."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -44,7 +44,7 @@ def test_flops_of_products_convolutions_and_attention() -> None:
     q, k, v = (torch.rand(2, 4, 64, 32, requires_grad=True) for _ in range(3))
     forward = 2 * 2 * 2 * 4 * 64 * 64 * 32  # two products, 2 FLOPs each, batch, heads, L x L x D
     assert measurements._flops(lambda: attention(q, k, v, scale=1.0)) == forward
-    # The backward pass makes the weights anew and four more products of the same size.
+    # The backward pass recomputes the weights and adds four products of the same size.
     both = measurements._flops(lambda: attention(q, k, v, scale=1.0).sum().backward())
     assert both == forward + forward // 2 * 5
 

@@ -1,4 +1,4 @@
-"""The comparison: which runs, that they are done once, and that the table says what they gave."""
+"""The comparison: its runs, which are not repeated, and its table."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def done(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder with two runs that went well after one that failed, and what the command ended with."""
+    """A folder with one failed and two successful runs, and the command's exit status."""
     folder = tmp_path_factory.mktemp("compare") / "all"
     with pytest.raises(SystemExit) as end:
         main(arguments(phantom, folder, overlays=f"{BROKEN},default", seeds="0,1", jobs=2))
@@ -70,12 +70,12 @@ def done(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 @pytest.fixture
 def copy(done: tuple[Path, str], tmp_path: Path) -> Path:
-    """That folder, elsewhere."""
+    """A copy of that folder."""
     return Path(shutil.copytree(done[0], tmp_path / "moved"))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *given: str) -> str:
-    """The one line that a mistake ends with."""
+    """The error line of a mistake."""
     with pytest.raises(SystemExit):
         main(list(given))
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
@@ -83,7 +83,7 @@ def refused(capsys: pytest.CaptureFixture[str], *given: str) -> str:
 
 
 def state(folder: Path) -> dict[str, int]:
-    """All files by name, with the times at which they were written."""
+    """All files by name, with their modification times."""
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
@@ -167,7 +167,7 @@ def test_finished_runs_are_not_repeated_and_other_lengths_stand_apart(
     assert "fixmatch" not in parts[1]
     assert "| fixmatch |" in parts[2]
     assert "supervised" not in parts[2]
-    assert "Some of the runs were begun by" in parts[0]
+    assert "Some of the runs were started by" in parts[0]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_jobs_run_at_a_time_and_share_the_threads(
     given = []
 
     def work(_: Any, folder: Path, part: str, threads: int) -> str:
-        together.wait(timeout=20)  # a run that is alone waits in vain
+        together.wait(timeout=20)  # a single run waits in vain
         given.append((folder.name, part, threads))
         return ""
 
@@ -230,7 +230,7 @@ def test_an_interruption_begins_no_further_run(tmp_path: Path, phantom: Path, mo
         begun.append(folder.name)
         if len(begun) == 1:
             raise KeyboardInterrupt
-        time.sleep(1)  # the next may have begun before the interruption is known
+        time.sleep(1)  # the next run may start before the interruption is noticed
         return ""
 
     monkeypatch.setattr(compare, "isolated", work)
@@ -253,7 +253,7 @@ def test_an_interruption_begins_no_further_run(tmp_path: Path, phantom: Path, mo
         ("jobs", "two", "jobs: expected a whole number from 1, found two"),
         ("seed", 3, "seed: the comparison sets it itself"),
         ("label", 3, "label: no option of compare, and no id of the configuration"),
-        ("train#optimizr#lr", 3, "train#optimizr#lr: leads nowhere in the configuration"),
+        ("train#optimizr#lr", 3, "train#optimizr#lr: not an id of the configuration"),
         ("overlays", "lambda_cross=0", "lambda_cross: no option of compare, and no id of the configuration"),
         ("overlays", "seed=5", "seed: the comparison sets it itself"),
         ("overlays", "labeled=1", "labeled: set for all runs, but an ablation changes it"),
@@ -350,7 +350,7 @@ def alive(folder: Path) -> bool:
     def target(link: Path) -> str:
         try:
             return os.readlink(link)
-        except OSError:  # gone by now, or somebody else's
+        except OSError:  # ended by now, or another user's
             return ""
 
     return any(target(link) == str(folder / "log.txt") for link in Path("/proc").glob("[0-9]*/fd/1"))

@@ -1,4 +1,4 @@
-"""The doctor: every line is there, right where it can be checked, and told where it cannot be."""
+"""The doctor: all lines are printed, correct if they can be checked, and with a reason if they have no result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_it_tells_what_a_training_would_do(phantom: Path, tmp_path: Path, capsys
     assert told["data, train"] == "6 cases, 12 images; labelled 2 cases, 4 images"
     assert told["data, validate"] == "2 cases, 4 images; labelled 2 cases, 4 images"
     assert not (tmp_path / "cache").exists(), "nothing is written"
-    # as many steps as a training would take, which preprocesses the volumes to know
+    # the number of steps of a training, which preprocesses the volumes to determine it
     flow = workflow("train", "train.json", labeled=2, image_size=32, batch_size=2, output_dir=str(tmp_path), **places)
     loader: SemiSupervisedLoader = flow.parser.get_parsed_content("train#dataloader")
     assert told["training"].startswith("SemSim, 32 px, 2 labelled and as many unlabelled slices a step, ")

@@ -1,4 +1,4 @@
-"""The learning curve of a comparison: its law, its forecast, and the runs that it is made of."""
+"""The learning curve of a comparison: its law, its forecast and its runs."""
 
 from __future__ import annotations
 

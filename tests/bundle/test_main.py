@@ -1,4 +1,4 @@
-"""The commands' common door: a user's mistake is one line, a fault of the code keeps its traceback."""
+"""The command line: a user's mistake is one line, an unexpected error keeps its traceback."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four patients, as TotalSegmentator writes them: a scan, and a mask for each organ; the last has none."""
+    """Four patients in TotalSegmentator's layout: a scan, and a mask for each organ; the last has none."""
     rng = np.random.default_rng(0)
     for number in range(4):
         patient = tmp_path / "set" / f"p{number}"
@@ -80,11 +80,11 @@ def test_overlaps_and_other_grids_are_refused(folder: Path, tmp_path: Path) -> N
 
 
 def test_patterns_that_fit_nothing_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"label_files: no image of .* has a mask kidney\.nii\.gz beside it"):
+    with pytest.raises(ValueError, match=r"label_files: no image of .* has a mask kidney\.nii\.gz"):
         merge_masks(folder, "kidney.nii.gz", tmp_path / "out")
     with pytest.raises(ValueError, match="label_files: expected paths such as"):
         merge_masks(folder, "{name}_liver", tmp_path / "out")
-    with pytest.raises(ValueError, match="label_files: masks are found beside the images of a folder"):
+    with pytest.raises(ValueError, match="label_files: expected a folder of images with masks"):
         main("custom", str(folder), str(tmp_path / "set.json"), splits="split.json", label_files="a.nii")
 
 

@@ -1,4 +1,4 @@
-"""The documented way of a data set of one's own, command by command: prepare, train, evaluate, pack, verify."""
+"""The documented commands for a custom data set: prepare, train, evaluate, pack, verify."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIGS = "'configs/train.json','configs/datasets/custom.json','configs/methods/
 
 
 def python(*words: object) -> str:
-    """Output of a command that a user types in the repository's folder, under a terminal that knows ASCII only."""
+    """Output of a command in the repository's folder, on an ASCII terminal."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     line = [sys.executable, *map(str, words)]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -28,7 +28,7 @@ def python(*words: object) -> str:
 
 @pytest.fixture
 def volumes(tmp_path: Path) -> Path:
-    """Six volumes with a bright block, whose labels are called as nnU-Net has them; the last one has none."""
+    """Six volumes with a bright block and labels with nnU-Net's names; the last one has none."""
     folder = tmp_path / "a set's [1], (%) & caf\u00e9 $HOME"
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True)
@@ -48,7 +48,7 @@ def volumes(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_from_a_folder_to_a_bundle(volumes: Path, tmp_path: Path, named: bool) -> None:
-    """Classes are called the same in list, record, scores and bundle, whether somebody named them or not."""
+    """Classes have the same names in list, record, scores and bundle, with and without given names."""
     if not named:
         about = json.loads((volumes / "dataset.json").read_text())
         (volumes / "dataset.json").write_text(json.dumps({**about, "labels": {"background": 0}}))
@@ -64,7 +64,7 @@ def test_from_a_folder_to_a_bundle(volumes: Path, tmp_path: Path, named: bool) -
     assert "\\xb1" in printed, "what ASCII lacks is written in another way"
     python("-m", "bundle", "pack", listed, run / "model.pt", packed, "--evaluation", scores)
     (archive,) = packed.glob("*.zip")
-    assert "Nothing of the bundle was executed" in python("-m", "bundle", "verify", archive)
+    assert "No code of the bundle was executed" in python("-m", "bundle", "verify", archive)
 
     name = "ball" if named else "1"
     assert json.loads(listed.read_text())["labels"] == {"0": "background", "1": name}

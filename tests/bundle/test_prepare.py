@@ -90,7 +90,7 @@ def test_a_datalist_is_frozen_with_split_counts_and_checksums(
             file = target.parent / entry[key]
             assert not Path(entry[key]).is_absolute()
             assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
-    # what training takes from the folder and from the list is the same
+    # training uses the same records from the folder and from the list
     for part in ("train", "val"):
         found = dataset_records("custom", niftis, part)
         listed = dataset_records("custom", target, part)
@@ -159,7 +159,7 @@ def test_all_faults_are_listed_and_nothing_is_written(
         ("s0.nii.gz", "NaN"),
         ("labels/s1.nii.gz", "must be 0..2, found 9"),
         ("labels/s2.nii.gz", "label shape (40, 30, 3) is not the image's shape (40, 48, 3)"),
-        ("s3.nii.gz", "is no image of this type, damaged or cut short"),
+        ("s3.nii.gz", "is not an image of this type, or is damaged"),
         ("s4.nii.gz", "all its values are 7"),
         ("s5.png", "s5.png"),
     )
@@ -194,7 +194,7 @@ def test_missing_cases_and_mistakes_are_named(niftis: Path, tmp_path: Path, caps
     printed = capsys.readouterr().out
     assert "case 'images/s9' of part 'train'" in printed
     assert "none of the 1 'test' cases" in printed
-    assert "--allow_missing True goes on without" in printed
+    assert "--allow_missing True continues without" in printed
     main("custom", str(niftis), str(tmp_path / "set.json"), splits=str(splits), num_classes=3, allow_missing=True)
     assert "1 'train' cases of" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "set.json").read_text())["training"]) == 1
@@ -264,7 +264,7 @@ SHORT = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2, "image_
 
 @pytest.fixture(scope="module")
 def modalities(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same as ``niftis``, of two and of four modalities in one file."""
+    """Like ``niftis``, with two and four modalities in one file."""
     roots = {}
     for channels in (2, 4):
         root = roots[channels] = tmp_path_factory.mktemp(f"{channels}-modalities")
@@ -329,7 +329,7 @@ def test_faults_of_the_list_itself_are_all_shown(
         main("custom", str(tmp_path / "list.json"), str(tmp_path / "out.json"), num_classes=3)
     printed = capsys.readouterr().out
     assert printed.count("which does not exist") == 7
-    assert printed.count("stands in training twice") == 1
+    assert printed.count("is in training twice") == 1
     assert printed.count("no training image has a label") == 1
 
 
@@ -351,7 +351,7 @@ def test_faults_of_names_splits_and_images_are_listed_together(
     faults = capsys.readouterr().out.split("7 faults:")[1]
     for what in (
         f"s0.nii' and '{root}/images/s0.nii.gz' differ only in their suffix",
-        "names 'images/s0' in parts 'train' and 'val'",
+        "has 'images/s0' in parts 'train' and 'val'",
         "case 'images/s9' of part 'train'",
         "s1.nii.gz: label values must be 0..2, found inf",
         "s2.nii.gz: label shape (40, 30, 3) is not the image's shape (40, 48, 3)",
@@ -398,7 +398,7 @@ def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys:
     assert f"{root}/images: files passed over: notes.txt, x.bmp." in printed
     assert f"{root}/linked: files passed over: p0.tif." in printed
     assert f"{root}/masks: labels of no image in the set: typo.png." in printed
-    assert "the split is by image: where a patient has several, only a datalist" in printed
+    assert "the split is by image: if a patient has several, only a datalist" in printed
     row = next(line for line in printed.splitlines() if line.startswith("train"))
     assert row.split()[-3:] == ["48", "x", "40"], "photographs have no spacing"
 
@@ -414,7 +414,7 @@ def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     assert "p3.png: the same image as" in printed
     assert "in one case of 'train'" in printed
-    assert "passed over" not in printed
+    assert "unused" not in printed
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_phantoms_of_every_kind_are_sound(
 def test_faulty_volumes_and_photographs_are_listed_together(
     niftis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of other formats and depths beside each other: each is one fault that names its file."""
+    """Several formats and depths together: each is one fault that names its file."""
     root = tmp_path / "set"
     shutil.copytree(niftis, root)
     pixels = np.random.default_rng(0).integers(0, 256, (24, 30, 4))
@@ -491,7 +491,7 @@ def test_labels_that_training_would_miss_are_faults(
     source.write_text(json.dumps({"training": [{"image": image[0], "label": label}], "testing": image[4:]}))
     main("custom", str(source), str(target), num_classes=3)
     printed = capsys.readouterr().out
-    assert "no image validates" in printed
+    assert "no validation image" in printed
     assert "2 of the 2 images of part 'test' have no label" in printed
 
 

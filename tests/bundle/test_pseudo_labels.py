@@ -70,7 +70,7 @@ def batches(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dic
 
 
 def plain_loop(pixels: list[tuple[bool, int, int]], classes: list[int]) -> dict[str, float | None]:
-    """Every measure by a walk over (passes, pseudo-label, truth)."""
+    """Every measure by a loop over (passes, pseudo-label, truth)."""
     named = passing = right = truly = 0
     for passes, label, truth in pixels:
         named += label in classes
@@ -146,7 +146,7 @@ def test_scores_of_random_counts_and_of_classes_that_are_absent() -> None:
 
 
 class Oracle(Objective):
-    """Pseudo-labels that are the truth of what the network is shown: an image that holds its own label."""
+    """Pseudo-labels equal to the truth of the network's input: an image that contains its own label."""
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
         truth = (views.unlabeled[:, 0] * 4).round().long()
@@ -322,7 +322,7 @@ def test_the_slices_are_the_unlabelled_ones_with_their_own_labels(
 
 
 def test_an_objective_without_pseudo_labels_of_its_own(trained: dict[str, str], tmp_path: Path) -> None:
-    """Of a supervised run: what its decoder's would be. Written beside the checkpoint unless told otherwise."""
+    """A supervised run: the decoder's pseudo-labels. Written to the checkpoint's folder by default."""
     content = torch.load(Path(trained["output_dir"], "checkpoint.pt"), weights_only=True)
     content["method"] = {name: value for name, value in content["method"].items() if not name.startswith("fusion")}
     torch.save(content, tmp_path / "checkpoint.pt")
@@ -347,7 +347,9 @@ def test_volumes_without_a_label_are_left_out(phantom: Path, tmp_path: Path, mea
     assert "5 volumes with a hidden label" in capsys.readouterr().out
     for label in unlabeled:
         Path(label).unlink(missing_ok=True)
-    with pytest.raises(SystemExit, match=r"none of the 8 unlabelled images has a label, as .*frame..\.nii\.gz"):
+    with pytest.raises(
+        SystemExit, match=r"none of the 8 unlabelled images has a label, for example .*frame..\.nii\.gz"
+    ):
         measure(dataset_dir=str(tmp_path / "cohort"))
 
 
@@ -357,8 +359,8 @@ def test_volumes_without_a_label_are_left_out(phantom: Path, tmp_path: Path, mea
         ({"run": "nowhere"}, r"run: expected the output folder of a training, found no nowhere.checkpoint\.pt"),
         ({"image_size": "48"}, r"checkpoint\.pt: a run with image size 32, the configuration has 48"),
         ({"labeled": "1"}, r"checkpoint\.pt: a run with labelled slices \d+, the configuration has \d+"),
-        ({"num_classes": "5"}, r"checkpoint\.pt: is no checkpoint of the configured method and network: .*head"),
-        ({"labeled": "6"}, "learns from unlabelled images, but the training data has none"),
+        ({"num_classes": "5"}, r"checkpoint\.pt: is not a checkpoint of the configured method and network: .*head"),
+        ({"labeled": "6"}, "needs unlabelled images, but the training data has none"),
         ({"batchs": "3"}, "batchs: neither an option of this command nor an id of the config"),
         ({"batches": "0"}, "batches: expected a whole number of at least 1, found 0"),
         ({"method#_target_": "scripts.methods.SemSimVariants", "method#gate": "both"}, "gate: expected one of"),
@@ -376,10 +378,10 @@ def test_mistakes_are_named(measure: Any, tmp_path: Path, options: dict[str, str
 
 def test_a_file_that_is_no_checkpoint(tmp_path: Path, measure: Any) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(SystemExit, match=r"checkpoint\.pt: is no checkpoint"):
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt: is not a checkpoint"):
         measure(run=str(tmp_path))
     torch.save(UNet(channels=THIN).state_dict(), tmp_path / "checkpoint.pt")
-    with pytest.raises(SystemExit, match=r"checkpoint\.pt: is no checkpoint"):
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt: is not a checkpoint"):
         measure(run=str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Predicted quality held against truth: what is counted, and images that are shifted as they say."""
+"""Predicted quality compared with the truth: the counts, and the shifts of images."""
 
 from __future__ import annotations
 

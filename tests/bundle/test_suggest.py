@@ -1,4 +1,4 @@
-"""The next case to label: few that stand for many, and a list to train on."""
+"""The next cases to label: a representative selection, and a list to train on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scripts.data.records import dataset_records
 
 
 def groups() -> np.ndarray:
-    """Three heaps of cases, of 12, 6 and 3, and one case far from all."""
+    """Three clusters of 12, 6 and 3 cases, and one outlier."""
     random = np.random.default_rng(0)
     centres = np.repeat([[0, 0], [10, 0], [0, 10], [30, 30]], [12, 6, 3, 1], axis=0)
     return centres + 0.3 * random.normal(size=centres.shape)

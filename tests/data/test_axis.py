@@ -18,7 +18,7 @@ LPS = np.diag([-1.0, -1.0, 1.0])
 
 
 def grid(volume: Volume, order: Sequence[int] = (0, 1, 2)) -> tuple[tuple[int, ...], np.ndarray]:
-    """A volume given as LPS, as a file that stores its axes in another order has it."""
+    """An LPS volume stored with another order of axes."""
     shape, spacing = volume
     affine = np.eye(4)
     affine[:3, :3] = (LPS * spacing)[:, order]

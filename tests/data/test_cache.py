@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Counting(MapTransform):
-    """Counts the records that pass."""
+    """Counts the preprocessed records."""
 
     calls = 0
 

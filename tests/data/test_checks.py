@@ -1,4 +1,4 @@
-"""What fits together and what does not: grids of images and labels, classes and the values of label files."""
+"""Consistency checks: grids of images and labels, classes and the values of label files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def moved(x: float = 0, y: float = 0, z: float = 0) -> np.ndarray:
 @pytest.mark.parametrize(
     ("affine", "message"),
     [
-        # the last of 24 voxels lies 23 of the image's farther
+        # the last of 24 voxels is 23 voxels away
         (
             AFFINE @ np.diag([2, 2, 0.5, 1]),
             r"23 voxels apart \(label spacing 3\.007 x 2\.9 x 4\.003 mm, .*1\.503 x 1\.45",
@@ -119,7 +119,7 @@ def test_outliers_and_few_values_are_remarked() -> None:
 
 
 def test_a_label_that_is_a_little_off_is_its_class(tmp_path: Path) -> None:
-    """So programs keep labels as scaled numbers: cut to whole ones, .9999999 would be background."""
+    """Some programs store scaled labels: truncated, .9999999 would become background."""
     stored = np.array([0, 1, 0.9999999, 1.0000001, 2.0001, 1.5], np.float32).reshape(1, 6, 1)
     for values in (None, [0, 1, 2]):
         classes = LabelValuesd("label", values)({"label": torch.from_numpy(stored[:, :5])})["label"]

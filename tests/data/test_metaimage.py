@@ -28,7 +28,7 @@ HEADER = {
 
 
 def write(path: Path, data: str = "LOCAL", voxels: bytes = b"", more: bytes = b"", **fields: str | None) -> Path:
-    """A MetaImage with these fields, ``more`` after the header and ``voxels`` in the file that ``data`` names."""
+    """A MetaImage with these fields, ``more`` after the header and ``voxels`` in the file ``data``."""
     lines = {**HEADER, **fields, "ElementDataFile": data}
     text = "".join(f"{name} = {value}\n" for name, value in lines.items() if value is not None)
     local = data.lower() == "local"
@@ -105,11 +105,14 @@ def test_files_of_the_voxels(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"CompressedData": "True", "voxels": RAW}, r"x\.mha is damaged or cut short: its compressed voxels end in"),
+        ({"CompressedData": "True", "voxels": RAW}, r"x\.mha is damaged or truncated: its compressed voxels end in"),
         ({"CompressedData": "True", "voxels": zlib.compress(RAW)[:-2]}, "its compressed voxels have no end"),
-        ({"CompressedData": "True", "voxels": zlib.compress(RAW[:-2])}, "holds 118 bytes of voxels, the header claims"),
+        (
+            {"CompressedData": "True", "voxels": zlib.compress(RAW[:-2])},
+            "contains 118 bytes of voxels, the header claims",
+        ),
         ({"CompressedData": "True", "voxels": zlib.compress(RAW * 2)}, "bytes of voxels, the header claims 120"),
-        ({"CompressedData": "True", "voxels": zlib.compress(RAW), "HeaderSize": "2"}, "are not read"),
+        ({"CompressedData": "True", "voxels": zlib.compress(RAW), "HeaderSize": "2"}, "are not supported"),
         ({"data": "LIST"}, "expected a file for each of the 5 slices, found 0"),
         ({"data": "LIST", "more": b"s1.raw\n"}, "expected a file for each of the 5 slices, found 1"),
         ({"data": "LIST", "more": b"s1.raw\n" * 4 + b"gone.raw\n"}, "file of its voxels, 'gone.raw', is missing"),
@@ -118,9 +121,9 @@ def test_files_of_the_voxels(tmp_path: Path, suffix: str) -> None:
         ({"data": "s%d.raw 1 99999999999 1"}, "expected a file for each of the 5 slices"),
         ({"data": "%s%n.raw 1 5 1"}, "expected a pattern such as"),
         ({"data": "gone.raw"}, "file of its voxels, 'gone.raw', is missing"),
-        ({"data": "y.raw", "voxels": RAW + b"more"}, r"\(with 'y\.raw'\) .* holds 124 bytes .* claims 120"),
-        ({"data": "y.raw", "voxels": RAW[:-1]}, "holds 119 bytes of voxels, the header claims 120"),
-        ({"data": "y.txt", "voxels": b"1 2 3", "BinaryData": "False"}, "holds 6 bytes"),
+        ({"data": "y.raw", "voxels": RAW + b"more"}, r"\(with 'y\.raw'\) .* contains 124 bytes .* claims 120"),
+        ({"data": "y.raw", "voxels": RAW[:-1]}, "contains 119 bytes of voxels, the header claims 120"),
+        ({"data": "y.txt", "voxels": b"1 2 3", "BinaryData": "False"}, "contains 6 bytes"),
         ({"data": ""}, "found an empty ElementDataFile"),
         ({"NDims": "-1"}, "expected an image of 2 or 3 dimensions, found NDims = -1"),
         ({"NDims": "99999999"}, "found NDims = 99999999"),
@@ -163,7 +166,7 @@ def test_no_flipped_bit_of_a_compressed_volume_passes(tmp_path: Path) -> None:
     for place in range(start, len(sound), 7):
         for bit in (1, 128):
             path.write_bytes(sound[:place] + bytes([sound[place] ^ bit]) + sound[place + 1 :])
-            with pytest.raises(ValueError, match=r"x\.mha is damaged or cut short"):
+            with pytest.raises(ValueError, match=r"x\.mha is damaged or truncated"):
                 load(path)
 
 

@@ -79,7 +79,7 @@ def load(path: Path) -> MetaTensor:
 
 
 def mapped(image: Path, folder: Path) -> Path:
-    """The label map that inference's steps make of an image: loaded, turned, batched, turned back and written."""
+    """The label map of an image after inference's steps: loaded, reoriented, batched, inverted and written."""
     steps = Compose(
         [
             LoadImageVolumed("image"),
@@ -145,7 +145,7 @@ def test_a_sheared_grid_is_nibabels_in_its_unit(tmp_path: Path) -> None:
 
 
 def test_units_count(tmp_path: Path) -> None:
-    """1,500 micron are 1.5 mm, not 1,500: what is measured in mm depends on it."""
+    """1,500 micron are 1.5 mm, not 1,500; measurements in mm depend on it."""
     flat = FLAT * [1500, 1500, 3000, 1]
     path = write(tmp_path / "x.nii", sform=(flat, 1), qform=(flat, 1), xyzt_units=3)
     assert load(path).pixdim.tolist() == pytest.approx([1.5, 1.5, 3.0])

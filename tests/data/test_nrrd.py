@@ -32,9 +32,9 @@ def test_nrrd_lies_where_nifti_lies(components: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content[:-40], "damaged or cut short"),
-        (lambda content: b"no image", "damaged or cut short"),
-        (lambda content: content.replace(b"\nspace ", b"\ndata file: x.raw\nspace ", 1), "lie in another file"),
+        (lambda content: content[:-40], "or is damaged"),
+        (lambda content: b"no image", "or is damaged"),
+        (lambda content: content.replace(b"\nspace ", b"\ndata file: x.raw\nspace ", 1), "are in another file"),
     ],
     ids=["cut", "strange", "detached"],
 )

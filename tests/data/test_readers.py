@@ -98,7 +98,7 @@ def test_channels_of_a_vector_image(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_photographs_are_volumes_of_one_slice_that_nothing_turns(tmp_path: Path, suffix: str, channels: int) -> None:
-    # 24 columns, 16 rows, each corner of another brightness; smooth, as JPEG stores smooth images well
+    # 24 columns, 16 rows, corners of different brightness; smooth, because JPEG stores smooth images accurately
     rows, columns = np.mgrid[0:16, 0:24]
     array = np.stack([4 * rows + 2 * columns + 40 * channel for channel in range(channels)], -1).astype(np.uint8)
     Image.fromarray(array.squeeze()).save(tmp_path / f"x{suffix}", quality=100, subsampling=0, dpi=(300, 300))
@@ -122,7 +122,7 @@ def test_the_last_suffix_alone_tells_the_format(tmp_path: Path, name: str) -> No
 
 
 def png(path: Path, array: np.ndarray) -> None:
-    if array.shape[2:] == (2,):  # grey and how opaque it is
+    if array.shape[2:] == (2,):  # grey and alpha
         Image.fromarray(array, "LA").save(path)
         return
     sitk.WriteImage(sitk.GetImageFromArray(array, isVector=array.ndim == 3), str(path))
@@ -173,16 +173,16 @@ def faulty(folder: Path, fault: str) -> Path:
     ("fault", "message"),
     [
         ("missing.mhd", r"x\.mhd: the file of its voxels, 'x\.raw', is missing\."),
-        ("cut.mhd", r"x\.mhd \(with 'x\.raw'\) is damaged or cut short, or its header is wrong: it holds 210 bytes"),
-        ("cut.zraw", r"x\.mhd \(with 'x\.zraw'\) is damaged or cut short"),
+        ("cut.mhd", r"x\.mhd \(with 'x\.raw'\) is damaged or truncated, or its header is wrong: it contains 210 bytes"),
+        ("cut.zraw", r"x\.mhd \(with 'x\.zraw'\) is damaged or truncated"),
         ("short.mhd", r"x\.mhd \(with 'x\.raw'\) is damaged .* 420 bytes of voxels, the header claims 4200\."),
-        ("cut.mha", r"cut\.mha is .*damaged or cut short"),
-        ("packed.mha", r"packed\.mha is .*damaged or cut short"),
-        ("text.mha", r"text\.mha is no image of this type"),
-        ("cut.png", r"cut\.png is no image of this type"),
-        ("text.png", r"text\.png is no image of this type"),
-        ("cut.jpg", r"cut\.jpg is no image of this type"),
-        ("text.jpg", r"text\.jpg is no image of this type"),
+        ("cut.mha", r"cut\.mha is .*damaged or truncated"),
+        ("packed.mha", r"packed\.mha is .*damaged or truncated"),
+        ("text.mha", r"text\.mha is not an image of this type"),
+        ("cut.png", r"cut\.png is not an image of this type"),
+        ("text.png", r"text\.png is not an image of this type"),
+        ("cut.jpg", r"cut\.jpg is not an image of this type"),
+        ("text.jpg", r"text\.jpg is not an image of this type"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, fault: str, message: str) -> None:
@@ -203,9 +203,9 @@ def test_a_compressed_volume_of_which_a_bit_is_wrong_is_refused(tmp_path: Path) 
     path = tmp_path / "x.nii.gz"
     nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), path)
     sound = path.read_bytes()
-    for place in range(20, len(sound), len(sound) // 50):  # of a gzip file of this kind 10 bytes hold no data
+    for place in range(20, len(sound), len(sound) // 50):  # 10 bytes of such a gzip file contain no data
         path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
-        with pytest.raises(ValueError, match=r"x\.nii\.gz is no image of this type, damaged or cut short\."):
+        with pytest.raises(ValueError, match=r"x\.nii\.gz is not an image of this type, or is damaged\."):
             load(path)
 
 
@@ -213,7 +213,7 @@ def test_a_compressed_volume_of_which_a_bit_is_wrong_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photograph_is_read_as_it_is_shown(tmp_path: Path, orientation: int, suffix: str) -> None:
     shown = np.add.outer(np.arange(8) * 20, np.arange(16) * 4).astype(np.uint8)  # brighter downwards, and to the right
-    # what a camera stores, by the standard's names of the sides that its first row and column are
+    # a camera's orientations, by the standard's names of the sides of the first row and column
     stored = {
         1: shown,
         2: shown[:, ::-1],
@@ -250,7 +250,7 @@ def test_postscript_is_never_executed(tmp_path: Path, monkeypatch: pytest.Monkey
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.eps")
     for suffix in (".jpg", ".png"):
         (tmp_path / "x.eps").rename(tmp_path / f"x{suffix}")
-        with pytest.raises(ValueError, match=rf"x\{suffix} is no image of this type"):
+        with pytest.raises(ValueError, match=rf"x\{suffix} is not an image of this type"):
             load(tmp_path / f"x{suffix}")
         (tmp_path / f"x{suffix}").rename(tmp_path / "x.eps")
 
@@ -259,9 +259,9 @@ def test_a_png_of_which_a_bit_is_wrong_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20), dtype=np.uint8)).save(path)
     sound = path.read_bytes()
-    for place in range(0, len(sound) - 12, len(sound) // 50):  # the last chunk holds no data
+    for place in range(0, len(sound) - 12, len(sound) // 50):  # the last chunk has no data
         path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
-        with pytest.raises(ValueError, match=r"x\.png is no image of this type, damaged or cut short"):
+        with pytest.raises(ValueError, match=r"x\.png is not an image of this type, or is damaged"):
             load(path)
 
 
@@ -280,7 +280,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monke
     sitk.WriteImage(volume("straight"), str(tmp_path / "x.mha"))
     nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "x.nii")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.png")
-    monkeypatch.setattr("builtins.open", refuse)  # who runs tests as root may read everything
+    monkeypatch.setattr("builtins.open", refuse)  # root may read everything
     for suffix in (".mha", ".nii", ".png"):
         with pytest.raises(ValueError, match=rf"x\{suffix}: cannot be opened: Permission denied\."):
             load(tmp_path / f"x{suffix}")
@@ -366,6 +366,6 @@ def test_a_nifti_that_claims_too_much_is_named_before_memory_is_asked_for(tmp_pa
     content = header.binaryblock + bytes(4 + 20_000)
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     with pytest.raises(
-        ValueError, match=r"x\.nii\S* is damaged .* it holds 20352 bytes, the header claims 12800000352\."
+        ValueError, match=r"x\.nii\S* is damaged .* it contains 20352 bytes, the header claims 12800000352\."
     ):
         load(tmp_path / name)

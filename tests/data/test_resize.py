@@ -24,7 +24,7 @@ def world(image: MetaTensor, index: tuple[float, float, float]) -> np.ndarray:
 
 @pytest.mark.parametrize(("height", "width"), [(40, 61), (150, 97), (33, 120)])
 def test_window_holds_what_lies_there_in_mm(height: int, width: int) -> None:
-    """Against scipy: the window's pixels are the image's values at the places that its affine gives."""
+    """Against scipy: the window's pixels are the image's values at the positions of its affine."""
     rows, columns = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
     smooth = (torch.sin(3 * rows) + torch.cos(2 * columns))[None, :, :, None].expand(1, -1, -1, 3)
     image = slices((1, height, width, 3), (1.25, 1.5, 8.0), smooth.clone())
@@ -33,7 +33,7 @@ def test_window_holds_what_lies_there_in_mm(height: int, width: int) -> None:
     sizes = np.linalg.norm(np.asarray(fitted.affine)[:3, :3], axis=0)
     assert sizes == pytest.approx([2.0, 2.0, 8.0], rel=0.02)  # the whole slice has a whole number of pixels
     centre, middle = world(image, ((height - 1) / 2, (width - 1) / 2, 0)), world(fitted, (23.5, 23.5, 0))
-    assert np.abs(centre - middle)[:2].max() <= 1.01  # half a pixel, where an odd number is left over
+    assert np.abs(centre - middle)[:2].max() <= 1.01  # half a pixel for an odd remainder
 
     inverse = np.linalg.inv(np.asarray(image.affine)) @ np.asarray(fitted.affine)
     index = np.stack(np.meshgrid(np.arange(48), np.arange(48), indexing="ij")).reshape(2, -1)
@@ -106,7 +106,7 @@ def test_other_pixel_spacings_are_refused(pixel_spacing: object) -> None:
 
 
 def test_percentiles_of_the_configs_are_those_of_numpy() -> None:
-    """0 and 100 are the protocol's extremes; 1 and 99 leave a bright speck aside."""
+    """0 and 100 are the protocol's extremes; 1 and 99 ignore a bright speck."""
     image = torch.rand(1, 50, 60, 4) * 300
     image[0, 0, 0, 0] = 1e6
     for lower, upper in ((0, 100), (1, 99)):

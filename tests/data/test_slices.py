@@ -19,7 +19,7 @@ LOAD = Compose(
 
 
 def _dataset(folder: Path, labeled: list[int], unlabeled: list[int]) -> SliceDataset:
-    """Volumes of these numbers of slices; every pixel of a slice is the slice's index in the data set."""
+    """Volumes with these numbers of slices; every pixel of a slice is the slice's index in the data set."""
     data: list[dict[str, Any]] = []
     start = 0
     for i, (n, has_label) in enumerate([(n, True) for n in labeled] + [(n, False) for n in unlabeled]):

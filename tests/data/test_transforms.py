@@ -29,7 +29,7 @@ def _rotation(degrees: float) -> np.ndarray:
 
 
 def _stored(order: tuple[int, ...], flips: tuple[int, ...], degrees: float) -> MetaTensor:
-    """The canonical volume as a file may hold it: axes permuted and flipped, the affine says so."""
+    """The canonical volume with permuted and flipped axes, as in a file, and the matching affine."""
     affine = np.eye(4)
     affine[:3, :3] = _rotation(degrees) @ LPS @ np.diag(SPACING)
     affine[:3, 3] = (11.5, -7.25, 3.0)
@@ -65,7 +65,7 @@ def test_any_storage_gives_the_same_array_and_inverts(
 
 
 def test_slices_along_another_anatomical_axis() -> None:
-    """A coronal stack, stored as LPS: its slices run front to back, and the voxels keep their place in space."""
+    """A coronal stack, stored as LPS: its slices go from front to back, and the voxels keep their position."""
     affine = torch.diag(torch.tensor([-1.5, -9.0, 1.4, 1.0], dtype=torch.float64))
     stored = MetaTensor(torch.from_numpy(CANONICAL.transpose(0, 2, 1).copy())[None], affine=affine)
     preprocessing = Compose([ThroughPlaneLastd("image"), Resized("image", spatial_size=(14, 12, -1), mode="trilinear")])
@@ -84,7 +84,7 @@ def test_slices_along_another_anatomical_axis() -> None:
 
 
 def test_image_and_label_are_cut_together() -> None:
-    """A label of another program, whose header is rounded otherwise, follows its image."""
+    """A label by another program, with a differently rounded header, follows its image."""
     affines = [np.diag([*spacing, 1.0]) for spacing in ((0.8, 0.8000001, 1.0), (1.0, 0.8, 0.8))]
     volumes = [MetaTensor(torch.rand(1, 8, 9, 10), affine=torch.from_numpy(affine)) for affine in affines]
     item = ThroughPlaneLastd(("image", "label"))(dict(zip(("image", "label"), volumes, strict=True)))
@@ -137,7 +137,7 @@ def test_channels_of_volumes_are_scaled_one_by_one_and_colours_together(tmp_path
 @pytest.mark.parametrize("photographs", [False, True])
 @pytest.mark.parametrize("image_size", [128, 100])
 def test_training_leaves_image_and_label_in_one_place(tmp_path: Path, image_size: int, photographs: bool) -> None:
-    """A disc and its label keep their place in the slice: mode "nearest" would move the label half a pixel."""
+    """A disc and its label keep their position in the slice: mode "nearest" would move the label by half a pixel."""
     size, centre = (216, 180), (131.3, 62.8)
     rows, columns = np.indices(size)
     disc = np.hypot(rows - centre[0], columns - centre[1]) < 41
@@ -175,7 +175,9 @@ def test_viewers_write_classes_where_files_store_other_values(stored: list[int],
 
 
 def test_a_viewers_classes_are_refused_where_they_could_pass_for_stored_values() -> None:
-    transform = LabelValuesd("label", [0, 2, 3])  # 2 is what the first class stores, and the second class's number
+    transform = LabelValuesd(
+        "label", [0, 2, 3]
+    )  # 2 is the stored value of the first class, and the second class's number
     assert transform({"label": torch.tensor([0.0, 3.0, 2.0])})["label"].tolist() == [0, 2, 1]
     with pytest.raises(ValueError, match="label values must be 0, 2, 3, found 1"):
         transform({"label": torch.tensor([0.0, 1.0, 2.0])})

@@ -20,7 +20,7 @@ def load() -> Compose:
 
 @pytest.fixture
 def record(phantom: Path, tmp_path: Path) -> dict[str, str]:
-    """A validation record whose files may be spoiled."""
+    """A validation record with files that may be damaged."""
     source = dataset_records("acdc", phantom, "val", phantom / "splits.json")[0]
     return {key: shutil.copy(source[key], tmp_path / Path(source[key]).name) for key in ("image", "label")}
 

@@ -20,7 +20,7 @@ CORNERS = ((0, 0, 0), (5, 0, 0), (0, 4, 0), (0, 0, 3))
 
 
 def oblique(spacing: tuple[float, ...] = (0.7, 1.3, 3.6), handed: float = 1.0) -> np.ndarray:
-    """An affine with turned axes, in RAS mm."""
+    """An affine with rotated axes, in RAS mm."""
     affine = np.eye(4)
     rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
     rotation[:, 0] *= handed * np.sign(np.linalg.det(rotation))
@@ -44,7 +44,7 @@ def save(item: MetaTensor, folder: Path, suffix: str, **options: Any) -> Path:
 
 
 def points(path: Path) -> np.ndarray:
-    """LPS mm of the corners by SimpleITK, which reads both formats in its own way."""
+    """LPS mm of the corners by SimpleITK, an independent reader of both formats."""
     image = sitk.ReadImage(str(path))
     return np.array([image.TransformIndexToPhysicalPoint(corner) for corner in CORNERS])
 
@@ -113,7 +113,7 @@ def test_labels_are_written_as_the_data_set_stores_them(tmp_path: Path) -> None:
 
 
 def test_png_holds_no_volume(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^/in/case\.mha: PNG holds no volume of 4 slices"):
+    with pytest.raises(ValueError, match=r"^/in/case\.mha: PNG does not support 4 slices"):
         save(label_map(), tmp_path, ".png")
     assert not list(tmp_path.iterdir())
 
@@ -129,7 +129,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, suffix: st
     save(first, tmp_path, suffix)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # no file may be longer
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # limit of the file size
     try:
         with pytest.raises(ValueError, match=rf"^{tmp_path}/case_seg{suffix} cannot be written: ") as error:
             save(second, tmp_path, suffix)
@@ -141,7 +141,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, suffix: st
 
 def test_a_png_of_more_than_8_bits_is_refused(tmp_path: Path) -> None:
     item = label_map((6, 5, 1))
-    with pytest.raises(ValueError, match=r"case_seg\.png cannot be written: a PNG holds .* 8 bits, found uint16"):
+    with pytest.raises(ValueError, match=r"case_seg\.png cannot be written: PNG supports .* 8 bits, found uint16"):
         save(item, tmp_path, ".png", label_values=[0, 600])
     assert not list(tmp_path.iterdir())
 
@@ -154,7 +154,7 @@ def test_overlays_know_their_suffixes() -> None:
 
 @pytest.mark.parametrize("below", ["", "sub/.."])
 def test_maps_never_lie_among_the_images(tmp_path: Path, below: str) -> None:
-    """There NAME_seg may be a label already, and would be one for the next training."""
+    """NAME_seg may be an existing label there, and would be used as one in the next training."""
     (tmp_path / "sub").mkdir()
     with pytest.raises(ValueError, match="is the folder of the images"):
         SaveImageVolumed("pred", output_dir=str(tmp_path / below), data_root_dir=str(tmp_path))

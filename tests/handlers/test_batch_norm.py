@@ -15,7 +15,7 @@ from scripts.networks import UNet
 
 
 class Slices:
-    """A dataset whose slices are constant images of their number; the even ones are labelled."""
+    """A dataset with slices of constant value, their number; the even ones are labelled."""
 
     def __init__(self, count: int) -> None:
         self.labeled = np.arange(0, count, 2)
@@ -35,7 +35,7 @@ def norms(net: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def test_averages_are_those_of_a_plain_loop() -> None:
-    """Each layer normalises a batch by the batch; what it saw is averaged over the batches."""
+    """Each layer normalises by the batch; its statistics are averaged over the batches."""
     net = network()
     batches = [torch.rand(4, 1, 16, 16) * (i + 1) for i in range(3)]
     seen: dict[int, list[np.ndarray]] = {}
@@ -45,7 +45,7 @@ def test_averages_are_those_of_a_plain_loop() -> None:
     ]
     net.train()
     for batch in batches:
-        net(batch)  # without dropout this is what the handler has to average over
+        net(batch)  # the handler must average without dropout
     for hook in hooks:
         hook.remove()
     average_statistics(net, batches)

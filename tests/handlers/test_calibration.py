@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from monai.inferers import SliceInferer
 
 from scripts.handlers.calibration import CalibrationFit, CalibrationReport, _Voxels
 from scripts.quality.record import read_calibration
@@ -52,7 +53,7 @@ def test_evaluation_fits_on_validation_cases(
 @pytest.mark.parametrize("part", ["test", "train", "all"])
 def test_other_parts_teach_nothing(part: str) -> None:
     with pytest.raises(ValueError, match=f"calibrate: expected part val, .* found part {part}"):
-        CalibrationFit("model.pt", part, 2, list, lambda x: x, 1)  # type: ignore[arg-type]
+        CalibrationFit(SliceInferer(roi_size=(4, 4)), "model.pt", part, 2, list, lambda x: x, 1)  # type: ignore[arg-type]
 
 
 def item(logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:

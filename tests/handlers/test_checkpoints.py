@@ -1,4 +1,4 @@
-"""Checkpoints of earlier versions, whose objectives had other options."""
+"""Checkpoints of earlier versions: objectives with other options, and a file of an old commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOVED: dict[str, Any] = {"gate": "self", "affinity_space": "logit", "decoder_vie
 
 
 def written(folder: Path, **options: Any) -> Path:
-    """A checkpoint of SemSim after one epoch, with the options of a time when all of them were SemSim's."""
+    """A checkpoint of SemSim after one epoch, with all options of an earlier version of SemSim."""
     objective = build("semsim_minus")
     trainer(objective, 1, [RunCheckpoint(str(folder), objective.network)]).run()
     content = torch.load(folder / RunCheckpoint.name, weights_only=True)
@@ -34,7 +34,7 @@ def test_a_checkpoint_with_the_options_of_the_method_is_resumed(tmp_path: Path) 
 
 @pytest.mark.parametrize(("name", "value"), [("gate", "agree"), ("decoder_views", (2,)), ("shared_target", True)])
 def test_a_checkpoint_of_a_variant_is_refused(tmp_path: Path, name: str, value: Any) -> None:
-    """SemSim no longer has the option: going on would train another objective."""
+    """SemSim no longer has the option: a resumed run would train another objective."""
     written(tmp_path, **{name: value})
     objective = build("semsim_minus")
     with pytest.raises(ValueError, match=rf"expected a run with {name} ") as info:

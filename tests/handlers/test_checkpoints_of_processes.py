@@ -1,4 +1,4 @@
-"""Several machines without a shared disk: each process has a folder of its own, the first one's checkpoint counts."""
+"""Several machines without a shared disk: each process has its own folder, the first one's checkpoint is used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.methods.common import Batches, build, trainer
 
 
 def train(rank: int, folder: str, epochs: int, resume: bool, rates: tuple[float, float]) -> None:
-    """Train in ``folder/RANK``; what is raised goes into ``folder/RANK.txt``. Processes begin with other weights."""
+    """Train in ``folder/RANK``; an error is written to ``folder/RANK.txt``. Processes start with different weights."""
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )

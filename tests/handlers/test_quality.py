@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
+from monai.inferers import SliceInferer
 
 from scripts.handlers.quality import PASSES, QualityReport, ViewPasses
 from scripts.quality.fit import fit_dice
@@ -73,7 +74,7 @@ def test_inference_writes_what_its_results_are_worth(
     rows = read(out / "quality.csv")
     assert sorted({row["case"] for row in rows}) == ["a/one", "b/two"]
     assert [row["class"] for row in rows] == ["RV", "Myo", "LV"] * 2
-    assert "2 of 2 need a look" in capsys.readouterr().out
+    assert "2 of 2 need a review" in capsys.readouterr().out
     for row in rows:
         label = np.asarray(nib.Nifti1Image.from_filename(out / f"{row['case']}_seg.nii.gz").dataobj)
         volume = np.count_nonzero(label == ["RV", "Myo", "LV"].index(row["class"]) + 1) * 1.5 * 2.0 * 8.0 / 1000
@@ -87,7 +88,7 @@ def test_inference_writes_what_its_results_are_worth(
     assert content["map"] == "one_seg.nii.gz"
     assert set(content["classes"]) == {"RV", "Myo", "LV"}
 
-    # what these weights segmented earlier stays in the table, what was removed or is other weights' does not
+    # earlier results of these weights stay in the table, removed ones and those of other weights do not
     save(tmp_path / "in" / "c" / "three.nii.gz", 3)
     (out / "a" / "one_seg.nii.gz").rename(out / "elsewhere.nii.gz")
     other = {**content, "case": "other", "map": "two_seg.nii.gz", "weights_sha256": "0"}
@@ -115,7 +116,7 @@ def test_probabilities_are_calibrated_and_labels_stay(
 
 
 class Evaluator:
-    """What the handlers read of an evaluator."""
+    """The parts of an evaluator that the handlers read."""
 
     def __init__(self, output: Any) -> None:
         self.state = type("State", (), {"output": output, "device": torch.device("cpu")})
@@ -136,7 +137,7 @@ def test_passes_of_a_batch_lie_on_its_grid() -> None:
     passes = engine.state.output[PASSES]
     assert passes.shape == (2, 4, 2, 6, 6)
     assert torch.equal(passes[:, 0], engine.state.output["pred"])
-    # a filter that looks the same from all sides gives the same in all views
+    # a symmetric filter gives the same result in all views
     engine.network.weight.data.fill_(0.1)
     with torch.no_grad():
         engine.state.output["pred"] = engine.network(engine.state.output["image"])
@@ -146,7 +147,9 @@ def test_passes_of_a_batch_lie_on_its_grid() -> None:
 
 
 def test_worst_comes_first_and_photographs_have_no_volume(tmp_path: Path, trained: Callable[..., Path]) -> None:
-    report = QualityReport(tmp_path, 2, trained(in_channels=1, num_classes=2), {"1": "lesion"})
+    report = QualityReport(
+        tmp_path, 2, trained(in_channels=1, num_classes=2), SliceInferer(roi_size=(4, 4)), {"1": "lesion"}
+    )
     report._start()
     square = torch.zeros(1, 12, 12, 1)
     square[:, 3:9, 3:9] = 1

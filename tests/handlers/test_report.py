@@ -97,7 +97,7 @@ def test_figures_on_the_cases_that_chose_the_weights_are_marked(tmp_path, capsys
 
 
 def test_mm_are_by_the_spacing_of_the_image(tmp_path):
-    """Where the label's header is a little off, the image's counts."""
+    """If the label's header differs slightly, the image's is used."""
     pair = random_maps(0)
     item = volume("/d/x.nii", *pair, spacing=(1.5, 1.5, 8.0))
     item["label"].affine = np.diag([1.7, 1.5, 7.5, 1.0])
@@ -236,7 +236,7 @@ def test_evaluation_scores_what_inference_writes(cohort, monkeypatch):
 
 
 def test_evaluation_names_the_weights_that_it_scored(cohort):
-    """A training that goes on replaces its best weights while they are evaluated."""
+    """A running training replaces its best weights while they are evaluated."""
     weights = cohort / "model.pt"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     report = SegmentationReport(cohort / "eval", 2, checkpoint=weights, part="val")

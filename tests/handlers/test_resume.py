@@ -52,7 +52,7 @@ def test_one_training_works_in_a_folder_and_a_killed_one_leaves_it(tmp_path: Pat
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         for work in (lambda: guard_output(str(folder), True), engine(folder, False, 1).run):
-            with pytest.raises(FileExistsError, match="another training is at work in this folder"):
+            with pytest.raises(FileExistsError, match="another training runs in this folder"):
                 work()
     finally:
         other.kill()
@@ -67,7 +67,7 @@ def test_one_training_works_in_a_folder_and_a_killed_one_leaves_it(tmp_path: Pat
     left = {path.name for path in folder.iterdir()} - {".lock"}
     weights = {f"{name}.{suffix}" for name in ("model", "model_last") for suffix in ("pt", "json")}
     assert left == {"checkpoint.pt", "tmp_of_mine"} | weights, "what kills leave is swept, nothing else"
-    FileLock(folder / ".lock", timeout=0).acquire().lock.release()  # a run that is complete lets go
+    FileLock(folder / ".lock", timeout=0).acquire().lock.release()  # a complete run releases the lock
 
 
 def test_a_folder_is_claimed_again_by_the_same_process(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_bad_checkpoint_is_refused_in_one_line(
 
 
 def test_methods_of_a_scheduler_are_not_replaced_by_a_checkpoint(checkpoint: dict[str, Any], tmp_path: Path) -> None:
-    """PyTorch's schedulers take whatever a state holds for their attributes."""
+    """PyTorch's schedulers accept any attribute in a state."""
     torch.save({**checkpoint, "lr_scheduler": {**checkpoint["lr_scheduler"], "step": 5}}, tmp_path / "checkpoint.pt")
     engine(tmp_path, True, 2).run()
     assert (tmp_path / "model_last.pt").is_file()

@@ -1,4 +1,4 @@
-"""What the tests of the objectives share: small networks and batches, a step, and a short training."""
+"""Shared parts of the objectives' tests: small networks and batches, a step, and a short training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def thin_transformer(drop_path: float = 0.0) -> SwinUNet:
 
 
 def build(name: str, *, seed: int = 0, in_channels: int = 1, dropout: float = 0.0, **kwargs: Any) -> Any:
-    """An objective on thin networks at 30 % of the training; a moving average in it is another network than its own."""
+    """An objective on thin networks at 30 % of the training; its moving averages differ from their students."""
     network = thin_network(seed, in_channels, dropout)
     if name == "semsim":
         kwargs["fusion"] = SpatialAwareFusion(channels=THIN, dim=8, heads=2)
@@ -70,7 +70,7 @@ def build(name: str, *, seed: int = 0, in_channels: int = 1, dropout: float = 0.
     elif name == "diffrect":
         kwargs["rectifier"] = LabelRectifier(in_channels, 4, THIN, denoiser=(8,), groups=2)
         for parameter in kwargs["rectifier"].denoiser.parameters():
-            if not parameter.any():  # MONAI begins some layers with zeros, which let no gradient through
+            if not parameter.any():  # MONAI initialises some layers with zeros, which block the gradient
                 nn.init.normal_(parameter, std=0.1)
     elif name == "adversarial":
         kwargs["width"] = 4
@@ -85,7 +85,7 @@ def build(name: str, *, seed: int = 0, in_channels: int = 1, dropout: float = 0.
 
 
 def supervised_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """L_s, which ``tests/test_losses.py`` holds against plain loops."""
+    """L_s, which ``tests/test_losses.py`` compares with plain loops."""
     return Objective(thin_network()).supervised_loss(logits, label)
 
 
@@ -119,10 +119,10 @@ def calls(module: nn.Module) -> list[tuple[Any, Tensor]]:
 
 
 class Batches:
-    """A loader whose batch is a function of the iteration, like the real one; two batches to the epoch.
+    """A loader whose batch is a function of the iteration, like the real one; two batches per epoch.
 
     Args:
-        rank: of the process; each has batches of its own.
+        rank: number of the process; each has different batches.
     """
 
     iteration = 0

@@ -1,4 +1,4 @@
-"""What every objective has from its base class: a supervised start, and a teacher of its pseudo-labels."""
+"""The base class of the objectives: a supervised start, and a teacher of the pseudo-labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.methods.common import METHODS, build, make_batch, thin_network
 
 @pytest.mark.parametrize("name", METHODS)
 def test_supervised_start_is_the_supervised_loss_of_all_learners(name: str) -> None:
-    """Loss and gradients are those of L_s on the labeled images alone; other parts have gradients of 0, not none."""
+    """Loss and gradients are those of L_s on the labeled images; the gradients of other parts are 0, not None."""
     objective, batch = build(name, weak=WeakView("none")), make_batch()
     objective.supervised_iterations = 31
     losses = objective(batch)
@@ -39,7 +39,7 @@ def test_unlabeled_losses_follow_the_supervised_start(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fixmatch", "unimatch", "semsim", "semsim_minus"])
 def test_the_teacher_makes_the_pseudo_labels(name: str) -> None:
-    """They are those of the objective whose network is the teacher's, without dropout; and the teacher follows."""
+    """They equal those of an objective with the teacher as its network, without dropout; the teacher is updated."""
     batch = make_batch(seed=3)
     taught = build(name, weak=WeakView("none"), teacher_decay=0.9, dropout=0.5)
     views = taught.weak_views(batch)
@@ -63,7 +63,7 @@ def test_the_teacher_makes_the_pseudo_labels(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_fusion_reads_the_stages_of_encoder_or_decoder(kind: str) -> None:
-    """Stages 1 to 5, finest first, of the widths and sizes that the encoder's have."""
+    """Stages 1 to 5, finest first, with the encoder's widths and sizes."""
     seen: list[list[torch.Tensor]] = []
 
     class Recorder(torch.nn.Module):

@@ -20,7 +20,7 @@ BLENDING = ("interpolation_consistency", "ict_med")
 NAMES = (*TAUGHT, "entropy_minimization", "deep_co_training", "cross_pseudo_supervision")
 
 
-# --- what holds for all of them
+# --- properties of all of them
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,7 +33,7 @@ def test_the_total_is_the_supervised_loss_and_the_ramped_consistency(name: str) 
     passes = calls(objective.network)
     found = values(run(objective, batch))
     if name in BLENDING:
-        joint = [passes[0][0]]  # what the blends are is tested below
+        joint = [passes[0][0]]  # the blends are tested below
         assert torch.equal(joint[0][:2], batch["image"])
     else:
         joint = [torch.cat([batch["image"], batch["unlabeled"]])] * len(nets)
@@ -185,7 +185,7 @@ def test_deep_co_training_by_hand() -> None:
         seen.add(turns[0])
         net = build("deep_co_training").network
         upright = net(torch.cat([batch["image"], batch["unlabeled"]])).softmax(1)[2:]
-        turned = torch.rot90(net(turned_image).softmax(1), -turns[0], (2, 3))  # here, the turned one is turned back
+        turned = torch.rot90(net(turned_image).softmax(1), -turns[0], (2, 3))  # here, the rotated one is rotated back
         expected = (upright - turned).square().mean()
         assert float(losses["loss_consistency"].detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
         # Two halves, each with one side held fast, have half the gradient of the whole.
@@ -209,7 +209,7 @@ def test_cross_pseudo_supervision_by_hand() -> None:
                 u, v = p[b, :, y, x], q[b, :, y, x]
                 expected -= float(u[v.argmax()].log() + v[u.argmax()].log()) / (3 * 32 * 32)
     assert values(run(objective, batch))["loss_consistency"] == pytest.approx(expected, rel=1e-4)
-    assert not torch.equal(p.argmax(1), q.argmax(1))  # there is something to learn from one another
+    assert not torch.equal(p.argmax(1), q.argmax(1))  # the networks differ
     with pytest.raises(ValueError, match="second: expected a network of its own"):
         CrossPseudoSupervision(network=nets[0], second=nets[0])
 

@@ -1,4 +1,4 @@
-"""What holds for every objective. What each computes is tested in the other files."""
+"""Properties of every objective; the other files test their computations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.methods.common import METHODS, Batches, build, make_batch, run, thin_
 
 HELD_BACK = ("teacher.", "guide.", "discriminator.")  # parts that the main loss does not train
 PHASED = ("bcp", "s4cvnet")  # other losses at the start
-PARTS = ("supervised", "semsim_minus", "cross_teaching")  # what these do in a step, others do among more
+PARTS = ("supervised", "semsim_minus", "cross_teaching")  # other objectives cover the steps of these
 STATELESS = ("fixmatch", "unimatch")  # nothing to resume but the network
 
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -37,7 +37,7 @@ every_step = pytest.mark.parametrize("name", [name for name in METHODS if name n
 
 
 def trained_gradients_are_there(objective: Any) -> bool:
-    """Every parameter that takes a gradient has one, which is what DistributedDataParallel waits for."""
+    """Every trainable parameter has a gradient, for which DistributedDataParallel waits."""
     found = [p.grad for p in objective.parameters() if p.requires_grad]
     return all(grad is not None and grad.isfinite().all() for grad in found)
 
@@ -56,7 +56,7 @@ def test_overlay(name: str) -> None:
 
 @every_method
 def test_every_option_is_among_the_settings(name: str) -> None:
-    """By them a resumed run is held against the one before it, and they stand in the weights' record."""
+    """A resumed run is compared by these settings, and the weights' record contains them."""
     options = {
         option: parameter.default
         for kind in METHODS[name].__mro__
@@ -88,7 +88,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(name: str) -> None:
                 else:
                     assert p.grad is not None, (key, parameter)
                     assert p.grad.isfinite().all(), (key, parameter)
-                    # what precedes batch norm has a bias without effect
+                    # a bias before batch norm has no effect
                     assert p.grad.any() or key != "loss" or parameter.endswith("bias"), parameter
                     if parameter in ("network.encoder.0.0.weight", "network.head.weight"):
                         assert p.grad.any(), (key, parameter)
@@ -128,7 +128,7 @@ def test_a_seed_fixes_a_step(name: str) -> None:
 
 @every_step
 def test_bf16_autocast(name: str) -> None:
-    # T_c of .05 would turn bf16's rounding of the features into other labels
+    # with T_c of .05, bf16's rounding of the features would change labels
     options = {"query_temperature": 0.5} if "semsim" in name else {}
     exact = values(run(build(name, threshold=0.0, **options)))
     objective = build(name, threshold=0.0, **options)
@@ -142,7 +142,7 @@ def test_bf16_autocast(name: str) -> None:
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails where a copy between devices makes the host wait for it."""
+    """Fails if a copy between devices blocks the host."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -153,7 +153,7 @@ class NoWaiting(TorchDispatchMode):
 
 @every_step
 def test_meta_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor is made on another device than the batch's, and no copy to it or from it is waited for."""
+    """All tensors are created on the batch's device, and no copy to or from it blocks."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # it knows no meta device
     options = {"lambda_query": 0.5} if "semsim" in name else {}
     objective = build(name, weak=WeakView("rotate_flip"), in_channels=3, **options).to("meta")
@@ -168,7 +168,7 @@ def test_meta_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @every_step
 def test_a_gpu_step_makes_no_host_wait(name: str) -> None:
-    """CUDA itself says what the test on the meta device can only look for in copies."""
+    """CUDA reports all waits, while the test on the meta device detects copies only."""
     options = {"lambda_query": 0.5} if "semsim" in name else {}
     objective = build(name, weak=WeakView("rotate_flip"), in_channels=3, **options).to("cuda")
     batch = {k: v.to("cuda") for k, v in make_batch(channels=3).items()}
@@ -208,10 +208,10 @@ def flat(state: Any) -> list[Any]:
     ],
 )
 def test_resume_equals_uninterrupted(name: str, options: dict[str, float], tmp_path: Path) -> None:
-    """Weights, momenta, moving averages, memories, a second optimiser, the phase; also where the phase switches."""
+    """Weights, momenta, moving averages, memories, a second optimiser, the phase; also at a change of phase."""
 
     def train(folder: str, resume: str | bool = False) -> tuple[dict[str, Any], Any]:
-        # a resumed run begins with other weights: all must come from the checkpoint
+        # the resumed run is built with other weights: all must come from the checkpoint
         objective = build(name, seed=7 if resume else 0, dropout=0.3, **options)
         engine = trainer(objective, handlers=[RunCheckpoint(str(tmp_path / folder), objective.network, resume)])
         if not resume:
@@ -252,7 +252,7 @@ def _train_of_rank(rank: int, folder: str) -> None:
 
 
 def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
-    """Each learns from images of its own; what lies beside the network, or learns by itself, must not drift apart."""
+    """Each learns from different images; modules other than the network must stay equal as well."""
     mp.spawn(_train_of_rank, args=(str(tmp_path),), nprocs=2)
     ends = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, (first, second) in {name: [end[name] for end in ends] for name in METHODS}.items():

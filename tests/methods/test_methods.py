@@ -48,7 +48,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> list[tuple[A
     return calls
 
 
-# --- what holds for all of them
+# --- properties of all of them
 
 
 @pytest.mark.parametrize("name", SEMI)
@@ -159,7 +159,7 @@ def paste(view: MixedView, target: Tensor) -> Tensor:
 
 
 def downsample(logits: Tensor) -> Tensor:
-    """Bilinear by four: the middle two of four pixels along each axis."""
+    """Bilinear reduction by four: the middle two of four pixels along each axis."""
     rows = (logits[..., 1::4, :] + logits[..., 2::4, :]) / 2
     return (rows[..., 1::4] + rows[..., 2::4]) / 2
 
@@ -381,7 +381,7 @@ def test_which_loss_teaches_which_part(name: str) -> None:
 )
 def test_nothing_in_the_weak_branch_carries_a_gradient(name: str, options: dict[str, Any]) -> None:
     class Cut(StrongView):
-        """Strong views that a gradient cannot pass: what is left can only come through the targets."""
+        """Strong views that block the gradient: the rest can only come through the targets."""
 
         def forward(self, image: Tensor, draws: Draws | None = None) -> MixedView:
             return super().forward(image.detach(), draws)
@@ -479,7 +479,7 @@ def test_table_vi(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], expe
     losses = run(objective)
     assert (len(views), len(decoded), len(fused)) == expected
     assert len(encoded) == len(views) + 2
-    # The weak branch, and it alone, runs without gradients.
+    # Only the weak branch runs without gradients.
     assert [grad for _, _, grad in encoded].count(False) == 1
     assert [grad for _, _, grad in decoded].count(False) == 1
     losses["loss"].backward()
@@ -538,7 +538,7 @@ def test_each_switch_changes_its_losses_and_no_other(
 
 
 def check_channel_dropout(dropped: list[Tensor], whole: list[Tensor]) -> None:
-    """Every channel is either gone or doubled, about half of them gone."""
+    """Every channel is either zero or doubled, about half of them zero."""
     gone = []
     for after, before in zip(dropped, whole, strict=True):
         for a, b in zip(after.flatten(0, 1), before.flatten(0, 1), strict=True):
@@ -560,7 +560,7 @@ def test_channel_dropout_of_the_strong_views_reaches_decoder_and_fusion_alike(mo
     check_channel_dropout(decoded[-1][0], s1)
     check_channel_dropout(fused[-1], s2)
     assert all(torch.equal(a, b) for a, b in zip(decoded[-1][0], fused[-2], strict=True))
-    # the weak and the labeled features are whole
+    # the weak and the labeled features are unchanged
     originals = [out for _, out, _ in encoded[:2]]
     for seen in [*(argument for argument, _, _ in decoded[:2]), *fused[:2]]:
         assert any(all(torch.equal(a, b) for a, b in zip(seen, whole, strict=True)) for whole in originals)

@@ -35,7 +35,7 @@ def supervised(logits: Tensor, batch: dict[str, Tensor]) -> float:
     return float(supervised_loss(logits.detach(), batch["label"][:, 0]))
 
 
-# --- what holds for all of them
+# --- properties of all of them
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -68,7 +68,7 @@ def test_noise_is_relative_bounded_and_the_same_for_all_images() -> None:
 
 def test_feature_dropout_erases_the_most_active_places_of_each_image() -> None:
     features = torch.rand(3, 4, 6, 6)
-    features[2] -= 2  # an image without a positive mean keeps what is below the share of its maximum
+    features[2] -= 2  # an image without a positive mean keeps the values below the share of its maximum
     torch.manual_seed(0)
     share = 0.7 + 0.2 * float(torch.rand(()))
     torch.manual_seed(0)
@@ -249,7 +249,7 @@ def test_the_discriminator_learns_by_itself_and_after_the_step() -> None:
     assert all(torch.equal(network[key], value) for key, value in objective.network.state_dict().items())
 
     after = copy.deepcopy(objective.discriminator.state_dict())
-    objective.after_step()  # there is nothing to judge
+    objective.after_step()  # without unlabeled images D has no input
     assert all(torch.equal(after[key], value) for key, value in objective.discriminator.state_dict().items())
 
 
@@ -266,9 +266,11 @@ def test_the_discriminators_gradients_are_averaged_over_processes(monkeypatch: p
 
     alone = step(None)
     assert len(alone) == 12
-    for a, b in zip(alone, step(lambda gradient: gradient.mul_(2)), strict=True):  # the other found the same
+    for a, b in zip(
+        alone, step(lambda gradient: gradient.mul_(2)), strict=True
+    ):  # the other process has the same gradient
         torch.testing.assert_close(a, b)
-    for a, b in zip(alone, step(lambda gradient: None), strict=True):  # the other found nothing
+    for a, b in zip(alone, step(lambda gradient: None), strict=True):  # the other process has no gradient
         torch.testing.assert_close(a / 2, b)
 
 

@@ -27,7 +27,7 @@ def plain_dice(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
-# --- what holds for all of them
+# --- properties of all of them
 
 
 @pytest.mark.parametrize("name", ["bcp", "scp_net", "ss_net"])
@@ -269,11 +269,11 @@ def test_memory_holds_the_best_rightly_predicted_features() -> None:
         best = many[score.argsort(descending=True)[:6]]
     torch.testing.assert_close(objective.memory[0], best, rtol=1e-4, atol=1e-5)
     assert objective.filled[0].all()
-    # fewer than there is room for: all of them, once
+    # fewer than the memory's size: all of them, once
     assert objective.filled[1].tolist() == [True] * 4 + [False] * 2
     for row in few:
         assert torch.isclose(objective.memory[1, :4], row, atol=1e-5).all(dim=1).sum() == 1
-    # absent from the batch: as it was
+    # absent from the batch: unchanged
     assert (objective.memory[2] == 7).all()
     assert objective.filled[2].tolist() == [True] * 3 + [False] * 3
 
@@ -377,7 +377,7 @@ def test_what_is_pasted_into_what(pretraining: bool, monkeypatch: pytest.MonkeyP
 
 
 def test_halves_of_one_image_are_that_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pasted into itself an image stays what it is: pre-training is then L_s of each region."""
+    """An image pasted into itself is unchanged: pre-training is then L_s of each region."""
     objective = build("bcp", weak=WeakView("none"))
     objective.iteration = 0
     network, batch = copy.deepcopy(objective.network), make_batch(labeled=1)
@@ -427,7 +427,7 @@ def plain_largest(label: NDArray[Any]) -> NDArray[Any]:
 
 
 def serpentine(size: int) -> NDArray[Any]:
-    """One winding path over a whole square, the longest way a name has to go."""
+    """One winding path over a whole square, the longest component."""
     path = np.zeros((size, size), dtype=np.int64)
     path[::2] = 1
     path[1::4, -1] = path[3::4, 0] = 1

@@ -1,4 +1,4 @@
-"""A datastore as a MONAI Label server leaves it."""
+"""A MONAI Label server's datastore."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def make_datastore(root: Path, final: list[str], others: list[str], ext: str = "
 
 
 def set_info(root: Path, study: str, **info: Any) -> None:
-    """What the index says of a final label."""
+    """Set the index's information on a final label."""
     index = json.loads((root / "datastore_v2.json").read_text())
     index["objects"][study]["labels"]["final"]["info"] = info
     (root / "datastore_v2.json").write_text(json.dumps(index))
 
 
 def listed(*names: str) -> list[dict[str, Any]]:
-    """Segments as viewers list them; the voxels are numbered by their places, whatever number stands beside them."""
+    """Segments as viewers list them; the voxels are numbered by position, not by the given numbers."""
     return [{"name": name, "idx": number} for number, name in enumerate(names, 2)]

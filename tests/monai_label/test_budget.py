@@ -18,7 +18,7 @@ from tests.monai_label.common import make_datastore
 
 
 class Clock:
-    """Stands still unless somebody works."""
+    """A clock that only work advances."""
 
     now = 100.0
 
@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Slow(Objective):
-    """A step takes some seconds of a clock, more of them from an iteration on."""
+    """Each step takes some seconds of the clock, more after a given iteration."""
 
     def __init__(self, clock: Clock, seconds: float, slower_from: int) -> None:
         nn.Module.__init__(self)

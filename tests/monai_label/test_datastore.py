@@ -125,7 +125,7 @@ def test_a_label_from_an_archive_without_names_is_left_out(tmp_path: Path) -> No
     records = fill(tmp_path / "studies", ["a", "b"], ["z"])
     set_info(tmp_path / "studies", "a", SeriesInstanceUID="1.2.3")
     studies = known(records)
-    assert studies.left_out == ["the final label of 'a': nothing is known of its segments' names."]
+    assert studies.left_out == ["the final label of 'a': its segments have no known names."]
     assert [record["image"] for record in studies.labeled] == [records[1]["image"]]
 
 
@@ -154,7 +154,7 @@ def test_what_cannot_be_used_is_left_out_by_name(tmp_path: Path, caplog: pytest.
     assert [Path(record["image"]).name for record in slices.data] == ["a.nii.gz", "c.nii.gz", "z.nii.gz"]
     assert "learning from 2 labelled and 1 unlabelled studies, validating on 1" in caplog.text
     assert len(studies.left_out) == 4
-    for name, what in {"w": "shape", "b": "label values", "cine": "alike", "broken": "no image"}.items():
+    for name, what in {"w": "shape", "b": "label values", "cine": "the same for all", "broken": "not an image"}.items():
         assert any(f"{name}.nii.gz" in line and what in line for line in studies.left_out), studies.left_out
     assert caplog.text.count("Left out: ") == 4
 

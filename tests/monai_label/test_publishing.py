@@ -25,7 +25,7 @@ def save_weights(path: Path, **record: object) -> None:
 def train(
     run: Path, served: Path, records: list, start: Path | None, broken: bool = False, image_size: int = 64
 ) -> None:
-    """A training of two epochs that begins with a file, writes weights after the first and may break in the second."""
+    """A training of two epochs that starts from a file, writes weights after the first and may fail in the second."""
     network = torch.nn.Linear(1, 1)
     old = served.read_bytes()
 
@@ -119,11 +119,11 @@ def test_weights_carry_the_terms_of_those_that_they_began_with(
         text = (folder / "LICENSE.txt").read_text()
         assert "trained on: studies of a MONAI Label datastore\nLicence of these data: not stated" in text
         assert "synthetic" not in text
-        assert (f"Licence of the weights that it began with: {inherited}\n" in text) is (inherited is not None)
+        assert (f"Licence of its initial weights: {inherited}\n" in text) is (inherited is not None)
 
 
 class Evaluator:
-    """Scores a network by its one weight, alike in both classes of each case."""
+    """Scores a network by its single weight, equally for both classes of each case."""
 
     def __init__(self, network: torch.nn.Linear, cases: list[float]) -> None:
         self.network = network
@@ -141,7 +141,7 @@ class Evaluator:
 def compare(
     root: Path, step: float, served: float | None = 0.0, cases: tuple[float, ...] = (0.9,), **record: Any
 ) -> tuple[Path, Path]:
-    """Train a network of weight 0, by a step an epoch, beside a served one; the run's and the served weights."""
+    """Train a network of weight 0 by one step per epoch, beside a served one; returns both weights."""
     records = make_datastore(root / "studies", ["a", "v", "w"], ["d"])
     for number, name in enumerate("avw"):
         (root / "studies" / f"{name}.nii.gz").write_bytes(bytes([number]))
@@ -183,7 +183,7 @@ def test_a_worse_network_is_not_published(tmp_path: Path, caplog: pytest.LogCapt
     assert not target.with_name("model_previous.pt").exists()
     assert target.with_name("model_candidate.pt").read_bytes() == run.read_bytes()
     assert "Served network: Dice RV 0.450, LV 0.450, mean 0.450. New network: Dice RV 0.242" in caplog.text
-    assert "The new network is worse: the served one stays, the new one is model_candidate.pt" in caplog.text
+    assert "The new network is worse: the served one is kept, the new one is model_candidate.pt" in caplog.text
 
 
 @pytest.mark.parametrize("step", [0.0, 1.0])
@@ -200,20 +200,20 @@ def test_without_a_served_network_the_new_one_is_published(tmp_path: Path, caplo
     with caplog.at_level(logging.INFO):
         run, target = compare(tmp_path, step=-1.0, served=None)
     assert target.read_bytes() == run.read_bytes()
-    assert "was compared with nothing" in caplog.text
+    assert "was not compared" in caplog.text
 
 
 def test_networks_are_compared_on_studies_that_neither_learned_from(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The served network learned from the second study, on which both score 0 here."""
-    learned = {"labeled_sha256": ["4bf5122f344554c5"]}  # of one byte, 1: the first validation study
+    learned = {"labeled_sha256": ["4bf5122f344554c5"]}  # index 1: the first validation study
     with caplog.at_level(logging.INFO):
         compare(tmp_path / "both", step=1.0, served=0.5, cases=(0.0, 0.9), **learned)
         assert "Served network: Dice RV 0.560" in caplog.text
         caplog.clear()
         run, target = compare(tmp_path / "one", step=-1.0, served=0.5, cases=(0.9,), **learned)
-    assert "learned from every validation study: nothing can be compared" in caplog.text
+    assert "was trained on every validation study: they cannot serve" in caplog.text
     assert target.read_bytes() == run.read_bytes()
     record = read_record(run)
     assert record is not None

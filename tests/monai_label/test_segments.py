@@ -84,7 +84,7 @@ def test_a_label_that_needs_nothing_is_left_alone(tmp_path: Path) -> None:
 def test_a_value_that_is_no_segment_is_refused(tmp_path: Path) -> None:
     image, label = pair(tmp_path)
     path = save(tmp_path / "label.nii.gz", label)
-    with pytest.raises(ValueError, match=r"label\.nii\.gz: no segment is known for the value 3"):
+    with pytest.raises(ValueError, match=r"label\.nii\.gz: expected the values of its segments, found 3"):
         conform_label(image, path, {1: 2, 2: 1}, tmp_path / "new.nii.gz")
 
 

@@ -14,7 +14,7 @@ CHUNKS = [1, 40, 7 * 11, 2 * 7 * 11, 10**6]  # a row, some rows, an element, two
 
 
 def tensors(dtype: torch.dtype, value_width: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of 3 x 2 sequences, the way a joint projection leaves them: strided."""
+    """Strided queries, keys and values of 3 x 2 sequences, like those of a joint projection."""
     generator = torch.Generator().manual_seed(0)
     shapes = (3, 7, 2, 4), (3, 11, 2, 4), (3, 11, 2, value_width)
     q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64).transpose(1, 2) for shape in shapes)

@@ -132,7 +132,7 @@ def test_stages_of_figure_8(stages: tuple[int, ...]) -> None:
     assert (fused >= 0).all()
     (fused * torch.randn_like(fused)).sum().backward()
     silent = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
-    # A bias before a batch norm has no effect, and softmax does not see what is added to all keys alike.
+    # A bias before a batch norm has no effect, and softmax is invariant to a constant added to all keys.
     assert set(silent) <= {"fuse.0.bias"}
 
 
@@ -165,7 +165,7 @@ def test_wrong_stages_are_refused(stages: tuple[int, ...]) -> None:
 
 
 def captured_tokens(module: SpatialAwareFusion, features: list[Tensor]) -> Tensor:
-    """What enters the last 3x3 convolution: the windows merged again, at stage 3's size."""
+    """Input of the last 3x3 convolution: the merged windows, at stage 3's size."""
     seen: list[Tensor] = []
     hook = module.fuse.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
     with torch.no_grad():
@@ -186,9 +186,9 @@ def test_information_stays_within_a_window(stage: int) -> None:
     difference = (captured_tokens(module, changed) - captured_tokens(module, features)).abs()
     by_stage = difference.view(2, 3, 8, 16, 16).amax(dim=(0, 2))
     for index, seen in enumerate(by_stage):
-        # Every scale of the same window hears of it ...
+        # Every scale of the same window changes ...
         assert (seen[4:8, 8:12] > 0).all()
-        # ... and nobody else; the coarse stage's upsampling blurs its border by one pixel.
+        # ... and no other; the coarse stage's upsampling blurs its border by one pixel.
         blur = 1 if index == 2 else 0
         outside = torch.ones(16, 16, dtype=torch.bool)
         outside[4 - blur : 8 + blur, 8 - blur : 12 + blur] = False
@@ -203,7 +203,7 @@ def test_position_embedding_is_used_as_stored_at_its_own_size_and_interpolated_e
     ]
     torch.manual_seed(0)
     module = thin_fusion(stages=(3,), reference_size=64).eval()
-    # A ramp along the rows stays one, whatever the window's size: later rows of a window have larger embeddings.
+    # A ramp along the rows remains one at any window size: later rows of a window have larger embeddings.
     module.position[0].data = torch.linspace(0, 1, 4)[None, None, :, None].expand(1, 8, 4, 4).clone()
     tokens: list[Tensor] = []
     module.block.register_forward_pre_hook(lambda _, args: tokens.append(args[0].clone()))

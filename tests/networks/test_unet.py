@@ -26,7 +26,7 @@ def conv_block(x: Tensor, weights: list[Tensor]) -> Tensor:
 
 
 def plain_unet(net: UNet, x: Tensor) -> Tensor:
-    """The network as the spec words it, from its tensors in the order in which they are applied."""
+    """The network as specified, from its tensors in the order of their use."""
     tensors = [t for name, t in net.state_dict().items() if not name.endswith("num_batches_tracked")]
     skips = []
     for level in range(5):
@@ -44,7 +44,7 @@ def plain_unet(net: UNet, x: Tensor) -> Tensor:
 
 
 def shake(net: nn.Module) -> None:
-    """Weights that let signals through at full strength, and batch norms that do something."""
+    """Weights that preserve the signal's scale, and batch norms that are not the identity."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)

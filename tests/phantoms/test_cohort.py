@@ -88,7 +88,7 @@ def test_deterministic_and_idempotent(tmp_path: Path) -> None:
     make_phantom_cohort(first, seed=4, **SMALL)  # other parameters: replaced
     assert _files(first) != before
     next(first.glob("patient*/*_gt.nii.gz")).unlink()
-    make_phantom_cohort(first, seed=4, **SMALL)  # incomplete: made again
+    make_phantom_cohort(first, seed=4, **SMALL)  # incomplete: rewritten
     assert len(list(first.glob("patient*/*_gt.nii.gz"))) == 8
     (first / MARKER).write_bytes(b"[" * 10_000 + b"\xff")
     make_phantom_cohort(first, seed=4, **SMALL)  # damaged: made again

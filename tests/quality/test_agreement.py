@@ -49,7 +49,7 @@ def test_a_class_that_no_pass_finds_promises_nothing() -> None:
 
 def test_predictions_of_views_come_back_to_the_image() -> None:
     image = torch.rand(2, 1, 6, 6, 3)
-    for restored in view_logits(lambda view: view, image):  # a network that answers with what it sees
+    for restored in view_logits(lambda view: view, image):  # a network that returns its input
         assert torch.equal(restored, image)
     seen: list[torch.Tensor] = []
     view_logits(lambda view: seen.append(view) or view, image)  # type: ignore[func-returns-value]

@@ -7,7 +7,7 @@ from scripts.quality.fit import COVERAGE, FEWEST, DiceFit, fit_dice
 
 
 def cases(count: int = 40, seed: int = 0) -> tuple[list[float], list[float], list[str]]:
-    """Scores, Dice that rises with them but for noise, and patients of two images each."""
+    """Scores, Dice that increases with them plus noise, and patients of two images each."""
     random = np.random.default_rng(seed)
     scores = random.uniform(0.2, 0.9, count)
     dices = np.clip(scores**0.5 + 0.05 * random.normal(size=count), 0, 1)

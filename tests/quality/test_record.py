@@ -35,7 +35,7 @@ def test_calibration_is_kept_beside_everything_else(trained: Callable[..., Path]
 
 def test_weights_without_a_record_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.pt").touch()
-    with pytest.raises(ValueError, match=r"no record of '.*model\.pt'"):
+    with pytest.raises(ValueError, match=r"'.*model\.pt' have no record"):
         write_calibration(tmp_path / "model.pt", Calibration(), {})
 
 

@@ -64,7 +64,7 @@ def test_a_misspelt_option_is_refused(monkeypatch: pytest.MonkeyPatch, joined: b
 def test_an_id_that_is_nowhere_is_refused(
     monkeypatch: pytest.MonkeyPatch, option: str, missing: str, meant: str
 ) -> None:
-    """MONAI would make a new branch of it, beside the one that is read."""
+    """MONAI would add it as a new branch without effect."""
     command_line(monkeypatch, "training", "--config_file", str(CONFIGS / "train.json"), f"--{option}", "1")
     with pytest.raises(ValueError, match=f"--{option}: .* no id '{missing}'; did you mean --{meant}\\?"):
         check_options()
@@ -87,7 +87,7 @@ def test_a_misspelt_id_of_an_overlay_is_refused(
 
 
 def test_the_overlays_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of their ids is taken for another's misspelling."""
+    """None of their ids is mistaken for a misspelling of another."""
     data, methods = (sorted((CONFIGS / name).glob("*.json")) for name in ("datasets", "methods"))
     others = [CONFIGS / f"{name}.json" for name in ("cpu", "demo", "multi_gpu_train", "evaluate")]
     for overlay in (*data, *methods, *sorted((CONFIGS / "ablations").glob("*.json"))):
@@ -121,7 +121,7 @@ def test_an_id_of_an_overlay_is_an_option(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("batch_size", 0, "a whole number from 1"),
         ("in_channels", 0, "a whole number in 1..64"),
         ("num_workers", -1, "a whole number from 0"),
-        *[("device", value, "one that PyTorch has here") for value in ("x", "cuda:99", 3.5)],
+        *[("device", value, "a device that PyTorch finds here") for value in ("x", "cuda:99", 3.5)],
         *[("output_dir", value, "a path without # and ::") for value in ("a::b", 2018, True, "")],
         ("class_names", {"one": "bone"}, "the number of a class"),
         ("class_names", ["bone"], "names by class"),
@@ -168,7 +168,7 @@ def test_options_beside_a_file_of_arguments_are_checked_and_so_is_it(
 
 
 def test_the_name_of_what_takes_all_options_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MONAI's `run` collects all options under this name; one that is called so would be dropped."""
+    """MONAI's `run` collects all options under this name; an option of this name would be dropped."""
     command_line(monkeypatch, "--config_file", str(CONFIGS / "train.json"), "--override", "{'labeled': 3}")
     with pytest.raises(ValueError, match="--override: the config files have no id 'override'"):
         check_options()
@@ -188,6 +188,6 @@ def test_run_workflow_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "argv", [program, *words, "--imagesize", "64"])
     with pytest.raises(ValueError, match="did you mean --image_size"):
         check_options()
-    monkeypatch.setattr(sys, "argv", [program, "run", *words[1:]])  # `run` would take it for an id of the config
+    monkeypatch.setattr(sys, "argv", [program, "run", *words[1:]])  # `run` would treat it as an id of the config
     with pytest.raises(ValueError, match="--workflow_name"):
         check_options()

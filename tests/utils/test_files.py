@@ -93,7 +93,7 @@ def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path: Path, monkeypat
     (tmp_path / "shut").mkdir()
     scan = os.scandir
 
-    def scandir(path: str) -> object:  # whoever runs the tests may be allowed everything
+    def scandir(path: str) -> object:  # root may read everything
         if Path(path).name == "shut":
             raise PermissionError(13, "Permission denied", path)
         return scan(path)

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process while it trains on a CPU, and no longer."""
+"""Freed memory stays with the process only while it trains on a CPU."""
 
 from __future__ import annotations
 

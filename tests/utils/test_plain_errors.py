@@ -28,7 +28,7 @@ def caught(work: Callable[[], object]) -> BaseException:
 
 
 def wrapped(error: BaseException) -> BaseException:
-    """As MONAI wraps what a component raises."""
+    """An error wrapped like MONAI's errors of components."""
     outer = RuntimeError("Failed to evaluate ConfigExpression")
     outer.__cause__ = error
     return outer
@@ -73,7 +73,7 @@ def test_a_write_says_what_the_system_said_and_to_which_file(tmp_path: Path) -> 
     with pytest.raises(WriteError, match="cannot be written: No space left on device"), replacing(tmp_path / "a"):
         raise RuntimeError("a library's words") from OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(FileNotFoundError, match="source"), replacing(tmp_path / "a"):
-        (tmp_path / "source").read_bytes()  # not the file that is written
+        (tmp_path / "source").read_bytes()  # not the written file
     with pytest.raises(RuntimeError, match="other"), replacing(tmp_path / "a"):
         raise RuntimeError("other")
 
@@ -117,7 +117,7 @@ LIMITED += "runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no limit of a file's size")
 def test_a_training_that_cannot_write_ends_in_one_line(phantom: Path, tmp_path: Path) -> None:
-    """A limit of the files' size stands for a full disk: no root is needed for it, and the error goes the same way."""
+    """A limit of the file size simulates a full disk: it needs no root, and the error takes the same path."""
     line = train(phantom, tmp_path, "--train#trainer#max_epochs=1", "--train#trainer#epoch_length=1")
     python, _, _, *words = line
     done = subprocess.run([python, "-c", LIMITED, "monai.bundle", *words], cwd=ROOT, capture_output=True, text=True)

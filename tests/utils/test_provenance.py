@@ -130,7 +130,7 @@ def test_training_writes_the_record_and_what_reads_the_weights_follows_it(phanto
     assert str(tmp_path) not in json.dumps(record)
     assert "validation_dice" not in json.loads((run / "model_last.json").read_text())
 
-    # the size is not given: inference finds it, evaluation refuses another
+    # the size is not given: inference reads it, evaluation refuses another
     patient = json.loads((phantom / "splits.json").read_text())["val"][0]
     checkpoint = {"checkpoint": str(run / "model.pt")}
     workflow("infer", ["inference.json"], dataset_dir=str(phantom / patient), output_dir=str(tmp_path), **checkpoint)

@@ -71,7 +71,7 @@ def test_what_is_no_file_of_tensors_is_refused_and_never_executed(
 
 
 def test_a_disk_that_takes_no_more_leaves_the_old_weights(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch hides what the system says behind an error of its own."""
+    """PyTorch hides the operating system's error behind its own."""
     sound = weights.read_bytes()
 
     class Full:

@@ -1,4 +1,4 @@
-"""The volumes of a folder of DICOM files, and one line for everything else that lies there."""
+"""The volumes of a folder of DICOM files, and one line for everything else in it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = ["Findings", "find_volumes"]
 
 @dataclass
 class Findings:
-    """What a folder of DICOM files holds. No line and no name shows anything of a patient.
+    """The contents of a folder of DICOM files; lines and names contain no patient data.
 
     Attributes:
-        volumes: the volumes, in the order of their names.
+        volumes: the volumes, sorted by name.
         segmentations: the DICOM SEGs.
-        skipped: a line for each series that is none to segment.
-        refused: a line for each series, and each file, that cannot be used.
-        origins: the header that each name in these lines, and each volume's, stands for.
+        skipped: a line for each series that is not to be segmented.
+        refused: a line for each unusable series or file.
+        origins: the headers by the names in these lines and of the volumes.
     """
 
     volumes: list[DicomVolume] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Images that may be a volume, in several phases perhaps."""
+    """Images that may form a volume, possibly in several phases."""
 
     name: str
     label: str
@@ -66,27 +66,26 @@ def find_volumes(
     photographs: bool = False,
     salt: bytes = b"",
 ) -> Findings:
-    """Find the volumes, or the photographs, of a folder and those below it.
+    """Find the volumes, or the photographs, of a folder and its subfolders.
 
-    Names of files are of no account, and neither is their order; see :func:`scripts.data.dicom.stacks.phases_of` for
-    what makes a volume.
+    Names and order of files are ignored; :func:`scripts.data.dicom.stacks.phases_of` defines a volume.
 
     Args:
         source: the folder, or a single file.
-        phase: which phases of the heart to take of series that have several: ``all``, a number from 1, ``ed``, ``es``,
-            or several of these, joined by commas; ``es`` is an estimate, see
-            :func:`scripts.data.dicom.pixels.end_systole`. None: such series are asked about.
-        modality: take these scans only, ``MR`` or ``CT``; None: what there is, if it is one of them.
-        series: take only series whose description or protocol matches this regular expression, capitals aside.
-        photographs: take colour photographs; else scans.
-        salt: of the pseudonyms, see :func:`scripts.data.dicom.volume.pseudonym`.
+        phase: phases of the heart to use from series with several: ``all``, a number from 1, ``ed``, ``es``, or several
+            of these, separated by commas; ``es`` is an estimate, see :func:`scripts.data.dicom.pixels.end_systole`.
+            None: such series raise an error.
+        modality: use only these scans, ``MR`` or ``CT``; None: the only modality that there is.
+        series: use only series whose description or protocol matches this regular expression, ignoring case.
+        photographs: use colour photographs; else scans.
+        salt: salt of the pseudonyms, see :func:`scripts.data.dicom.volume.pseudonym`.
 
     Returns:
-        what was found; a volume is called ``STUDY_SERIES``, with ``_phase03`` where there are several phases, by
-        pseudonyms. A photograph's name has a third one, its own.
+        the contents; a volume's name is ``STUDY_SERIES`` by pseudonyms, with ``_phase03`` for several phases. A
+        photograph's name has a third pseudonym, its own.
 
     Raises:
-        ValueError: where ``phase``, ``modality`` or ``series`` is not what it should be, or is needed and not given.
+        ValueError: if ``phase``, ``modality`` or ``series`` is invalid, or required but missing.
     """
     chosen = _parse_phase(phase)
     wanted = _pattern(series)
@@ -118,7 +117,7 @@ def find_volumes(
 
 
 def _parse_phase(phase: Any) -> list[int | str] | None:
-    """The phases that are asked for.
+    """The requested phases.
 
     Raises:
         ValueError: for anything but ``all``, numbers from 1, ``ed`` and ``es``.
@@ -140,7 +139,7 @@ def _pattern(series: str | None) -> re.Pattern | None:
     try:
         return re.compile(str(series), re.IGNORECASE)
     except re.error as error:
-        raise ValueError(f"series: '{series}' is no regular expression: {error}.") from None
+        raise ValueError(f"series: expected a regular expression, found '{series}': {error}.") from None
 
 
 def _by_series(files: Iterable[Path], root: Path, found: Findings, salt: bytes) -> dict[tuple[str, str], list[Header]]:
@@ -163,14 +162,14 @@ def _by_series(files: Iterable[Path], root: Path, found: Findings, salt: bytes) 
             instances.add(header.instance)
             by_series.setdefault((header.study, header.series), []).append(header)
     if strangers:
-        found.skipped.append(f"{strangers} file{'s are' if strangers > 1 else ' is'} no DICOM.")
+        found.skipped.append(f"{strangers} file{'s are' if strangers > 1 else ' is'} not DICOM.")
     if copies:
         found.skipped.append(f"{copies} file{'s are copies' if copies > 1 else ' is a copy'} of others.")
     return by_series
 
 
 def _name(headers: Sequence[Header], salt: bytes) -> tuple[str, str]:
-    """The name of a series, and how a line begins that tells of it."""
+    """The name of a series, and the start of a line about it."""
     first = headers[0]
     name = f"{pseudonym(first.study, salt)}_{pseudonym(first.series, salt)}"
     count = sum(max(1, len(header.frames)) for header in headers)
@@ -186,7 +185,7 @@ def _usable(
     wanted: re.Pattern | None,
     found: Findings,
 ) -> list[Header]:
-    """Those files of a series that hold images to segment; why the others do not becomes lines."""
+    """The files of a series with images to segment; the others are reported in lines."""
     faults = [header.fault for header in headers if header.fault]
     if faults:
         found.refused.append(f"{label}: {_share(faults, headers)}{faults[0]}")
@@ -209,11 +208,11 @@ def _share(some: Sequence[Any], headers: Sequence[Header]) -> str:
 
 
 def _other_kind(header: Header, photographs: bool, modality: str | None) -> str:
-    """Why images are not of the kind that is asked for."""
+    """Why images are not of the requested kind."""
     if header.frames[0].colour != photographs:
-        return "a scan where photographs are asked for." if photographs else "a colour picture, no scan."
+        return "a scan, expected a photograph." if photographs else "a colour picture, expected a scan."
     if not photographs and modality and header.modality != modality:
-        return f"modality {header.modality}, not {modality}."
+        return f"modality {header.modality}, expected {modality}."
     return ""
 
 
@@ -230,7 +229,7 @@ def _to_stacks(
     loose: list[tuple[str, str, list[Frame]]],
     found: Findings,
 ) -> None:
-    """Divide a series into stacks; single slices are kept, as each may be a slice of a stack of several series."""
+    """Divide a series into stacks; single slices are kept, because several series may form a stack."""
     groups = by_orientation(frames)
     for i, group in enumerate(groups):
         own = name if len(groups) == 1 else f"{name}_{i + 1}"
@@ -242,7 +241,7 @@ def _to_stacks(
             phases = phases_of(group)
             places = max(map(len, phases.frames.values()), default=0)
             if not phases.lacking and places < MINIMUM:
-                found.skipped.append(f"{label}: {places} slices only, no stack.")
+                found.skipped.append(f"{label}: only {places} slices, not a stack.")
             else:
                 stacks.append(_Stack(own, label, group, phases))
         except ValueError as reason:
@@ -252,7 +251,7 @@ def _to_stacks(
 def _join_loose(
     loose: Sequence[tuple[str, str, list[Frame]]], stacks: list[_Stack], found: Findings, salt: bytes
 ) -> None:
-    """Make stacks of series of one slice each; of what is no slice of a stack a line each."""
+    """Make stacks of series with one slice each; other slices are reported in a line each."""
     groups: dict[tuple, list[tuple[str, str, list[Frame]]]] = {}
     for item in loose:
         groups.setdefault(acquisition(item[2][0]), []).append(item)
@@ -263,7 +262,7 @@ def _join_loose(
             frames = [frame for _, _, of in members for frame in of]
             if len({round(float(p), 1) for p in positions_along_normal(parallel)}) < MINIMUM:
                 found.skipped += [
-                    f"{label}: a single slice, no stack, as localizers and long-axis views are."
+                    f"{label}: a single slice, not a stack, like localizers and long-axis views."
                     for _, label, _ in members
                 ]
                 continue
@@ -281,7 +280,7 @@ def _check_modality(headers: Mapping[Path, Header], stacks: Sequence[_Stack]) ->
     """Refuse to mix scans of different modalities.
 
     Raises:
-        ValueError: with what there is.
+        ValueError: if there are several, with their list.
     """
     found: dict[str, int] = {}
     for stack in stacks:
@@ -289,21 +288,21 @@ def _check_modality(headers: Mapping[Path, Header], stacks: Sequence[_Stack]) ->
         found[modality] = found.get(modality, 0) + 1
     if len(found) > 1:
         named = ", ".join(f"{modality or 'no modality'} ({count})" for modality, count in sorted(found.items()))
-        raise ValueError(f"there are stacks of several modalities, {named}: say which with --modality.")
+        raise ValueError(f"there are stacks of several modalities, {named}: choose one by --modality.")
 
 
 def _ask_for_phase(stacks: Sequence[_Stack], chosen: Sequence[int | str] | None) -> None:
-    """Ask which phases to take where that is not known.
+    """Require a choice of phases for stacks with several.
 
     Raises:
-        ValueError: with what there is.
+        ValueError: if there are several, with their list.
     """
     several = [stack for stack in stacks if stack.phases.total > 1]
     if chosen is not None or not several:
         return
     more = f", as {len(several) - 1} more" if len(several) > 1 else ""
     raise ValueError(
-        f"{several[0].label} has {describe_phases(several[0].phases)}{more}: say which to take with --phase all, "
+        f"{several[0].label} has {describe_phases(several[0].phases)}{more}: choose by --phase all, "
         f"a number from 1 to {several[0].phases.total}, or ed,es."
     )
 
@@ -311,7 +310,7 @@ def _ask_for_phase(stacks: Sequence[_Stack], chosen: Sequence[int | str] | None)
 def _volumes(
     root: Path, stack: _Stack, chosen: Sequence[int | str] | None, header: Header, found: Findings, salt: bytes
 ) -> list[DicomVolume]:
-    """The volumes of a stack; phases that lack slices, or are uneven, become lines."""
+    """The volumes of a stack; phases with missing or uneven slices are reported in lines."""
     phases = stack.phases
     try:
         affines = {phase: affine_of(frames) for phase, frames in phases.frames.items()}
@@ -335,10 +334,10 @@ def _volumes(
 
 
 def _numbers(phases: Phases, chosen: Sequence[int | str]) -> list[int]:
-    """Numbers of the phases that are asked for.
+    """Numbers of the requested phases.
 
     Raises:
-        ValueError: where there is no phase of that number.
+        ValueError: if a phase does not exist.
     """
     numbers: set[int] = set()
     for word in chosen:
@@ -349,7 +348,7 @@ def _numbers(phases: Phases, chosen: Sequence[int | str]) -> list[int]:
         elif word == "es":
             order = sorted(phases.frames)
             if order[:1] != [1]:
-                raise ValueError("phase 1 lacks slices: the end of systole cannot be told.")
+                raise ValueError("phase 1 lacks slices: the end of systole is unknown.")
             numbers.add(order[end_systole([phases.frames[number] for number in order])])
         elif int(word) > phases.total:
             raise ValueError(f"no phase {word}: it has {describe_phases(phases)}.")
@@ -359,5 +358,5 @@ def _numbers(phases: Phases, chosen: Sequence[int | str]) -> list[int]:
 
 
 def _case(header: Header, salt: bytes) -> str:
-    """Pseudonym of the patient, or of the study where the header does not tell the patient."""
+    """Pseudonym of the patient, or of the study if the header has no patient."""
     return f"patient_{pseudonym(header.patient or header.study, salt)}"

@@ -1,4 +1,4 @@
-"""Headers of DICOM files: what each file is, which images it holds and where they lie. Read by pydicom."""
+"""Headers of DICOM files, read by pydicom: the kind of each file, its images and their positions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PHOTOGRAPHS = {
     uid.SecondaryCaptureImageStorage,
     uid.MultiFrameTrueColorSecondaryCaptureImageStorage,
 }
-# Values of Image Type beyond the second (PS3.3, C.8.3.1.1.1, C.8.13.3.1.1 and C.8.15.3.1.1), and what scanners write.
+# Values of Image Type after the second (PS3.3, C.8.3.1.1.1, C.8.13.3.1.1 and C.8.15.3.1.1), and those of scanners.
 MAPS = {"ADC", "EADC", "FA", "MIP", "MINIP", "MPR", "MTT", "RCBF", "RCBV", "TTP", "PERFUSION", "SUBTRACTION"}
 MAPS |= {
     "T1 MAP",
@@ -49,20 +49,20 @@ NOT_MAGNITUDE = {"P", "R", "I", "PHASE", "PHASE MAP", "REAL", "IMAGINARY"}
 
 @dataclass
 class Header:
-    """What one DICOM file is.
+    """The header of one DICOM file.
 
     Attributes:
         file: path of the file.
-        study: UID of the study, "" where the file does not say.
-        series: UID of the series, "" where the file does not say.
+        study: UID of the study, or "".
+        series: UID of the series, or "".
         instance: UID of the content.
-        patient: what tells the patient from others; never to be shown.
-        number: of the series in its study.
-        description: of the series, free text; never to be shown.
+        patient: identity of the patient; must not be shown.
+        number: number of the series in its study.
+        description: description of the series, free text; must not be shown.
         modality: such as MR.
         frames: the images.
-        skip: why it holds no image to segment.
-        fault: why its images cannot be used.
+        skip: reason why it has no image to segment.
+        fault: reason why its images cannot be used.
         is_segmentation: whether it is a DICOM SEG.
     """
 
@@ -82,7 +82,7 @@ class Header:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Read without pydicom's warnings: they quote values, such as the patient's name."""
+    """Read without pydicom's warnings, which quote values such as the patient's name."""
     mode, config.settings.reading_validation_mode = config.settings.reading_validation_mode, config.IGNORE
     disabled, config.logger.disabled = config.logger.disabled, True
     try:
@@ -95,11 +95,11 @@ def quietly() -> Iterator[None]:
 
 
 def read_dataset(path: str | Path | BinaryIO, pixels: bool = True) -> Dataset:
-    """Read a file; where it does not name its transfer syntax, the one that it was found to have is entered.
+    """Read a file; a missing transfer syntax is replaced by the detected one.
 
     Args:
         path: the file, with or without a preamble.
-        pixels: whether to read beyond the header.
+        pixels: whether to read the pixels too.
     """
     dataset = dcmread(path, force=True, stop_before_pixels=not pixels)
     if "TransferSyntaxUID" not in dataset.file_meta:
@@ -110,13 +110,13 @@ def read_dataset(path: str | Path | BinaryIO, pixels: bool = True) -> Dataset:
 
 
 def read_header(path: Path) -> Header | None:
-    """Read what a file is.
+    """Read the header of a file.
 
     Args:
         path: any file.
 
     Returns:
-        None for what is no DICOM, and for a DICOMDIR, whose entries are the other files.
+        The header; None for files that are not DICOM, and for a DICOMDIR, which only lists other files.
     """
     found = Header(path)
     with quietly():
@@ -132,13 +132,13 @@ def read_header(path: Path) -> Header | None:
                 return None
             _identify(found, dataset)
             _examine(found, dataset, rest)
-        except Exception:  # of any type, as every part of a damaged file may be nonsense
-            found.fault = "damaged or cut short."
+        except Exception:  # of any type, because any part of the file may be damaged
+            found.fault = "damaged or truncated."
     return found
 
 
 def functional_groups(dataset: Dataset, number: int) -> dict[str, Dataset]:
-    """The functional groups of one frame of an enhanced image by their names, its own before the shared ones."""
+    """The functional groups of one frame of an enhanced image by name; its own override the shared ones."""
     per_frame = dataset.PerFrameFunctionalGroupsSequence[number]
     shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
     return {element.keyword: element.value[0] for group in (shared[0], per_frame) for element in group if element.value}
@@ -149,7 +149,7 @@ def _sop_class(dataset: Dataset) -> str:
 
 
 def _identify(found: Header, dataset: Dataset) -> None:
-    """Take the identifiers."""
+    """Set the identifiers."""
     found.study = str(dataset.get("StudyInstanceUID") or "")
     found.series = str(dataset.get("SeriesInstanceUID") or "")
     found.instance = str(dataset.get("SOPInstanceUID") or "")
@@ -163,30 +163,30 @@ def _identify(found: Header, dataset: Dataset) -> None:
 
 
 def _examine(found: Header, dataset: Dataset, rest: int) -> None:
-    """Find the images, or why there is none.
+    """Find the images, or the reason why there is none.
 
     Args:
-        found: takes what was found.
+        found: the header to complete.
         dataset: the file without its pixels.
-        rest: bytes behind the header.
+        rest: bytes after the header.
     """
     sop_class = _sop_class(dataset)
     name = uid.UID(sop_class).name if sop_class in uid.UID_dictionary else "an unknown kind of object"
     photograph = sop_class in PHOTOGRAPHS and dataset.get("SamplesPerPixel", 1) == 3
     photograph |= sop_class in PHOTOGRAPHS and dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
-    # what research software exports: a secondary capture that knows where it lies
+    # exports of research software: a secondary capture with a position
     placed = sop_class == uid.SecondaryCaptureImageStorage and dataset.get("ImagePositionPatient") is not None
     if not sop_class:
-        found.fault = "damaged or cut short."
+        found.fault = "damaged or truncated."
     elif sop_class == uid.SegmentationStorage:
         found.is_segmentation = True
     elif photograph:
         found.fault = _pixel_fault(dataset, rest)
         if int(dataset.get("NumberOfFrames") or 1) > 1:
-            found.skip = "several pictures in one file, a film."
+            found.skip = "several pictures in one file, a video."
         found.frames = [] if found.fault else [_frame(found, dataset, {}, 0, colour=True)]
     elif sop_class not in VOLUMES and not placed:
-        found.skip = f"{name}: no image to segment."
+        found.skip = f"{name}: not an image to segment."
     elif dataset.get("SamplesPerPixel", 1) != 1:
         found.skip = "a colour picture among scans."
     else:
@@ -194,26 +194,26 @@ def _examine(found: Header, dataset: Dataset, rest: int) -> None:
         if not found.fault:
             _frames(found, dataset)
     if (found.frames or found.is_segmentation) and not (found.study and found.series and found.instance):
-        found.fault = "it does not say to which study and series it belongs."
+        found.fault = "the study and series are missing."
 
 
 def _pixel_fault(dataset: Dataset, rest: int) -> str:
-    """What is wrong with the pixels of a file, as far as that is seen without decoding them; "" for nothing.
+    """The fault of a file's pixels that is detectable without decoding; "" for none.
 
     Args:
         dataset: the file without its pixels.
-        rest: bytes behind the header.
+        rest: bytes after the header.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     size = [int(dataset.get(key) or 0) for key in ("Rows", "Columns", "BitsAllocated")]
     if not all(size):
-        return "the header does not say how many rows, columns and bits there are."
+        return "the header lacks the number of rows, columns or bits."
     try:
         available = get_decoder(syntax).is_available
     except NotImplementedError:
         available = False
     if not available:
-        return "unknown transfer syntax, or one for which there is no decoder."
+        return "the transfer syntax is unknown or has no decoder."
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         return ""
     samples = int(dataset.get("SamplesPerPixel") or 1) * int(dataset.get("NumberOfFrames") or 1)
@@ -222,11 +222,11 @@ def _pixel_fault(dataset: Dataset, rest: int) -> str:
         expected = expected * 2 // 3
     if rest <= 16:
         return "no pixel data."
-    return "damaged or cut short." if not syntax.is_compressed and rest < expected else ""
+    return "damaged or truncated." if not syntax.is_compressed and rest < expected else ""
 
 
 def _frames(found: Header, dataset: Dataset) -> None:
-    """The images of a file of the kinds of :data:`VOLUMES`."""
+    """The images of a file of one of the kinds in :data:`VOLUMES`."""
     count = int(dataset.get("NumberOfFrames") or 1)
     if "PerFrameFunctionalGroupsSequence" in dataset:
         if len(dataset.PerFrameFunctionalGroupsSequence) != count:
@@ -255,18 +255,18 @@ def _image_type(dataset: Dataset, groups: Mapping[str, Dataset]) -> list[str]:
 
 
 def _no_original(image_type: Sequence[str]) -> str:
-    """Why an image of that type is none to segment; "" where it is one."""
+    """Why an image of this type is not to be segmented; "" if it is."""
     if "LOCALIZER" in image_type:
         return "a localizer."
     if found := MAPS.intersection(image_type[2:]):
         return f"a derived map ({', '.join(sorted(found))})."
     if len(image_type) > 2 and image_type[2] in NOT_MAGNITUDE:
-        return f"no magnitude image ({image_type[2]})."
+        return f"not a magnitude image ({image_type[2]})."
     return ""
 
 
 def _frame(found: Header, dataset: Dataset, groups: Mapping[str, Dataset], number: int, colour: bool = False) -> Frame:
-    """One image; of what a header lacks there is nothing."""
+    """One image; values that the header lacks are empty."""
 
     def value(keyword: str, *names: str) -> Any:
         for name in names:

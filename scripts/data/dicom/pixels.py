@@ -16,7 +16,7 @@ __all__ = ["end_systole", "read_voxels"]
 
 
 def read_voxels(frames: Sequence[Frame]) -> np.ndarray:
-    """Read a volume, rescaled to the values that its modality means.
+    """Read a volume, rescaled to its modality's values.
 
     Args:
         frames: its slices in the order of their positions, or a single photograph.
@@ -26,7 +26,7 @@ def read_voxels(frames: Sequence[Frame]) -> np.ndarray:
         ``[x, y, 1, 3]``, 8 bits, RGB.
 
     Raises:
-        ValueError: where pixels cannot be decoded, or a photograph is not of 8 bits.
+        ValueError: if pixels cannot be decoded, or a photograph does not have 8 bits.
     """
     slices: list[np.ndarray] = []
     for file, of_file in groupby(frames, key=lambda frame: frame.file):
@@ -34,10 +34,10 @@ def read_voxels(frames: Sequence[Frame]) -> np.ndarray:
             try:
                 dataset = read_dataset(file)
                 slices += [_slice(dataset, frame) for frame in of_file]
-            except Exception:  # of any type, as every decoder raises its own
-                raise ValueError("its pixels cannot be decoded: damaged or cut short.") from None
+            except Exception:  # of any type, depending on the decoder
+                raise ValueError("its pixels cannot be decoded: damaged or truncated.") from None
     if any(plane.shape[:2] != frames[0].size for plane in slices):
-        raise ValueError("its pixels are not of the size that the header gives.")
+        raise ValueError("its pixels do not have the size in the header.")
     volume = np.stack(slices, axis=2).swapaxes(0, 1)
     if not frames[0].colour:
         return _smallest(volume)
@@ -47,10 +47,10 @@ def read_voxels(frames: Sequence[Frame]) -> np.ndarray:
 
 
 def end_systole(phases: Sequence[Sequence[Frame]]) -> int:
-    """Estimate which phase is the end of systole: the one whose images correlate least with the first phase's.
+    """Estimate the phase of end systole: the one whose images correlate least with the first phase's.
 
-    The first phase follows the R wave, which is the end of diastole; the heart then looks least alike when it has
-    contracted most. Compared is the middle half of the field of view, where the heart lies.
+    The first phase follows the R wave, the end of diastole; the heart differs most from it at maximum contraction. The
+    middle half of the field of view, around the heart, is compared.
 
     Args:
         phases: the slices of each phase.
@@ -78,7 +78,7 @@ def _slice(dataset: Dataset, frame: Frame) -> np.ndarray:
 
 
 def _smallest(volume: np.ndarray) -> np.ndarray:
-    """The volume as integers where nothing is lost, of 16 bits where they suffice; else as float32."""
+    """The volume as integers if lossless, with 16 bits if sufficient; else as float32."""
     low, high = volume.min(), volume.max()
     if not np.array_equal(volume, np.round(volume)):
         return volume.astype(np.float32)

@@ -1,4 +1,4 @@
-"""DICOM volumes for ``LoadImaged``; the packages that decode them are imported when the first one is read."""
+"""DICOM volumes for ``LoadImaged``; the decoders' packages are imported at the first read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["DicomReader"]
 
 
 class DicomReader(ImageReader):
-    """Reads :class:`scripts.data.dicom.volume.DicomVolume` as the other readers read files.
+    """Reads :class:`scripts.data.dicom.volume.DicomVolume` with the interface of the other readers.
 
     An array is ``[x, y, z]``, or ``[x, y, 1, 3]`` for a photograph; its affine maps voxel indices to RAS millimetres.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether these are DICOM volumes, whatever their names."""
+        """Whether these are DICOM volumes, independent of their names."""
         return all(isinstance(name, DicomVolume) for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> DicomVolume:
-        """Take one volume; its files are read by :meth:`get_data`.
+        """Select one volume; :meth:`get_data` reads its files.
 
         Raises:
             ValueError: for more than one.
@@ -40,7 +40,7 @@ class DicomReader(ImageReader):
         """The array and its metadata.
 
         Raises:
-            ValueError: where the packages are not installed, the series is refused, or its files cannot be decoded.
+            ValueError: if the packages are not installed, the series is refused, or its files cannot be decoded.
         """
         if img.fault:
             raise ValueError(img.fault)

@@ -1,4 +1,4 @@
-"""DICOM SEG: label maps written by highdicom beside the series that they belong to."""
+"""DICOM SEG: label maps written by highdicom with references to their series."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = ["SegmentationWriter", "segment_codes"]
 logging.getLogger("highdicom").setLevel(logging.WARNING)  # else a dozen lines for each file
 
 ALGORITHM = "SemSim"
-PRIVATE = "99SEMSIM"  # coding scheme of classes that no public code is given for
-# A frame of an enhanced image is described to highdicom as a classic image, of which a stack may be a choice.
+PRIVATE = "99SEMSIM"  # coding scheme of classes without a public code
+# A frame of an enhanced image is passed to highdicom as a classic image, because a stack may be a part of the frames.
 CLASSIC = {
     uid.EnhancedMRImageStorage: uid.MRImageStorage,
     uid.LegacyConvertedEnhancedMRImageStorage: uid.MRImageStorage,
     uid.EnhancedCTImageStorage: uid.CTImageStorage,
     uid.LegacyConvertedEnhancedCTImageStorage: uid.CTImageStorage,
 }
-_KEPT = (0x0008, 0x0010, 0x0012, 0x0020, 0x0028)  # groups of a header that describe patient, study, place and pixels
+_KEPT = (0x0008, 0x0010, 0x0012, 0x0020, 0x0028)  # groups of a header for patient, study, position and pixels
 _REQUIRED = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
     *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
@@ -42,17 +42,17 @@ _REQUIRED = (
 def segment_codes(
     num_classes: int, class_names: Mapping[str, str], class_codes: Mapping[str, Mapping[str, str]]
 ) -> dict[int, tuple[str, Code, Code]]:
-    """Label, category and type of each class but the background.
+    """Label, category and type of each foreground class.
 
     Args:
         num_classes: classes with the background.
         class_names: names by class number.
         class_codes: ``{"1": {"scheme": "SCT", "value": "87878005", "meaning": "Left ventricle"}}``; also
             ``"category"``, the keyword of one of DICOM's segmentation property categories (CID 7150), by default
-            ``AnatomicalStructure``. A class without a code gets a private one that its name is made of.
+            ``AnatomicalStructure``. A class without a code gets a private one, made from its name.
 
     Raises:
-        ValueError: for an entry that is not of that form.
+        ValueError: for an invalid entry.
     """
     found = {}
     for number in range(1, num_classes):
@@ -79,20 +79,20 @@ def segment_codes(
 class SegmentationWriter:
     """Writes a label map of a DICOM volume as DICOM SEG.
 
-    Patient and study are the source's, source images are referenced, frames without a segment are left out. The UIDs
-    are made from those of the source and the digest of the weights: the same images segmented by the same weights are
-    the same object, which an archive stores once.
+    Patient and study are copied from the source, source images are referenced, and frames without a segment are
+    omitted. The UIDs are derived from those of the source and the digest of the weights: the same images segmented by
+    the same weights are the same object, which an archive stores once.
 
     Args:
         checkpoint: file of the weights.
         num_classes: classes with the background.
         class_names: see :func:`segment_codes`.
         class_codes: see :func:`segment_codes`.
-        class_colors: recommended colours by class number, as CSS names them; see
+        class_colors: recommended colours by class number, as CSS names; see
             :meth:`highdicom.color.CIELabColor.from_string`.
 
     Raises:
-        ValueError: where codes or colours are not of that form.
+        ValueError: for invalid codes or colours.
     """
 
     def __init__(
@@ -106,24 +106,24 @@ class SegmentationWriter:
         self.digest = file_digest(checkpoint) if Path(checkpoint).is_file() else ""
         self.codes = segment_codes(num_classes, class_names, class_codes)
         self.colors = dict(class_colors)
-        self._segments()  # refuses now what is no colour
+        self._segments()  # refuses invalid colours now
 
     def __call__(self, labels: np.ndarray, volume: DicomVolume, target: Path) -> None:
         """Write one file.
 
         Args:
             labels: ``[x, y, z]``, classes on the volume's own grid.
-            volume: what was segmented.
+            volume: the segmented volume.
             target: the file.
 
         Raises:
-            ValueError: where the volume lacks what a SEG must have, or the map is on another grid.
+            ValueError: if the volume lacks attributes that a SEG requires, or the map is on another grid.
         """
         with quietly():
             self.build(labels, volume).save_as(target, enforce_file_format=True)
 
     def _segments(self) -> list[hd.seg.SegmentDescription]:
-        """A description of each class."""
+        """The description of each class."""
         algorithm = hd.AlgorithmIdentificationSequence(
             name=ALGORITHM,
             family=codes.DCM.ArtificialIntelligence,
@@ -148,7 +148,7 @@ class SegmentationWriter:
         ]
 
     def build(self, labels: np.ndarray, volume: DicomVolume) -> hd.seg.Segmentation:
-        """The object that :meth:`__call__` writes; arguments and errors are its own."""
+        """The object that :meth:`__call__` writes; same arguments and errors."""
         first = volume.frames[0]
         if labels.shape != (first.size[1], first.size[0], len(volume.frames)):
             raise ValueError(
@@ -157,7 +157,7 @@ class SegmentationWriter:
         headers = {file: read_dataset(file, pixels=False) for file in volume.files}
         header = headers[first.file]
         if not first.colour and not first.reference:
-            raise ValueError("the images name no frame of reference, in which a SEG lies.")
+            raise ValueError("the images have no frame of reference, which a SEG needs.")
         sources = [_source(headers[frame.file], frame, i) for i, frame in enumerate(volume.frames)]
         series = [*sorted({frame.series for frame in volume.frames}), self.digest]
         content = [f"{frame.instance} {frame.number}" for frame in volume.frames]
@@ -186,7 +186,7 @@ class SegmentationWriter:
 
 
 def _source(header: Dataset, frame: Frame, index: int) -> Dataset:
-    """One image as highdicom takes it: classic, of one series with the others, called by its place in the stack."""
+    """One image for highdicom: classic, in one series with the others, and identified by its position in the stack."""
     source = Dataset()
     for element in header:
         if element.tag.group in _KEPT:
@@ -213,11 +213,11 @@ def _stand_in(index: int) -> str:
 
 
 def _refer_to_sources(segmentation: Dataset, frames: Sequence[Frame], headers: Mapping[str, Dataset]) -> None:
-    """Put the real images where :func:`_source`'s stand."""
+    """Replace the images of :func:`_source` by the real ones."""
     real = {_stand_in(i): _reference(headers[frame.file], frame) for i, frame in enumerate(frames)}
     for groups in segmentation.PerFrameFunctionalGroupsSequence:
         for derivation in groups.get("DerivationImageSequence", []):
-            for item in derivation.SourceImageSequence:  # frames of one slice share it
+            for item in derivation.SourceImageSequence:  # shared by the frames of a slice
                 item.update(real.get(item.ReferencedSOPInstanceUID, Dataset()))
     by_series: dict[str, dict[str, Dataset]] = {}
     for frame in frames:

@@ -1,4 +1,4 @@
-"""From images to volumes: which images are one stack, in which order, in which phase of the heart, and where."""
+"""From images to volumes: grouping into stacks, order of slices, phases of the heart, and geometry."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from scripts.data.nifti import LPS_TO_RAS
 __all__ = ["MINIMUM", "Phases", "acquisition", "affine_of", "by_orientation", "phases_of", "positions_along_normal"]
 
 MINIMUM = 3
-"""Slices at different positions that make a stack; fewer are localizers or long-axis views."""
+"""Minimum number of positions of a stack; fewer are localizers or long-axis views."""
 
-_GAPS = 0.01  # how much the distances of slices may differ, as a share of the median, or
+_GAPS = 0.01  # tolerance of the distances of slices, as a share of the median, or
 _ROUNDING = 0.02  # in mm, as headers round positions
-_SAME = 0.05  # two positions are one when nearer than this share of a pixel
+_SAME = 0.05  # positions nearer than this share of a pixel are equal
 _COSINES = 1e-3
 
 
@@ -27,9 +27,9 @@ class Phases(NamedTuple):
 
     Attributes:
         frames: the slices of each phase in the order of their positions, by the phase's number from 1.
-        lacking: the phases of which slices are missing, and how many.
-        total: number of phases, with those that lack slices.
-        times: the first and the last trigger time in ms, where they are known.
+        lacking: number of missing slices by phase.
+        total: number of phases, including incomplete ones.
+        times: the first and the last trigger time in ms, if known.
     """
 
     frames: dict[int, list[Frame]]
@@ -39,7 +39,7 @@ class Phases(NamedTuple):
 
 
 def by_orientation(frames: Iterable[Frame]) -> list[list[Frame]]:
-    """Group images whose planes are parallel and whose rows run alike."""
+    """Group images with the same orientation."""
     groups: list[list[Frame]] = []
     for frame in frames:
         for group in groups:
@@ -52,15 +52,15 @@ def by_orientation(frames: Iterable[Frame]) -> list[list[Frame]]:
 
 
 def acquisition(frame: Frame) -> tuple:
-    """What slices of one stack have in common where each slice is a series of its own, but for the orientation."""
+    """Common attributes, except orientation, of the slices of a stack of single-slice series."""
     return frame.study, frame.reference, frame.size, np.round(frame.spacing, 4).tobytes(), frame.technique
 
 
 def positions_along_normal(frames: Sequence[Frame]) -> np.ndarray:
-    """Position of each image along the normal of its plane, in mm: what slices are sorted by.
+    """Position of each image along the normal of its plane, in mm: the sort key of slices.
 
     Raises:
-        ValueError: where the orientation is no pair of perpendicular unit vectors.
+        ValueError: if the orientation is not a pair of perpendicular unit vectors.
     """
     return np.array([frame.position for frame in frames]) @ _axes(frames[0])[2]
 
@@ -68,14 +68,14 @@ def positions_along_normal(frames: Sequence[Frame]) -> np.ndarray:
 def phases_of(frames: Sequence[Frame]) -> Phases:
     """Split the images of a stack into phases.
 
-    The temporal index tells phases apart where the headers have it. Else the trigger time does: in each slice the
-    first image is phase 1, the second phase 2, as the heart rate differs between breath-holds.
+    Phases are identified by the temporal index if the headers have it, else by the trigger time: the first image of
+    each slice is phase 1, the second phase 2, because the heart rate differs between breath-holds.
 
     Args:
         frames: images of one orientation.
 
     Raises:
-        ValueError: with the reason why these images make no stack.
+        ValueError: if these images do not form a stack, with the reason.
     """
     sizes = Counter(frame.size for frame in frames)
     if len(sizes) > 1:
@@ -106,7 +106,7 @@ def phases_of(frames: Sequence[Frame]) -> Phases:
 
 
 def affine_of(frames: Sequence[Frame]) -> np.ndarray:
-    """Where a stack lies, as PS3.3, C.7.6.2.1.1 defines it.
+    """The affine of a stack, as defined in PS3.3, C.7.6.2.1.1.
 
     Args:
         frames: slices in the order of their positions along the normal.
@@ -115,7 +115,7 @@ def affine_of(frames: Sequence[Frame]) -> np.ndarray:
         ``[4, 4]``, from voxel indices ``[x, y, z]`` (column, row, slice) to RAS millimetres.
 
     Raises:
-        ValueError: where the slices are unevenly spaced or shifted against each other.
+        ValueError: if the slices are unevenly spaced or shifted against each other.
     """
     across, down, normal = _axes(frames[0])
     positions = np.array([frame.position for frame in frames])
@@ -127,9 +127,7 @@ def affine_of(frames: Sequence[Frame]) -> np.ndarray:
         gap = float((along[-1] - along[0]) / len(gaps))
         shift = np.abs(positions - positions[0] - np.outer(along - along[0], normal)).max()
         if shift > 0.5 * min(frames[0].spacing):
-            raise ValueError(
-                f"slices that are shifted by up to {shift:.2f} mm against each other, as by a gantry tilt."
-            )
+            raise ValueError(f"slices shifted by up to {shift:.2f} mm against each other, as by a gantry tilt.")
     affine = np.eye(4)
     rows, columns = frames[0].spacing
     affine[:3, :3] = np.stack([across * columns, down * rows, normal * gap], axis=1)
@@ -142,12 +140,12 @@ def _axes(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     across, down = np.reshape(frame.orientation, (2, 3))
     products = [across @ across, down @ down, across @ down]
     if not np.allclose(products, [1, 1, 0], rtol=0, atol=_COSINES):
-        raise ValueError("an orientation that is no pair of perpendicular unit vectors.")
+        raise ValueError("an orientation that is not a pair of perpendicular unit vectors.")
     return across, down, np.cross(across, down)
 
 
 def _places(along: np.ndarray, tolerance: float) -> np.ndarray:
-    """Number of each image's position among the different ones, from 0 in ascending order."""
+    """Index of each image's position among the different ones, ascending from 0."""
     order = np.argsort(along, kind="stable")
     steps = np.diff(along[order], prepend=along[order[0]]) > tolerance
     places = np.empty(len(along), dtype=int)
@@ -159,7 +157,7 @@ def _phase_keys(frames: Sequence[Frame], places: np.ndarray, counts: np.ndarray)
     """Number of each image's phase, from 1.
 
     Raises:
-        ValueError: where the headers do not tell images of one position apart.
+        ValueError: if the headers do not distinguish images of one position.
     """
     temporal = [frame.temporal for frame in frames if frame.temporal is not None]
     if len(temporal) == len(frames) and _distinct(temporal, places):
@@ -167,7 +165,7 @@ def _phase_keys(frames: Sequence[Frame], places: np.ndarray, counts: np.ndarray)
     trigger = [frame.trigger for frame in frames if frame.trigger is not None]
     if len(trigger) < len(frames) or not _distinct(trigger, places):
         raise ValueError(
-            f"up to {counts.max()} images at one position, which neither temporal index nor trigger time tells apart."
+            f"up to {counts.max()} images at one position with neither different temporal indices nor trigger times."
         )
     times = np.array(trigger)
     ranks = np.empty(len(frames), dtype=int)
@@ -176,7 +174,7 @@ def _phase_keys(frames: Sequence[Frame], places: np.ndarray, counts: np.ndarray)
         ranks[here[np.argsort(times[here])]] = np.arange(len(here))
     if counts.min() == counts.max():
         return ranks + 1
-    # some images are missing: which, the times of the complete slices tell where these agree
+    # some images are missing: the times of the complete slices identify them, if these agree
     full = np.isin(places, np.flatnonzero(counts == counts.max()))
     middle = np.array([np.median(times[full & (ranks == rank)]) for rank in range(counts.max())])
     nearest = np.abs(times[:, None] - middle).argmin(axis=1)
@@ -194,7 +192,7 @@ def _check_gaps(gaps: np.ndarray) -> None:
     """Refuse slices that are not evenly spaced.
 
     Raises:
-        ValueError: with the least and the largest distance.
+        ValueError: if they are not, with the smallest and the largest distance.
     """
     usual = float(np.median(gaps))
     if np.abs(gaps - usual).max() <= max(_GAPS * usual, _ROUNDING):
@@ -210,7 +208,7 @@ def _check_gaps(gaps: np.ndarray) -> None:
 
 
 def describe_phases(phases: Phases) -> str:
-    """What phases there are, for a message."""
+    """Description of the phases for a message."""
     times = "" if phases.times is None else f", trigger times {phases.times[0]:g} to {phases.times[1]:g} ms"
     return f"{phases.total} phases{times}"
 

@@ -1,4 +1,4 @@
-"""A volume that lies in DICOM files, and one image of such a file; nothing here needs a DICOM library."""
+"""A volume in DICOM files, and one image of such a file; this module needs no DICOM library."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from scripts.utils.files import files_below
 
 __all__ = ["SOURCE", "DicomVolume", "Frame", "dicom_module", "holds_dicom", "pseudonym", "starts_as_dicom"]
 
-# A file without a preamble begins with an element of group 2 or 8, and that with its type (explicit VR), or with the
-# length of one of those that come first, a short one (implicit VR).
+# A file without a preamble starts with an element of group 2 or 8, followed by its type (explicit VR) or by the short
+# length of a usual first element (implicit VR).
 _BARE = re.compile(
     rb"[\x02\x08]\0.\0(AE|CS|DA|DT|IS|LO|OB|PN|SH|SQ|TM|UI|UL|US)|\0[\x02\x08]\0.(AE|CS|DA|LO|OB|SH|SQ|UI|UL)"
     rb"|\x08\0[\x00\x01\x05\x08\x16\x18]\0[\x02-\x40]\0\0\0",
     re.DOTALL,
 )
 SOURCE = "dicom_volume"
-"""Where an image's metadata holds the :class:`DicomVolume` that it was read from."""
+"""Key of an image's :class:`DicomVolume` in its metadata."""
 PACKAGES = "pydicom highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-libjpeg dicomweb-client"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a DICOM file, with the part of its header that tells where it belongs.
+    """One image of a DICOM file, with its relevant header fields.
 
     Attributes:
         file: path of the file.
-        number: which of the file's images, from 0.
+        number: index of the image in the file, from 0.
         study: UID of the study.
         series: UID of the series.
         instance: UID of the file's content.
-        reference: UID of the frame of reference, "" where there is none.
+        reference: UID of the frame of reference, or "".
         size: rows and columns.
         colour: whether it is a photograph.
         orientation: direction cosines of a row and of a column, LPS; () for a photograph, as the next two.
         position: centre of the first voxel in mm, LPS.
         spacing: distance of two rows and of two columns in mm.
-        thickness: distance of slices in mm as the header has it, which counts for volumes of one slice only.
+        thickness: distance of slices in mm in the header, used for volumes of one slice only.
         temporal: number of the phase, if the header has it.
         trigger: time since the R wave in ms, if the header has it.
-        technique: what series of the same acquisition have in common.
+        technique: common attributes of series of the same acquisition.
     """
 
     file: str
@@ -68,17 +68,17 @@ class Frame:
 
 
 class DicomVolume(str):
-    """The ``image`` of a record whose voxels lie in DICOM files.
+    """The ``image`` of a record with voxels in DICOM files.
 
-    As text it is a path below the folder that was searched, ending in ``.dcm``, at which no file lies: messages and
-    the names of results are made of it, and it holds pseudonyms only.
+    As text it is a virtual path below the searched folder, ending in ``.dcm``, for messages and the names of results;
+    it contains pseudonyms only.
 
     Args:
         path: the path.
         frames: slices in the order of their positions, or a single photograph.
         affine: ``[4, 4]`` from voxel indices ``[x, y, z]`` (column, row, slice) to RAS millimetres.
-        case: pseudonym of the patient, whom a split must not tear apart.
-        fault: why it cannot be read, one line; such volumes stand for series that are refused.
+        case: pseudonym of the patient, the unit of a split.
+        fault: reason in one line why it cannot be read; such volumes represent refused series.
     """
 
     frames: tuple[Frame, ...]
@@ -94,7 +94,7 @@ class DicomVolume(str):
         case: str = "",
         fault: str = "",
     ) -> DicomVolume:
-        """As text it is the path alone."""
+        """Its text is the path only."""
         self = super().__new__(cls, path)
         self.frames = tuple(frames)
         self.affine = np.eye(4) if affine is None else affine
@@ -114,35 +114,35 @@ class DicomVolume(str):
 
 
 def pseudonym(uid: str, salt: bytes = b"") -> str:
-    """Ten hexadecimal digits that stand for a UID, not to be led back to it by who lacks the salt.
+    """Ten hexadecimal digits for a UID, not reversible without the salt.
 
     Args:
-        uid: what is not to be shown.
+        uid: the UID to hide.
         salt: at most 64 bytes.
     """
     return hashlib.blake2b(uid.encode(), key=salt, digest_size=5).hexdigest()
 
 
 def starts_as_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does, with a preamble or, as before 1993, with its first element."""
+    """Whether a file starts like DICOM, with a preamble or, as before 1993, with its first element."""
     with open(path, "rb") as stream:
         start = stream.read(132)
     return start[128:] == b"DICM" or _BARE.match(start) is not None
 
 
 def holds_dicom(path: Path) -> bool:
-    """Whether a file, or one of a folder and those below it, is DICOM."""
+    """Whether a file, or any file of a folder and its subfolders, is DICOM."""
     return any(starts_as_dicom(file) for file in (files_below(path) if path.is_dir() else [path]) if file.is_file())
 
 
 def dicom_module(name: str) -> ModuleType:
-    """A module of :mod:`scripts.data.dicom`, or of another package, imported where it is needed.
+    """A module of :mod:`scripts.data.dicom`, or of another package, imported on demand.
 
     Args:
-        name: of the module; one of another package has a dot in its name.
+        name: name of the module; one of another package has a dot in its name.
 
     Raises:
-        ValueError: where the packages for DICOM are not installed.
+        ValueError: if the packages for DICOM are not installed.
     """
     try:
         return import_module(name if "." in name else f"scripts.data.dicom.{name}")

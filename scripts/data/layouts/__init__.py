@@ -1,1 +1,1 @@
-"""How each data set lies on disk: cases of a folder or a datalist, one file per layout."""
+"""Layouts of data sets on disk: the cases of a folder or a datalist, one file per layout."""

@@ -19,19 +19,18 @@ _FOLDERS = ("", "training", "testing", "database/training", "database/testing")
 def acdc_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[dict[str, str]]]:
     """Find the annotated frames of every patient.
 
-    Patient folders lie in ``root``, in its ``training`` and ``testing`` or in those of its ``database``. Which cine
-    frames are annotated differs between patients, so the frames are found, never assumed; ``_4d`` files and
-    ``Info.cfg`` are ignored.
+    Patient folders lie in ``root``, in its ``training`` and ``testing`` or in those of its ``database``. The annotated
+    cine frames differ between patients, so they are found by their files; ``_4d`` files and ``Info.cfg`` are ignored.
 
     Args:
         root: folder of the data set.
-        faults: where given, what is wrong is added here and the first folder of a patient counts.
+        faults: if given, faults are added to this list and the first folder of a patient is used.
 
     Returns:
-        records by patient, frames in ascending order; ``"label"`` where there is a ``_gt`` file.
+        records by patient, frames in ascending order; with ``"label"`` if there is a ``_gt`` file.
 
     Raises:
-        FaultsError: when a patient has several folders; all such pairs.
+        FaultsError: if a patient has several folders; all such pairs.
     """
     cases: dict[str, list[dict[str, str]]] = {}
     folders: dict[str, Path] = {}
@@ -43,7 +42,7 @@ def acdc_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[di
             if (name := _FRAME.match(image.name)) and name[1] == patient.name and not image.is_dir()
         ]
         if frames and (other := folders.setdefault(patient.name, patient)) != patient:
-            found.append(f"'{other}' and '{patient}' have the same name: a patient is there once.")
+            found.append(f"'{other}' and '{patient}' have the same name: expected one folder per patient.")
             continue
         for image in frames:
             record = {"image": str(image), "case": patient.name}

@@ -1,4 +1,4 @@
-"""Data sets of one's own: images and labels that go by the same name."""
+"""Custom data sets: images and labels with matching names."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".png", ".jpg", ".
 _LABEL = ("_gt", "_segmentation", "_seg", "_label", "_mask")
 # maps of probabilities, ACDC's whole cines, ISIC's superpixels, the picture that `prepare` makes
 IGNORED = ("_pred", "_prob", "_4d", "_superpixels", "_montage")
-_WORDS = ("segmentation", "label", "mask", "seg", "gt")  # what a folder's only label may be called
-_NUMBERED = re.compile(r"(segmentation|label|mask)-(\d+)$")  # as LiTS has them beside volume-NUMBER
+_WORDS = ("segmentation", "label", "mask", "seg", "gt")  # names of a folder's only label
+_NUMBERED = re.compile(r"(segmentation|label|mask)-(\d+)$")  # as in LiTS, for volume-NUMBER
 _FOLDERS = {"images": ("labels", "masks", "segmentations"), "imagestr": ("labelstr",), "imagests": ("labelsts",)}
-_INPUT, _TRUTH = "_input", "_groundtruth"  # how the names of ISIC's folders end
+_INPUT, _TRUTH = "_input", "_groundtruth"  # suffixes of ISIC's folders
 _CHANNEL = re.compile(r"_0000$")  # nnU-Net's name of an image's first channel
 _FURTHER = re.compile(r"_000[1-9]$")
-_WHICH = "which of the two is meant?"
+_WHICH = "expected one of the two."
 
 
 def custom_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[dict[str, str]]]:
     """Find images and their labels; every image is a case of its own.
 
-    Labels lie beside the images as ``NAME_gt``, ``_segmentation``, ``_seg``, ``_label`` or ``_mask``, or, then also
-    without such an ending, in a folder ``labels`` or ``masks`` beside ``images``, ``labelsTr`` beside ``imagesTr``,
-    ``labelsTs`` beside ``imagesTs``, or ``*_GroundTruth`` beside ``*_Input``; between such a folder and the files the
-    folders of both are the same. ``segmentation-3`` is the label of ``volume-3``, and a file called ``segmentation``,
-    ``label``, ``mask``, ``seg`` or ``gt`` that of the only image beside it. Names are compared in one Unicode form, as
-    macOS unzips them in another than most systems write. Capitals are of no account in what tells a label. Files that
-    end in ``_pred``, ``_prob``, ``_4d``, ``_superpixels`` or ``_montage`` are neither. Cases that have several images,
-    such as a patient with two visits, need a datalist that says so.
+    Labels lie next to the images as ``NAME_gt``, ``_segmentation``, ``_seg``, ``_label`` or ``_mask``. With or without
+    such an ending they may also lie in a folder ``labels`` or ``masks`` next to ``images``, ``labelsTr`` next to
+    ``imagesTr``, ``labelsTs`` next to ``imagesTs``, or ``*_GroundTruth`` next to ``*_Input``, in the same subfolders as
+    the images. ``segmentation-3`` is the label of ``volume-3``, and a file ``segmentation``, ``label``, ``mask``,
+    ``seg`` or ``gt`` the label of the only image in its folder. Names are compared in one Unicode form, because macOS
+    unzips names in another form than most systems write. Endings of labels are not case-sensitive. Files that end in
+    ``_pred``, ``_prob``, ``_4d``, ``_superpixels`` or ``_montage`` are ignored. Cases with several images, such as a
+    patient with two visits, need a datalist.
 
     Args:
         root: folder of the data set, searched with its subfolders and linked ones, see
             :func:`scripts.utils.files.files_below`.
-        faults: where given, what is wrong is added here and the first of several files counts.
+        faults: if given, faults are added to this list and the first of several files is used.
 
     Returns:
         records by case, which is the image's path below ``root`` without its suffix.
 
     Raises:
-        FaultsError: when two images differ only in their suffix, an image has several labels or several images have
-            the same, a file is a further channel of an image, or a link leads nowhere; all of them.
+        FaultsError: if two images differ only in their suffix, an image has several labels, several images have the
+            same label, a file is a further channel of an image, or a link is broken; all such faults.
     """
     found, labels = _images_and_labels(root)
     every = [*found, *(path for paths in labels.values() for path in paths)]
-    wrong = [f"'{path}' is a link that leads nowhere." for path in every if not path.exists()]
+    wrong = [f"'{path}' is a broken link." for path in every if not path.exists()]
     wrong += _further_channels(found)
     folders = sorted({name.rpartition("/")[0] for name in labels})
     beside = Counter(path.parent for path in found)
@@ -78,16 +78,16 @@ def custom_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[
 
 
 def image_files(root: Path) -> list[Path]:
-    """The images of a folder in the order of their paths, see :func:`custom_cases`; what labels are like is no matter.
+    """The images of a folder sorted by path, see :func:`custom_cases`; labels are not checked.
 
     Args:
         root: see :func:`custom_cases`.
 
     Raises:
-        FaultsError: where links lead nowhere, or files are further channels of an image.
+        FaultsError: if links are broken, or files are further channels of an image.
     """
     images, _ = _images_and_labels(root)
-    wrong = [f"'{path}' is a link that leads nowhere." for path in images if not path.exists()]
+    wrong = [f"'{path}' is a broken link." for path in images if not path.exists()]
     add_or_raise(wrong + _further_channels(images), None)
     return images
 
@@ -100,7 +100,7 @@ def name_of(path: Path) -> str | None:
 
 
 def is_label(name: str) -> bool:
-    """Whether a file is a label, from its path below the data set's folder: in small letters, without its suffix."""
+    """Whether a file is a label, from its path below the data set's folder, in lower case and without suffix."""
     *folders, stem = name.split("/")
     place = _place(folders)
     named = stem.endswith(_LABEL) or stem in _WORDS or _NUMBERED.match(stem) is not None
@@ -108,7 +108,7 @@ def is_label(name: str) -> bool:
 
 
 def _images_and_labels(root: Path) -> tuple[list[Path], dict[str, list[Path]]]:
-    """The images of a folder, and its labels by their path below it: in small letters, without the suffix."""
+    """The images of a folder, and its labels by their relative path in lower case without suffix."""
     images: list[Path] = []
     labels: dict[str, list[Path]] = {}
     for path in files_below(root):
@@ -123,10 +123,10 @@ def _images_and_labels(root: Path) -> tuple[list[Path], dict[str, list[Path]]]:
 
 
 def _further_channels(images: Sequence[Path]) -> list[str]:
-    """A fault for each file that nnU-Net's names make another channel of an image, which is no image of its own."""
+    """A fault for each file that is a further channel of an image according to nnU-Net's names."""
     names = {str(name_of(path)): path for path in images}
     return [
-        f"'{path}' is by its name a further channel of '{names[first]}': an image's channels belong into one file, "
+        f"'{path}' is a further channel of '{names[first]}' by its name: expected all channels in one file, "
         "stacked along its last axis."
         for name, path in names.items()
         if _FURTHER.search(name) and (first := _FURTHER.sub("_0000", name)) in names
@@ -142,13 +142,13 @@ def _has_labels(folder: str) -> bool:
 
 
 def _place(folders: Sequence[str]) -> int | None:
-    """Which folder of a path says by its name whether images or labels lie below: the innermost that does."""
+    """The innermost folder of a path whose name tells whether it contains images or labels."""
     places = (i for i in reversed(range(len(folders))) if _has_images(folders[i]) or _has_labels(folders[i]))
     return next(places, None)
 
 
 def _candidates(name: str, label_folders: Sequence[str]) -> list[str]:
-    """The names that an image's label may have, all in small letters."""
+    """The possible names of an image's label, in lower case."""
     *parts, stem = name.split("/")
     folders = ["/".join(parts)]
     place = _place(parts)

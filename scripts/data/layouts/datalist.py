@@ -1,4 +1,4 @@
-"""Datalists: the records of a data set in one JSON file, in the decathlon's style."""
+"""Datalists: the records of a data set in one JSON file, in the Medical Decathlon's format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scripts.utils.validation import Fault, faults_of, parse_json, read_text
 __all__ = ["PARTS", "named_classes", "read_class_values", "read_datalist", "read_slice_axis"]
 
 PARTS = {"training": "train", "validation": "val", "test": "test", "testing": "test"}
-"""A datalist's keys and the parts of a split that they are."""
+"""A datalist's keys and their parts of the split."""
 
 _FOLDED = {"training": False, "validation": True}
 
@@ -24,7 +24,7 @@ _FOLDED = {"training": False, "validation": True}
 def read_datalist(
     path: str | Path, faults: list[str] | None = None, only: str | None = None, labels: bool = True, fold: int = 0
 ) -> dict[str, list[dict[str, str]]]:
-    """Read a datalist, or the folder of nnU-Net that a ``dataset.json`` lies in.
+    """Read a datalist, or nnU-Net's folder with this ``dataset.json``.
 
     The file is held against its schema first (:mod:`scripts.utils.validation`). Each entry of its lists is
     ``{"image": path, "label": path, "case": name}``, or the image's path alone. ``label`` is absent where there is
@@ -35,19 +35,19 @@ def read_datalist(
 
     Args:
         path: JSON file with at least one of the keys of :data:`PARTS`.
-        faults: where given, what is wrong with the entries is added here, and what of them is sound is returned.
-        only: a part; the lists of all others are not looked at.
-        labels: whether labels are read; else they need not be there.
-        fold: the one that validates.
+        faults: if given, faults of entries are added to this list, and the valid entries are returned.
+        only: a part; the lists of other parts are ignored.
+        labels: whether labels are read; otherwise they may be missing.
+        fold: the validation fold.
 
     Returns:
         records with absolute paths by part: ``train``, ``val`` and ``test``, those that the file has.
 
     Raises:
-        FileNotFoundError: when the file does not exist.
-        ValueError: when it is no datalist, or has folds and not this one.
-        FaultsError: all that is wrong with its entries: a file that does not exist, an image that is named twice, a
-            label of two images, a case in two parts.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a datalist, or has folds but not this one.
+        FaultsError: all faults of its entries: a missing file, a duplicate image, a label of two images, a case in two
+            parts.
     """
     path = Path(os.path.abspath(path))
     content, wrong = _content(path)
@@ -78,7 +78,7 @@ def read_datalist(
             other_part = part_of_case.setdefault(record["case"], part)
             if other:
                 where = f"in {key} twice" if other == key else f"in {other} and in {key}"
-                found.append(f"{path}: '{record['image']}' stands {where}.")
+                found.append(f"{path}: '{record['image']}' is {where}.")
                 continue
             if other_part != part:
                 found.append(
@@ -94,29 +94,29 @@ def read_datalist(
 
 
 def read_class_values(path: str | Path) -> tuple[dict[str, str], list[float] | None]:
-    """What a datalist says of its classes.
+    """The classes in a datalist.
 
     Args:
         path: see :func:`read_datalist`.
 
     Returns:
-        ``labels``, the names of the classes by their number, ``{}`` where it has none; and ``label_values``, what
-        label files store for each class, None where they store its number. nnU-Net's ``{"bone": 1}`` is turned round.
+        ``labels``, the names of the classes by their number, ``{}`` without names; and ``label_values``, the value of
+        each class in label files, None if it is the class's number. nnU-Net's ``{"bone": 1}`` is inverted.
 
     Raises:
-        FileNotFoundError: when the file does not exist.
-        ValueError: when it is no datalist, or names and values are not what its schema says.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a datalist, or names and values violate its schema.
     """
     content, _ = _content(Path(os.path.abspath(path)))
     return _by_number(content.get("labels") or {}, path), content.get("label_values")
 
 
 def read_slice_axis(path: str | Path) -> str | None:
-    """The axis along which a datalist says that its volumes are cut, see :mod:`scripts.data.axis`; None: it does not.
+    """The slice axis in a datalist, see :mod:`scripts.data.axis`; None if it has none.
 
     Raises:
-        FileNotFoundError: when the file does not exist.
-        ValueError: when it is no datalist, or names something else.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a datalist, or the axis is invalid.
     """
     content, _ = _content(Path(os.path.abspath(path)))
     axis: str | None = content.get("slice_axis")
@@ -124,14 +124,14 @@ def read_slice_axis(path: str | Path) -> str | None:
 
 
 def _by_number(labels: dict[str, Any], path: str | Path) -> dict[str, str]:
-    """The names of classes by their number as text, from either way to write them.
+    """The names of classes by their number as text, from both formats.
 
     Args:
         labels: ``{"1": "bone"}``, or nnU-Net's ``{"bone": 1}``.
         path: the file, for messages.
 
     Raises:
-        ValueError: when it is a mixture of the two, two classes have the same name, or one is nnU-Net's ``ignore``.
+        ValueError: if the formats are mixed, two classes have the same name, or one is nnU-Net's ``ignore``.
     """
     names: dict[str, str] = {}
     for key, value in labels.items():
@@ -141,9 +141,9 @@ def _by_number(labels: dict[str, Any], path: str | Path) -> dict[str, str]:
                 f"{path}: labels: expected names by the number of their class, found {number!r}: {name!r}."
             )
         if name == "ignore":
-            raise ValueError(f"{path}: labels: 'ignore' is no class here: pixels without a class are not left out.")
+            raise ValueError(f"{path}: labels: 'ignore' is not supported: every pixel needs a class.")
         if number in names or name in names.values():
-            raise ValueError(f"{path}: labels: class {number} or the name {name!r} stands twice.")
+            raise ValueError(f"{path}: labels: class {number} or the name {name!r} is a duplicate.")
         names[number] = name
     return names
 
@@ -152,7 +152,7 @@ def named_classes(class_names: Mapping[Any, str], dataset_dir: str | Path) -> di
     """The names of the foreground classes by their number as text.
 
     Args:
-        class_names: as the configuration has them; they come before those of a datalist.
+        class_names: names in the configuration, which override those of a datalist.
         dataset_dir: folder of a data set, or its datalist.
     """
     path = description_of(Path(dataset_dir)) or Path(dataset_dir)
@@ -162,20 +162,20 @@ def named_classes(class_names: Mapping[Any, str], dataset_dir: str | Path) -> di
 
 
 def _by_fold(lists: dict[str, list[Any]], fold: int, path: Path) -> dict[str, list[Any]]:
-    """The lists, with the labelled entries of a fold taken out of ``training`` where nothing else validates."""
+    """The lists, with the labelled entries of a fold moved from ``training`` to ``validation`` if that is missing."""
     training = lists.get("training", [])
     folds = {entry["fold"] for entry in training if isinstance(entry, dict) and "fold" in entry}
     if "validation" in lists or not folds:
         return lists
     if fold not in folds:
-        raise ValueError(f"{path}: has the folds {', '.join(map(str, sorted(folds)))}, found no fold {fold}.")
+        raise ValueError(f"{path}: has the folds {', '.join(map(str, sorted(folds)))}, but no fold {fold}.")
     chosen = [isinstance(entry, dict) and entry.get("fold") == fold and "label" in entry for entry in training]
     parts = {key: [e for e, val in zip(training, chosen, strict=True) if val is own] for key, own in _FOLDED.items()}
     return {**lists, **parts}
 
 
 def _content(path: Path) -> tuple[dict[str, Any], list[Fault]]:
-    """The JSON object of a datalist, which has one list at least, and what is wrong with its entries."""
+    """The JSON object of a datalist, with at least one list, and the faults of its entries."""
     if not path.is_file():
         raise FileNotFoundError(f"datalist '{path}' does not exist.")
     content = parse_json(read_text(path), path, "datalist")
@@ -190,7 +190,7 @@ def _content(path: Path) -> tuple[dict[str, Any], list[Fault]]:
 
 
 def _record(path: Path, entry: Any, labels: bool, faults: list[str]) -> dict[str, str] | None:
-    """An entry with absolute paths, its faults added to the list; None where its image is not there."""
+    """An entry with absolute paths, its faults added to the list; None if its image is missing."""
     given = {"image": entry} if isinstance(entry, str) else entry
     record = {}
     for name in ("image", "label") if labels else ("image",):

@@ -12,27 +12,26 @@ from scripts.data.checks import add_or_raise
 __all__ = ["isic_cases"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-OTHER_ENDINGS = ("_segmentation", "_superpixels")  # what older editions keep beside the images
+OTHER_ENDINGS = ("_segmentation", "_superpixels")  # other files in older editions
 
 
 def isic_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[dict[str, str]]]:
     """Find the images and their masks.
 
     Images lie in the official ``*_Input`` folders with the masks in ``*_GroundTruth``, or in ``images`` with the
-    masks in ``masks``; a mask is called ``<image>_segmentation.png``. Where a ``*_Training_Input`` folder is among
-    several, it alone counts: the 2,594 images of the protocol are its. Whatever else lies there (superpixels,
-    attribution, metadata, thumbnails) is ignored.
+    masks in ``masks``; a mask is called ``<image>_segmentation.png``. If one of several folders is a
+    ``*_Training_Input`` folder, only this one is used: it has the 2,594 images of the protocol. Other files
+    (superpixels, attribution, metadata, thumbnails) are ignored.
 
     Args:
         root: folder of the data set.
-        faults: where given, what is wrong is added here and the first of several files counts.
+        faults: if given, faults are added to this list and the first of several files is used.
 
     Returns:
-        one record by image, in the order of their names; ``"label"`` where there is a mask.
+        one record per image, sorted by name; with ``"label"`` if there is a mask.
 
     Raises:
-        FaultsError: when images have the same name but for folder and suffix, or an image has several masks; all such
-            pairs.
+        FaultsError: if images differ only in folder and suffix, or an image has several masks; all such pairs.
     """
     inputs = sorted(folder for folder in root.glob("*_Input") if folder.is_dir())
     inputs = [folder for folder in inputs if "training" in folder.name.lower()] or inputs
@@ -51,7 +50,7 @@ def isic_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[di
                 continue
             if image.stem in cases:
                 other = cases[image.stem][0]["image"]
-                found.append(f"'{other}' and '{image}' have the same name: an image is there once.")
+                found.append(f"'{other}' and '{image}' have the same name: expected one file per image.")
                 continue
             record = {"image": str(image), "case": image.stem}
             labels = masks.get(f"{image.stem}_segmentation", [])

@@ -15,29 +15,29 @@ DESCRIPTION, SPLITS = "dataset.json", "splits_final.json"
 
 
 def description_of(folder: Path) -> Path | None:
-    """The ``dataset.json`` of nnU-Net's folder; None for any other folder."""
+    """The ``dataset.json`` of nnU-Net's folder; None for other folders."""
     is_one = (folder / DESCRIPTION).is_file() and any((folder / "imagesTr").glob("*_0000.*"))
     return folder / DESCRIPTION if is_one else None
 
 
 def nnunet_lists(description: Path, content: Mapping[str, Any], fold: int = 0) -> dict[str, list[dict[str, str]]]:
-    """What nnU-Net's folder holds, as the lists of a datalist.
+    """The contents of nnU-Net's folder as the lists of a datalist.
 
-    Images of ``imagesTr`` without a label in ``labelsTr`` are unlabelled. The fold decides which of the labelled ones
-    validate, where ``splits_final.json`` lies beside ``dataset.json``; unlabelled ones train.
+    Images of ``imagesTr`` without a label in ``labelsTr`` are unlabelled. If there is a ``splits_final.json`` next to
+    ``dataset.json``, the fold selects the labelled cases for validation; unlabelled ones are for training.
 
     Args:
         description: the folder's ``dataset.json``.
-        content: what stands in it.
+        content: its content.
         fold: number of the fold, from 0.
 
     Returns:
-        entries with paths relative to the folder, under ``training``, ``validation`` where there are folds, and
-        ``test`` where there is ``imagesTs``.
+        entries with paths relative to the folder, under ``training``, ``validation`` if there are folds, and ``test``
+        if there is ``imagesTs``.
 
     Raises:
-        ValueError: where a case has several channels, each in a file of its own, which are not read here, a split names
-            a case that is not there, or there is no such fold.
+        ValueError: if a case has its channels in several files, which is not supported, a split names a missing case,
+            or there is no such fold.
     """
     folder, ending = description.parent, content.get("file_ending", ".nii.gz")
     cases = _cases(folder, "Tr", ending)
@@ -49,12 +49,12 @@ def nnunet_lists(description: Path, content: Mapping[str, Any], fold: int = 0) -
         return lists
     folds = read_json(splits, "folds")
     if fold >= len(folds):
-        raise ValueError(f"{splits}: holds the folds 0 to {len(folds) - 1}, found no fold {fold}.")
+        raise ValueError(f"{splits}: has the folds 0 to {len(folds) - 1}, but no fold {fold}.")
     chosen = folds[fold]
     if missing := [name for part in ("train", "val") for name in chosen[part] if name not in cases]:
         raise ValueError(f"{splits}: names {len(missing)} cases that are not in imagesTr, the first '{missing[0]}'.")
     if both := sorted({*chosen["train"]} & {*chosen["val"]}):
-        raise ValueError(f"{splits}: case '{both[0]}' of fold {fold} trains and validates.")
+        raise ValueError(f"{splits}: case '{both[0]}' of fold {fold} is in both train and val.")
     others = [entry for name, entry in cases.items() if name not in {*chosen["train"], *chosen["val"]}]
     if lost := [entry["case"] for entry in others if "label" in entry]:
         raise ValueError(f"{splits}: fold {fold} leaves out {len(lost)} labelled cases, the first '{lost[0]}'.")
@@ -63,7 +63,7 @@ def nnunet_lists(description: Path, content: Mapping[str, Any], fold: int = 0) -
 
 
 def _cases(folder: Path, part: str, ending: str) -> dict[str, dict[str, str]]:
-    """The entries of one of nnU-Net's pairs of folders by case, in the order of their names."""
+    """The entries of one of nnU-Net's pairs of folders by case, sorted by name."""
     cases: dict[str, dict[str, str]] = {}
     for path in sorted((folder / f"images{part}").glob(f"*{ending}")):
         name = re.fullmatch(r"(.+)_(\d{4})", path.name.removesuffix(ending))
@@ -71,8 +71,8 @@ def _cases(folder: Path, part: str, ending: str) -> dict[str, dict[str, str]]:
             continue
         if name[2] != "0000":
             raise ValueError(
-                f"'{path}' is another channel of case '{name[1]}': this bundle reads an image's channels from one "
-                "file. Stack them into one, or leave the first one there."
+                f"'{path}' is another channel of case '{name[1]}': this bundle expects all channels of an image in one "
+                "file. Stack them into one, or keep the first one only."
             )
         label = folder / f"labels{part}" / f"{name[1]}{ending}"
         entry = {"image": path.relative_to(folder).as_posix(), "case": name[1]}

@@ -20,20 +20,20 @@ DEPTH = 2  # an archive unpacked into a folder of its own name
 def promise12_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[dict[str, str]]]:
     """Find the cases with their labels.
 
-    ``CaseNN.mhd`` and ``CaseNN_segmentation.mhd``, or either as ``.mha``, lie in ``root`` or in folders below it, as
-    the archives come (``TrainingData_Part1`` to ``3``, ``training_data``). Folders of test data (``TestData``,
-    ``test_data``, ``livechallenge_test_data``) are left out: the challenge's test cases have no labels, and are called
-    like other patients of the training part. So are hidden folders.
+    ``CaseNN.mhd`` and ``CaseNN_segmentation.mhd``, or either as ``.mha``, lie in ``root`` or in the archives' folders
+    below it (``TrainingData_Part1`` to ``3``, ``training_data``). Hidden folders and those of test data (``TestData``,
+    ``test_data``, ``livechallenge_test_data``) are ignored: the challenge's test cases have no labels, and their names
+    also occur in the training part.
 
     Args:
         root: folder of the data set.
-        faults: where given, what is wrong is added here and the first of several files counts.
+        faults: if given, faults are added to this list and the first of several files is used.
 
     Returns:
-        one record by case, in the order of their names; ``"label"`` where there is a ``_segmentation`` file.
+        one record per case, sorted by name; with ``"label"`` if there is a ``_segmentation`` file.
 
     Raises:
-        FaultsError: when there are two cases of the same name, or two labels of a case; all such pairs.
+        FaultsError: if there are two cases of the same name, or two labels of a case; all such pairs.
     """
     cases: dict[str, list[dict[str, str]]] = {}
     found: list[str] = []
@@ -46,7 +46,7 @@ def promise12_cases(root: Path, faults: list[str] | None = None) -> dict[str, li
             name = matched[1]
             if name in cases:
                 other = cases[name][0]["image"]
-                found.append(f"'{other}' and '{image}' have the same name: a case is there once.")
+                found.append(f"'{other}' and '{image}' have the same name: expected one file per case.")
                 continue
             record = {"image": str(image), "case": name}
             labels = [image.with_name(f"{name}_segmentation{suffix}") for suffix in (".mhd", ".mha")]

@@ -1,4 +1,4 @@
-"""``python -m bundle import``: what it writes, what it says, and that neither tells of the patient."""
+"""``python -m bundle import``: its files and messages, which contain no patient data."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ def test_photographs_are_written_as_png(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "nowhere"}, "error: source 'nowhere' is no folder."),
+        ({"source": "nowhere"}, "error: source: expected a folder, found 'nowhere'."),
         ({"output": "in"}, "error: output 'in' is not empty: choose a new folder."),
         ({"phase": "late"}, "error: phase: expected all, a number from 1, ed or es, or several of them, found 'late'."),
         (
             {},
-            "4 phases, trigger times 0 to 96.1 ms: say which to take with --phase all, a number from 1 to 4, or ed,es.",
+            "4 phases, trigger times 0 to 96.1 ms: choose by --phase all, a number from 1 to 4, or ed,es.",
         ),
         ({"series": "nothing like it"}, "error: there is nothing to segment in 'in'."),
     ],
@@ -140,7 +140,7 @@ def test_the_datalist_says_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("by", ["seg", "nifti"])
 def test_labels_lie_on_their_images(tmp_path: Path, by: str, capsys: pytest.CaptureFixture[str]) -> None:
     study = archive(tmp_path / "in", turn=OBLIQUE)
-    study.labels[2][..., 1] = 0  # a slice that the SEG leaves out
+    study.labels[2][..., 1] = 0  # a slice that the SEG omits
     options = ["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--phase", "ed,es"]
     if by == "seg":
         acdc = json.loads((Path(__file__).parents[3] / "configs" / "datasets" / "acdc.json").read_text())
@@ -171,4 +171,4 @@ def test_a_label_that_lies_elsewhere_is_refused(tmp_path: Path, capsys: pytest.C
     nib.save(nib.Nifti1Image(study.labels[0], moved), tmp_path / "labels" / f"{study.uid_of('cine')}.nii.gz")
     options = ("--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
     assert run(*options, "--labels", str(tmp_path / "labels")) == 1
-    assert "label: its label lies elsewhere than its images." in capsys.readouterr().out
+    assert "label: its label and its images have different positions." in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""``python -m bundle send``: to a real Orthanc over loopback, and to archives that stumble."""
+"""``python -m bundle send``: to a real Orthanc over loopback, and to failing archives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def send(*arguments: str) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that the command ends with."""
+    """The command's error line."""
     capsys.readouterr()
     with pytest.raises(SystemExit):
         send(*arguments)
@@ -50,7 +50,7 @@ def test_an_archive_takes_it_once_and_returns_it_unchanged(
     monkeypatch.setenv("DICOMWEB_PASSWORD", "secret")
     send(str(file), "--url", orthanc)
     send(str(file), "--url", orthanc)
-    assert capsys.readouterr().out == f"{file}: stored.\n{file}: the archive has it already.\n"
+    assert capsys.readouterr().out == f"{file}: stored.\n{file}: already in the archive.\n"
     client = sending._client(orthanc, {"DICOMWEB_USER": "doctor", "DICOMWEB_PASSWORD": "secret"})
     sent = dcmread(file)
     back = client.retrieve_instance(sent.StudyInstanceUID, sent.SeriesInstanceUID, sent.SOPInstanceUID)
@@ -58,7 +58,7 @@ def test_an_archive_takes_it_once_and_returns_it_unchanged(
 
 
 class Archive(BaseHTTPRequestHandler):
-    """A DICOMweb service that fails as a test says."""
+    """A DICOMweb service with configurable failures."""
 
     stored: list[bytes]
     answers: list[Callable[[Archive, bytes], None]]
@@ -136,7 +136,7 @@ def test_what_an_archive_does_not_take_is_one_line(
 ) -> None:
     handler, url = archive
     handler.answers.extend(answers)
-    assert f"seg.dcm: {url} does not take it: {message}" in refused(capsys, str(file), "--url", url)
+    assert f"seg.dcm: {url} refuses it: {message}" in refused(capsys, str(file), "--url", url)
     assert handler.stored == []
     assert handler.answers == []
 
@@ -155,8 +155,8 @@ def test_a_token_is_sent_as_the_environment_has_it(
     ("url", "message"),
     [
         ("archive", "url: expected http://HOST/PATH or https://HOST/PATH, found 'archive'"),
-        ("http://doctor:secret@127.0.0.1/", "url: name and password belong into the environment"),
-        ("http://archive.example/dicom-web", "is not encrypted, so that all could read the sign-in: expected https"),
+        ("http://doctor:secret@127.0.0.1/", "url: expected no name and password in it"),
+        ("http://archive.example/dicom-web", "is not encrypted and would expose the credentials: expected https"),
     ],
 )
 def test_a_wrong_url_is_one_line(
@@ -177,4 +177,4 @@ def test_no_archive_and_no_file_are_one_line(
     assert "gone.dcm: no such file" in refused(capsys, str(tmp_path / "gone.dcm"), "--url", nobody)
     (tmp_path / "text.dcm").write_text("notes")
     line = refused(capsys, str(tmp_path / "text.dcm"), "--url", nobody)
-    assert "text.dcm is no DICOM file, damaged or cut short" in line
+    assert "text.dcm is not a DICOM file, or is damaged" in line

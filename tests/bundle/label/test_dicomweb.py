@@ -1,4 +1,4 @@
-"""The bundle behind a MONAI Label server whose studies lie in an archive: a real Orthanc on this machine."""
+"""The bundle in a MONAI Label server with studies in an archive: a real Orthanc on this machine."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def write_series(image: sitk.Image, folder: Path, name: str) -> str:
 
 
 def write_seg(label: sitk.Image, series: Path, target: Path, segments: dict[str, int], algorithm: str = "OHIF") -> Path:
-    """A DICOM SEG by dcmqi whose segments are classes of a label, in their order; empty slices are left out."""
+    """A DICOM SEG by dcmqi with classes of a label as segments, in their order; empty slices are omitted."""
     array = sitk.GetArrayFromImage(label)
     attributes = []
     numbered = np.zeros_like(array)
@@ -144,7 +144,7 @@ def archive(orthanc: str, tmp_path_factory: pytest.TempPathFactory) -> SimpleNam
         changed.CopyInformation(labels[number])
         labels[number] = changed
         store(orthanc, write_seg(changed, folder / str(number), folder / f"{number}.dcm", OHIF))
-    # MONAI Label names the two structures that it finds by the first two names, whichever they are.
+    # MONAI Label gives its two structures the first two names, whichever they are.
     misnamed = {"rv": 1, "myo": 3}
     store(orthanc, write_seg(labels[2], folder / "2", folder / "2.dcm", misnamed, "MONAILABEL"))
     return SimpleNamespace(url=f"{orthanc}/dicom-web", series=series, labels=labels)

@@ -48,7 +48,7 @@ def make_bundle(app: Path, name: str, **changes: object) -> Path:
 
 
 def reference(bundle: Path, image: Path, folder: Path) -> nib.Nifti1Image:
-    """What `inference.json` of that bundle makes of an image, in a process of its own."""
+    """Result of the bundle's `inference.json` for an image, in a separate process."""
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
     command += ["--dataset_dir", str(image), "--output_dir", str(folder)]
@@ -58,11 +58,11 @@ def reference(bundle: Path, image: Path, folder: Path) -> nib.Nifti1Image:
 
 
 def same(answer: Path, expected: nib.Nifti1Image) -> bool:
-    """Whether 3D Slicer gets what inference.json writes."""
+    """Whether 3D Slicer gets the result of inference.json."""
     found = sitk.ReadImage(str(answer))
     assert found.GetPixelID() == sitk.sitkUInt8
     array = np.asarray(expected.dataobj)
-    if array.ndim == 3 and array.shape[2] > 1:  # a photograph has no place
+    if array.ndim == 3 and array.shape[2] > 1:  # a photograph has no position
         np.testing.assert_allclose(found.GetSpacing(), expected.header.get_zooms(), atol=1e-4)
         np.testing.assert_allclose(np.multiply(found.GetOrigin(), [-1, -1, 1]), expected.affine[:3, 3], atol=1e-3)
     return np.array_equal(sitk.GetArrayFromImage(found).T.squeeze(), array.squeeze())
@@ -88,7 +88,7 @@ class TestNifti:
         (studies / "labels" / "original").mkdir(parents=True)
         for name, (image, _) in cohort.items():
             shutil.copy(image, studies / f"{name}.nii.gz")
-            # What a network predicted: its class 9 would stop every training that took it for truth.
+            # A prediction: its class 9 would stop a training that used it as a label.
             wrong = nib.load(image)
             wrong = nib.Nifti1Image(np.full(wrong.shape, 9, np.uint8), wrong.affine)
             nib.save(wrong, studies / "labels" / "original" / f"{name}.nii.gz")
@@ -96,7 +96,7 @@ class TestNifti:
         make_bundle(app, A)
         fixmatch = json.loads((ROOT / "configs" / "methods" / "fixmatch.json").read_text())["method"]
         other = make_bundle(app, B, method=fixmatch)
-        # Other code under the same package name: what B predicts tells whose code ran.
+        # Other code under the same package name: B's prediction shows whose code ran.
         unet = other / "scripts" / "networks" / "unet.py"
         code = unet.read_text()
         assert code.count("return self.head(") == 1
@@ -106,7 +106,7 @@ class TestNifti:
     @pytest.fixture(scope="class")
     @staticmethod
     def server(folder: Path) -> Iterator[LabelServer]:
-        """Where the environment names a proxy, requests to this machine still go past it."""
+        """Requests to this machine bypass a proxy of the environment."""
         conf = {"epistemic_model": A, "epistemic_simulation_size": "2"}
         environment = {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false"}
         with pytest.MonkeyPatch.context() as patch:
@@ -165,11 +165,11 @@ class TestNifti:
         record = json.loads((bundles[0] / "models" / "model.json").read_text())
         assert (record["split"], record["labeled_cases"], record["unlabeled_cases"]) == ("MONAI Label datastore", 2, 8)
         assert json.loads((runs[0] / "model.json").read_text()) == record
-        # The served weights were synthetic ones: they bind nobody, and nobody stated the terms of the studies.
+        # The served weights were synthetic and have no restrictions; the terms of the studies are not stated.
         assert record["continues_sha256"] == before[0]
         assert record["license"][0].startswith("not stated")
         assert "synthetic" not in " ".join(record["license"]) + (bundles[0] / "models" / "LICENSE.txt").read_text()
-        assert "The new network was compared with nothing" in log
+        assert "The new network was not compared" in log
         expected = reference(bundles[0], cohort[names[-1]][0], tmp_path / "reference")
         assert same(server.infer(A, names[-1], tmp_path / "answer.nrrd"), expected)
         # Going back is a choice in the viewer's list.
@@ -206,7 +206,7 @@ class TestNifti:
     def test_what_cannot_be_used_is_left_out_by_name(
         self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict, tmp_path: Path
     ) -> None:
-        """A broken study, a cine, a label that lacks a name; one whose segments come in another order counts."""
+        """A damaged study, a cine, a label without a name; a label with another order of segments is used."""
         names = sorted(cohort)
         broken = tmp_path / "broken.nii.gz"
         broken.write_bytes(b"no image")
@@ -258,7 +258,7 @@ class TestNifti:
     def test_a_worse_network_is_not_served(
         self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict, tmp_path: Path
     ) -> None:
-        """Labels that the served network drew: nothing is better on them, and a network from scratch is worse."""
+        """Labels drawn by the served network: it is perfect on them, and a new network is worse."""
         for name in sorted(cohort)[5:]:  # it learned from none of them
             drawn = sitk.ReadImage(str(server.infer(A, name, tmp_path / f"{name}.nrrd")))
             sitk.WriteImage(drawn, str(tmp_path / f"{name}.nii.gz"))
@@ -277,7 +277,7 @@ class TestNifti:
         status, log = server.train(A, max_epochs=1)
         assert status == "DONE", log[-3000:]
         assert "learning from 8 labelled and 0 unlabelled studies, validating on 2" in log
-        assert "No study is without a label" in log
+        assert "Every study has a label" in log
 
 
 def test_a_training_ends_with_its_server(cohort: dict, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_other_formats(suffix: str, cohort: dict, tmp_path: Path) -> None:
             images[1] = sitk.JoinSeries(images[1])
         sitk.WriteImage(images[0], str(studies / f"{name}{suffix}"))
         sitk.WriteImage(images[1], str(tmp_path / f"{name}.nii.gz"))
-    # A bundle whose own data set stores masks: viewers write classes all the same.
+    # A bundle for a data set of masks: viewers still write classes.
     stored = {"label_values": [0, 85, 170, 255]} if suffix == ".png" else {}
     bundle = make_bundle(app_folder(tmp_path), A, **stored)
     before = digest(bundle)

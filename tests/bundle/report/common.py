@@ -11,7 +11,7 @@ from bundle.report.cases import Case
 
 
 def make_case(labeled: Sequence[int], predicted: Sequence[int], **values: Any) -> Case:
-    """A case with so many voxels of each class, background first."""
+    """A case with the given numbers of voxels of each class, background first."""
     blank = np.zeros((2, 8, 8), dtype=np.uint8)
     known: dict[str, Any] = {
         "name": "a",

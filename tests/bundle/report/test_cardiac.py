@@ -60,7 +60,7 @@ def test_phases_are_those_that_the_patients_file_names(tmp_path: Path, info: str
     cases = [make_case([0, n], [0, n], file=file) for n, file in zip((100, 50), files, strict=True)]
     (found,) = ejections(cases, 1)
     assert found.diastole == first
-    # named frames that are not there, or a file in another form: the larger ventricle decides
+    # missing frames or an invalid file: the larger ventricle decides
     assert found.source == (
         "Info.cfg" if info in ("ED: 12\nES: 1\n", "ED: 1\nES: 12\n") else "the larger labelled ventricle"
     )

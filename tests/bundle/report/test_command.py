@@ -1,4 +1,4 @@
-"""The report of one run and of several, made from what a training and an evaluation leave."""
+"""The report of one run and of several, from the files of trainings and evaluations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.bundle.report.test_page import browse
 
 @pytest.fixture(scope="module")
 def options(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Where the phantoms are and how large the network sees them."""
+    """Config values of the phantoms and the image size."""
     values = {"dataset_dir": phantom, "splits": phantom / "splits.json", "cache_dir": tmp_path_factory.mktemp("cache")}
     return [*(f"--{key}={value}" for key, value in values.items()), "--device=cpu"]
 
@@ -36,7 +36,7 @@ def run(trained: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("runs") / "one"
     shutil.copytree(trained().parent, folder)
     weights, record = torch.load(folder / "model.pt"), json.loads((folder / "model.json").read_text())
-    # an untrained network that names every class somewhere
+    # an untrained network that predicts every class somewhere
     weights |= {"head.weight": torch.randn_like(weights["head.weight"]), "head.bias": torch.zeros(4)}
     torch.save(weights, folder / "model.pt")
     write_record(folder / "model.pt", record)

@@ -35,9 +35,9 @@ def test_scores_are_those_of_the_table(tmp_path: Path) -> None:
         (HEAD + ROWS.replace("b,LV,0,7,7,,,1,0\n", ""), None, "a row for every case and class"),
         (HEAD + ROWS + "b,LV,0,7,7,,,1,0\n", None, "a row for every case and class"),
         (HEAD + ROWS.replace("0.9,1,0.5", "high,1,0.5"), None, "expected numbers"),
-        (HEAD + ROWS, "{", "found no JSON"),
+        (HEAD + ROWS, "{", "found invalid JSON"),
         (HEAD + ROWS, "[]", r"a JSON object, found \[\]"),
-        (HEAD + ROWS, "[" * 10_000, "nested too deeply"),
+        (HEAD + ROWS, "[" * 10_000, "too deeply nested"),
     ],
 )
 def test_damaged_evaluations_are_refused_by_name(

@@ -1,4 +1,4 @@
-"""The page: that nothing from outside becomes markup, and that a browser shows it without complaint."""
+"""The page: external text is escaped, and a browser shows it without errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EVIL = "<script>throw Error('no')</script>\"'&$x^2$"
 
 
 def browse(page: Path) -> tuple[str, list[str]]:
-    """The page as a browser has it after its scripts ran, and what its console says; skips where there is none."""
+    """The page in a browser after its scripts ran, and the console's messages; skips without a browser."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium here")
@@ -54,7 +54,7 @@ def browse(page: Path) -> tuple[str, list[str]]:
 
 
 def everything(words: str) -> list[Section]:
-    """One of each that a page can hold, with these words in it."""
+    """A page with every kind of element, containing these words."""
     dots = np.arange(5.0)
     drawn = [
         charts.boxes({words: dots, "b": dots}, words, words),
@@ -95,7 +95,7 @@ def test_page_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
 def test_a_browser_shows_it_without_complaint_and_sorts_its_tables(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     write_page(page, "title", "subtitle", everything(EVIL))
-    # what a reader would do: sort by the number, downwards
+    # like a reader: sort by the number, descending
     clicks = "<script>const b = document.querySelectorAll('th button')[1]; b.click(); b.click();</script>"
     page.write_text(page.read_text().replace("</body>", f"{clicks}</body>"))
     shown, console = browse(page)

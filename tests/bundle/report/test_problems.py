@@ -1,4 +1,4 @@
-"""What is named as having gone wrong."""
+"""The problems in a report."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def folder_of(archive: Path) -> Path:
 
 
 def evaluation(folder: Path, weights: Path, classes: tuple[str, ...], part: str = "val", mm: float = 1.0) -> Path:
-    """An evaluation as evaluate.json leaves it, with figures of its own."""
+    """An evaluation like one of evaluate.json, with given figures."""
     folder.mkdir()
     about = {"part": part, "weights_sha256": file_digest(weights), "code": "version 0"}
     (folder / "evaluation.json").write_text(json.dumps(about))
@@ -157,7 +157,7 @@ def test_versions_are_the_pins_and_the_version_can_be_chosen(trained: Trained, t
         pack("acdc", weights, str(tmp_path), version="9.9.9")
     known = read(ROOT / "configs" / "metadata.json")["version"]
     for version in (None, known):
-        with pytest.raises(ValueError, match=rf"version {re.escape(known)} is in the changelog already"):
+        with pytest.raises(ValueError, match=rf"version {re.escape(known)} is already in the changelog"):
             pack("acdc", weights, str(tmp_path), version=version, changes="more patients")
     assert list(tmp_path.iterdir()) == []
     pack("acdc", weights, str(tmp_path), version="9.9.9", changes="more patients")
@@ -220,7 +220,7 @@ def test_terms_of_data_and_of_earlier_weights_are_stated_wherever_terms_stand(
     front = (bundle / "README.md").read_text().split("---")[1].splitlines()
     assert (f"license_name: {license_name}" in front) is (license_name is not None)
     assert ("license: other" in front) is (license_name is not None)
-    # what was packed is packed again with the same terms
+    # packed weights can be packed again with the same terms
     pack(str(datalist), str(bundle / "models" / "model.pt"), str(tmp_path / "again"))
     again = tmp_path / "again" / bundle.name
     assert read(again / "configs" / "metadata.json")["data_license"] == terms
@@ -293,7 +293,7 @@ def test_foreign_text_that_a_config_would_execute_is_refused(
         pack(str(datalist), str(sound), str(output))
     datalist.write_text(json.dumps(content))
     for key in ("image_size", "license", "method", "code"):
-        if text == "L#4" and key in ("license", "code"):  # a licence may name a place in a page
+        if text == "L#4" and key in ("license", "code"):  # a licence may contain a link to a part of a page
             continue
         weights = trained("custom", 3, 3, **{key: text})
         with pytest.raises(ValueError, match=rf"model\.json: {key}: expected"):
@@ -370,7 +370,7 @@ def test_what_does_not_belong_together_is_refused(trained: Trained, tmp_path: Pa
         pack("acdc", str(weights), str(output), evaluation=str(tmp_path / "nothing"))
     assert not output.exists()
     (output / "semsim_acdc_segmentation" / "mine").mkdir(parents=True)
-    with pytest.raises(FileExistsError, match="is no bundle"):
+    with pytest.raises(FileExistsError, match="is not a bundle"):
         pack("acdc", str(weights), str(output))
     assert [path.name for path in output.iterdir()] == ["semsim_acdc_segmentation"]
 

@@ -28,7 +28,7 @@ SCHEMA = "meta_schema_20240725.json"
 
 @pytest.fixture(scope="session")
 def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The schema that lies beside the data, or a stand-in for the part of it that the tests break."""
+    """The schema in the data's folder, or a substitute for the part that the tests violate."""
     data = os.environ.get("SEMSIM_DATA")
     if data and (real := Path(data).parent / "schema" / SCHEMA).is_file():
         return real
@@ -62,7 +62,7 @@ def test_a_schema_that_cannot_be_downloaded_is_named_by_hand(copy: Path, monkeyp
         raise URLError("no network")
 
     monkeypatch.setattr(verify_worker, "verify_metadata", offline)
-    with pytest.raises(ValueError, match=r"no network.*: name a local copy by --schema"):
+    with pytest.raises(ValueError, match=r"no network.*: give a local copy by --schema"):
         verify_worker.schema_holds(verify_worker.Bundle(copy, "", {}))
 
 
@@ -76,7 +76,7 @@ def test_what_a_bundle_prints_among_the_results_is_a_failed_check(
 
 
 def test_what_monai_finds_is_reported(copy: Path, schema: Path) -> None:
-    """A bundle with several faults: each is named by its own check."""
+    """A bundle with several faults: each is reported by its own check."""
 
     def spoil(metadata: dict[str, Any]) -> None:
         del metadata["task"]
@@ -94,7 +94,7 @@ def test_what_monai_finds_is_reported(copy: Path, schema: Path) -> None:
         "Metadata follows its schema",
         "Workflows have MONAI's properties",
         "Weights match the network exactly",
-        "Network takes and gives what the metadata says",
+        "Network's input and output match the metadata",
         "TorchScript export gives the network's output",
     }
 
@@ -181,11 +181,11 @@ def link(bundle: Path) -> None:
             "links_lead_somewhere",
             "docs/method.md: README.md#gone",
         ),
-        (pickled, "no_pickled_code", "models/model.pt holds more than finite tensors"),
-        (module, "no_pickled_code", "models/best_model.pt holds more than finite tensors"),
-        (flipped, "no_pickled_code", "has another checksum than when it was written"),
+        (pickled, "no_pickled_code", "models/model.pt contains more than finite tensors"),
+        (module, "no_pickled_code", "models/best_model.pt contains more than finite tensors"),
+        (flipped, "no_pickled_code", "its checksum does not match"),
         (endless, "no_pickled_code", "has values that are not finite"),
-        (lambda b: (b / "models" / "model.ts").write_bytes(b""), "no_pickled_code", "does not name it"),
+        (lambda b: (b / "models" / "model.ts").write_bytes(b""), "no_pickled_code", "does not list it"),
         (lambda b: (b / "docs" / "x.png").write_bytes(pickle.dumps({})), "no_pickled_code", "x.png is no .png file"),
         (lambda b: (b / "docs" / "x.md").write_bytes(pickle.dumps({})), "no_pickled_code", "x.md is no file that"),
         *[
@@ -208,7 +208,7 @@ def link(bundle: Path) -> None:
                 "large_files:\n  - {path: ../x.pt, url: u, hash_val: a, hash_type: sha256}\n"
             ),
             "large_files",
-            "leads out",
+            "points out",
         ),
         (
             lambda b: (b / "large_files.yml").write_text(
@@ -289,7 +289,7 @@ def test_torchscript_passes_where_the_bundle_names_it(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "configs/train.json: expected a training config, a JSON object, found no JSON"),
+        ("{", "configs/train.json: expected a training config, a JSON object, found invalid JSON"),
         ("{}", "configs/train.json: lacks layout, in_channels"),
         ("[]", "configs/train.json: expected a training config, a JSON object, found []"),
         ('{"a":' * 50_000, "configs/train.json: expected a training config, a JSON object, found JSON that is nested"),
@@ -306,8 +306,8 @@ def test_a_broken_training_config_is_a_failed_check(
     assert info.value.code == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(FILE_CHECKS) + 2
-    assert lines[-1] == "The bundle's code was not run: its files come first."
-    (line,) = (line for line in lines if "Training config says" in line)
+    assert lines[-1] == "The bundle's code was not run because of these faults."
+    (line,) = (line for line in lines if "Training config describes" in line)
     assert line.startswith("FAIL")
     assert words in line
 
@@ -326,7 +326,7 @@ def test_code_runs_only_where_it_is_asked_for_and_the_files_are_right(
         assert info.value.code == (1 if spoil else 0)
         last = capsys.readouterr().out.splitlines()[-1]
         assert last.startswith(
-            "The bundle's code was not run" if spoil else "Nothing of the bundle was executed: --run"
+            "The bundle's code was not run" if spoil else "No code of the bundle was executed: --run"
         )
     assert ran == []
 
@@ -347,15 +347,15 @@ def rezip(packed: Path, target: Path, name: str, mode: int = 0o100644, content: 
 @pytest.mark.parametrize(
     ("name", "mode", "words"),
     [
-        ("{}/../../outside.py", 0o100644, "leads out of the folder"),
-        ("/outside.py", 0o100644, "leads out of the folder"),
-        ("C:/outside.py", 0o100644, "leads out of the folder"),
+        ("{}/../../outside.py", 0o100644, "points out of the folder"),
+        ("/outside.py", 0o100644, "points out of the folder"),
+        ("C:/outside.py", 0o100644, "points out of the folder"),
         ("{}/link", stat.S_IFLNK | 0o777, "is a link"),
-        ("{}/LICENSE", 0o100644, "there twice"),
+        ("{}/LICENSE", 0o100644, "is a duplicate"),
         ("{}/license", 0o100644, "clash"),
         ("{}/LICENSE/x", 0o100644, "is a file and a folder"),
         ("{}/pipe", stat.S_IFIFO | 0o644, "is no file"),
-        ("{}/a\x1b[2J", 0o100644, "characters that are not printed"),
+        ("{}/a\x1b[2J", 0o100644, "unprintable characters"),
         ("another/LICENSE", 0o100644, "expected one folder"),
         ("top.txt", 0o100644, "expected one folder"),
     ],
@@ -400,10 +400,10 @@ def test_digest_and_name_of_the_archive(packed: Path, tmp_path: Path) -> None:
     archive = tmp_path / f"{packed.name.rpartition('_v')[0]}_v9.9.9.zip"
     shutil.copyfile(packed, archive)
     archive_entries(archive)
-    with pytest.raises(ValueError, match=rf"no {re.escape(archive.name)}\.sha256 beside it"):
+    with pytest.raises(ValueError, match=rf"no {re.escape(archive.name)}\.sha256 in its folder"):
         archive_digest(archive)
     archive.with_name(f"{archive.name}.sha256").write_text("0" * 64)
-    with pytest.raises(ValueError, match="is of another file"):
+    with pytest.raises(ValueError, match="belongs to another file"):
         archive_digest(archive)
     with pytest.raises(ValueError, match=f"expected {re.escape(packed.name)}"):
         archive_named(archive)

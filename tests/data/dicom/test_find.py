@@ -104,7 +104,7 @@ def test_a_dicomdir_and_copies_do_no_harm(tmp_path: Path) -> None:
     (tmp_path / "autorun.inf").write_text("[autorun]")
     found = find_volumes(tmp_path)
     check(found, study)
-    assert found.skipped == ["1 file is no DICOM.", "1 file is a copy of others."]
+    assert found.skipped == ["1 file is not DICOM.", "1 file is a copy of others."]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_phases_are_chosen(tmp_path: Path, form: str, phase: object, expected: l
 
 def test_phases_are_asked_for(tmp_path: Path) -> None:
     write(Study().cine(), tmp_path)
-    with pytest.raises(ValueError, match=r"4 phases, trigger times 0 to 96\.1 ms: say which to take with --phase all"):
+    with pytest.raises(ValueError, match=r"4 phases, trigger times 0 to 96\.1 ms: choose by --phase all"):
         find_volumes(tmp_path)
     with pytest.raises(ValueError, match="phase: expected all, a number from 1, ed or es"):
         find_volumes(tmp_path, phase="first")
@@ -172,11 +172,11 @@ def test_modalities_are_not_mixed_and_series_can_be_chosen(tmp_path: Path) -> No
         ds.Modality, ds.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
     write(study.cine("cine SA"), tmp_path / "1")
     write(scan, tmp_path / "2")
-    with pytest.raises(ValueError, match=r"several modalities, CT \(1\), MR \(1\): say which with --modality"):
+    with pytest.raises(ValueError, match=r"several modalities, CT \(1\), MR \(1\): choose one by --modality"):
         find_volumes(tmp_path)
     assert len(find_volumes(tmp_path, modality="CT").volumes) == 1
     check(find_volumes(tmp_path, series=r"cine.*sa\b"), study)
-    with pytest.raises(ValueError, match="series: '\\(' is no regular expression"):
+    with pytest.raises(ValueError, match="series: expected a regular expression, found '\\('"):
         find_volumes(tmp_path, series="(")
     with pytest.raises(ValueError, match="modality: expected MR or CT, found 'XA'"):
         find_volumes(tmp_path, modality="XA")
@@ -246,7 +246,7 @@ def read_photograph(folder: Path) -> np.ndarray:
 def test_a_photograph(tmp_path: Path, kind: str) -> None:
     write([Study().photograph(SMOOTH, kind=kind)], tmp_path)
     np.testing.assert_array_equal(read_photograph(tmp_path), SMOOTH)
-    assert find_volumes(tmp_path).skipped[0].endswith("a colour picture, no scan.")
+    assert find_volumes(tmp_path).skipped[0].endswith("a colour picture, expected a scan.")
 
 
 @pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.JPEG2000, uid.RLELossless, uid.JPEGLSLossless])
@@ -261,7 +261,7 @@ def test_a_compressed_photograph(tmp_path: Path, syntax: uid.UID) -> None:
 
 
 def test_colour_spaces_and_jpeg_come_out_as_red_green_and_blue(tmp_path: Path) -> None:
-    """pydicom's own pictures of one scene in each of these, read by it as RGB."""
+    """pydicom's pictures of one scene in each of these colour spaces, read by pydicom as RGB."""
     for i, name in enumerate(("rgb_color", "ybr_color", "palette_color")):
         ds = getattr(examples, name)
         single = copy.deepcopy(ds)
@@ -286,7 +286,7 @@ def test_a_jpeg_photograph_in_ybr(tmp_path: Path) -> None:
         np.testing.assert_allclose(shown[row, 50], colour, atol=6)
 
 
-# --- strangers, and what is damaged
+# --- other files, and damaged ones
 
 
 def test_none_of_pydicoms_own_files_passes_for_a_volume_or_breaks_the_search(tmp_path: Path) -> None:
@@ -356,9 +356,9 @@ DAMAGE: dict[str, tuple[Callable[[list[Dataset]], object], str]] = {
     "uneven": (lambda d: shift(d[1], 2, 3.0), r"distances of slices from 5\.50 to 11\.50 mm: uneven\."),
     "tilted": (
         lambda d: [shift(ds, 1, 3.0 * i) for i, ds in enumerate(d)],
-        "slices that are shifted by up to .* gantry",
+        "slices shifted by up to .* gantry",
     ),
-    "twice": (duplicate, "up to 2 images at one position, which neither temporal index nor trigger time tells apart"),
+    "twice": (duplicate, "up to 2 images at one position with neither different temporal indices nor trigger times"),
     "sizes": (other_size, r"images of different sizes: 1 of 8 x 9, "),
     "spacing": (each(wrong(PixelSpacing=[3, 3]), slice(1)), "images of different pixel spacing"),
     "no spacing": (each(without("PixelSpacing"), slice(1)), "no position, orientation or pixel spacing"),
@@ -366,29 +366,29 @@ DAMAGE: dict[str, tuple[Callable[[list[Dataset]], object], str]] = {
     "no orientation": (each(without("ImageOrientationPatient")), "no position, orientation or pixel spacing"),
     "flat orientation": (
         each(wrong(ImageOrientationPatient=[1, 0, 0, 1, 0, 0])),
-        "an orientation that is no pair of perpendicular unit vectors",
+        "an orientation that is not a pair of perpendicular unit vectors",
     ),
     "zero spacing": (each(wrong(PixelSpacing=[0, 0])), "a pixel spacing that is not positive"),
     "no pixels": (each(without("PixelData"), slice(2)), r"2 of \d files: no pixel data"),
-    "no rows": (each(without("Rows"), slice(1)), "does not say how many rows, columns and bits"),
-    "short": (each(wrong(PixelData=b"\0" * 64), slice(1)), r"1 of \d files: damaged or cut short"),
-    "unknown syntax": (each(syntax("1.2.3.4.5.6.7")), "unknown transfer syntax, or one for which there is no decoder"),
-    "video": (each(syntax(uid.MPEG2MPML)), "unknown transfer syntax, or one for which there is no decoder"),
-    "phase images": (each(wrong(ImageType=["ORIGINAL", "PRIMARY", "P"])), r"no magnitude image \(P\)"),
+    "no rows": (each(without("Rows"), slice(1)), "lacks the number of rows, columns or bits"),
+    "short": (each(wrong(PixelData=b"\0" * 64), slice(1)), r"1 of \d files: damaged or truncated"),
+    "unknown syntax": (each(syntax("1.2.3.4.5.6.7")), "the transfer syntax is unknown or has no decoder"),
+    "video": (each(syntax(uid.MPEG2MPML)), "the transfer syntax is unknown or has no decoder"),
+    "phase images": (each(wrong(ImageType=["ORIGINAL", "PRIMARY", "P"])), r"not a magnitude image \(P\)"),
     "map": (each(wrong(ImageType=["DERIVED", "PRIMARY", "ADC"])), r"a derived map \(ADC\)"),
     "other class": (
         each(wrong(SOPClassUID=uid.UltrasoundImageStorage)),
-        "Ultrasound Image Storage: no image to segment",
+        "Ultrasound Image Storage: not an image to segment",
     ),
-    "private class": (each(wrong(SOPClassUID="1.2.3")), "an unknown kind of object: no image to segment"),
+    "private class": (each(wrong(SOPClassUID="1.2.3")), "an unknown kind of object: not an image to segment"),
     "presentation": (
         each(wrong(SOPClassUID=uid.GrayscaleSoftcopyPresentationStateStorage)),
         "Presentation State Storage",
     ),
-    "pdf": (each(wrong(SOPClassUID=uid.EncapsulatedPDFStorage)), "Encapsulated PDF Storage: no image to segment"),
+    "pdf": (each(wrong(SOPClassUID=uid.EncapsulatedPDFStorage)), "Encapsulated PDF Storage: not an image to segment"),
     "colour": (each(wrong(SamplesPerPixel=3)), "a colour picture among scans"),
-    "two slices": (lambda d: d.__delitem__(slice(2, None)), "2 slices only, no stack"),
-    "no study": (each(without("StudyInstanceUID")), "it does not say to which study and series it belongs"),
+    "two slices": (lambda d: d.__delitem__(slice(2, None)), "only 2 slices, not a stack"),
+    "no study": (each(without("StudyInstanceUID")), "the study and series are missing"),
     "frames": (
         each(wrong(NumberOfFrames=3, PixelData=bytes(1 << 16)), slice(1)),
         "3 frames without a description of each",
@@ -448,7 +448,7 @@ def test_a_damaged_image_is_named_when_it_is_read(tmp_path: Path) -> None:
     paths[1].write_bytes(content[: len(content) - 600])
     volume = find_images(tmp_path)[0]["image"]
     with pytest.raises(
-        ValueError, match=r"_\w{10}\.dcm: its pixels cannot be decoded: damaged or cut short\."
+        ValueError, match=r"_\w{10}\.dcm: its pixels cannot be decoded: damaged or truncated\."
     ) as error:
         LoadImageVolumed("image")({"image": volume})
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""DICOM SEG as other programs see it: highdicom, dcmqi, SimpleITK, dciodvfy."""
+"""DICOM SEG read by other programs: highdicom, dcmqi, SimpleITK, dciodvfy."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def written(tmp_path: Path, weights: Path, form: str = "cine", phase: int = 3) -
 
 
 def nifti_map(study: Study, phase: int) -> sitk.Image:
-    """The map where the NIfTI of the study lies, as SimpleITK has it."""
+    """The map on the grid of the study's NIfTI, by SimpleITK."""
     image = sitk.GetImageFromArray(study.labels[phase - 1].T)
     lps = np.diag([-1, -1, 1, 1]) @ study.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -81,7 +81,7 @@ def test_highdicom_reads_the_map_back(tmp_path: Path, weights: Path, form: str) 
     assert segmentation.NumberOfFrames == sum(
         np.any(labels[..., k] == c) for c in (1, 2, 3) for k in range(labels.shape[2])
     )
-    # each frame names the image that it was drawn on
+    # each frame refers to its image
     for groups in segmentation.PerFrameFunctionalGroupsSequence:
         position = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float)
         k = int(np.argmin([np.linalg.norm(position - frame.position) for frame in volume.frames]))
@@ -220,7 +220,7 @@ def test_inference_writes_the_same_map_as_nifti_and_as_seg(tmp_path: Path) -> No
     found = segmentation.get_volume(combine_segments=True).match_geometry(grid, tol=1e-2)
     assert len(np.unique(found.array)) > 1
     np.testing.assert_array_equal(found.array, sitk.GetArrayFromImage(expected))
-    # started again, nothing is left to do
+    # a second run has nothing left to do
     before = next(seg.glob("*_seg.dcm")).stat().st_mtime_ns
     infer(tmp_path, phase="ed", output_dir=str(tmp_path / "b"), output_ext=".dcm")
     assert next(seg.glob("*_seg.dcm")).stat().st_mtime_ns == before

@@ -82,7 +82,7 @@ def test_layout_of_the_archive(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_called_like_files_are_none(tmp_path: Path) -> None:
-    """As one archive of ACDC has them, each file in a folder of its name."""
+    """The layout of an archive of ACDC, with each file in a folder of its name."""
     _touch_patient(tmp_path / "patient001", {"01": True})
     (tmp_path / "patient001" / "patient001_frame12.nii.gz").mkdir()
     assert _names([r for records in acdc_cases(tmp_path).values() for r in records], "image") == [
@@ -98,8 +98,9 @@ def test_a_patient_that_is_there_twice_is_named(cohort: tuple[Path, Path]) -> No
     with pytest.raises(FaultsError) as info:
         acdc_cases(root)
     assert info.value.faults == [
-        f"'{root}/patient090' and '{root}/training/patient090' have the same name: a patient is there once.",
-        f"'{root}/training/patient002' and '{root}/testing/patient002' have the same name: a patient is there once.",
+        f"'{root}/patient090' and '{root}/training/patient090' have the same name: expected one folder per patient.",
+        f"'{root}/training/patient002' and '{root}/testing/patient002' have the same name: "
+        "expected one folder per patient.",
     ]
     faults: list[str] = []
     assert len(acdc_cases(root, faults)["patient002"]) == 2
@@ -148,5 +149,5 @@ def test_real_labelled_slices(real_acdc: Path, labeled: int, slices: int) -> Non
 def test_splits_that_are_no_json_are_named(phantom: Path, tmp_path: Path) -> None:
     splits = tmp_path / "splits.json"
     splits.write_text("{train: [")
-    with pytest.raises(ValueError, match=r"splits\.json: expected .* found no JSON"):
+    with pytest.raises(ValueError, match=r"splits\.json: expected .* found invalid JSON"):
         dataset_records("acdc", phantom, "train", splits)

@@ -30,7 +30,7 @@ def pairs(folder: Path) -> dict[str, str | None]:
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
 @pytest.mark.parametrize("names", [("Müller", "Müller_gt"), ("images/Dvořák", "masks/Dvořák")])
 def test_names_are_compared_in_one_unicode_form(tmp_path: Path, forms: tuple[str, str], names: tuple[str, str]) -> None:
-    """An image's name as it was downloaded, and its label's as macOS unzips it."""
+    """The name of a downloaded image, and of its label unzipped by macOS."""
     image, label = (unicodedata.normalize(form, f"{name}.nii") for form, name in zip(forms, names, strict=True))
     touch(tmp_path, image, label)
     assert pairs(tmp_path) == {names[0]: label}
@@ -65,9 +65,7 @@ def test_what_is_called_a_segmentation_is_no_image(
 def test_further_channels_are_no_patients(tmp_path: Path) -> None:
     touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "imagesTr/b_0001.nii.gz", "labelsTr/a.nii.gz")
     for find in (custom_cases, find_images):
-        with pytest.raises(
-            ValueError, match=r"a_0001\.nii\.gz' is by its name a further channel of '.*a_0000\.nii\.gz'"
-        ):
+        with pytest.raises(ValueError, match=r"a_0001\.nii\.gz' is a further channel of '.*a_0000\.nii\.gz'"):
             find(tmp_path)
     (tmp_path / "imagesTr" / "a_0001.nii.gz").unlink()
     assert pairs(tmp_path)["imagesTr/a_0000"] == "labelsTr/a.nii.gz"

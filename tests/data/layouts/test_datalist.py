@@ -79,7 +79,7 @@ def test_without_a_validation_list_labelled_cases_validate_whole(folder: Path) -
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ({"training": [entry(0)], "validation": [entry(0)]}, r"0\.nii\.gz' stands in training and in validation"),
+        ({"training": [entry(0)], "validation": [entry(0)]}, r"0\.nii\.gz' is in training and in validation"),
         (
             {"training": [entry(0, case="a")], "test": [entry(1, case="a")]},
             "case 'a' has images in 'train' and in 'test'",
@@ -196,7 +196,10 @@ def test_files_that_differ_in_their_suffix_are_refused(tmp_path: Path) -> None:
     ("files", "message"),
     [
         (["images/x.nii", "labels/x.nii", "images/x_seg.nii"], r"x_seg\.nii' and .* are both labels of .*x\.nii'"),
-        (["images/x.png", "labels/x.png", "masks/x_mask.png"], r"are both labels of .*x\.png': which of the two"),
+        (
+            ["images/x.png", "labels/x.png", "masks/x_mask.png"],
+            r"are both labels of .*x\.png': expected one of the two",
+        ),
         (["x.png", "X.png", "x_mask.png"], r"X\.png' and .*x\.png' have the same label .*x_mask\.png'"),
         (["x_0000.nii", "x.nii", "x_gt.nii"], r"x\.nii' and .*x_0000\.nii' have the same label .*x_gt\.nii'"),
     ],
@@ -213,12 +216,12 @@ def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "x.png")
     (tmp_path / "x_mask.png").symlink_to(tmp_path / "gone_mask.png")
     (tmp_path / "readme").symlink_to(tmp_path / "gone")
-    with pytest.raises(FaultsError, match=r"x_mask\.png' is a link that leads nowhere") as info:
+    with pytest.raises(FaultsError, match=r"x_mask\.png' is a broken link") as info:
         custom_cases(tmp_path)
     assert len(info.value.faults) == 1
     assert image_files(tmp_path) == [tmp_path / "x.png"]
     (tmp_path / "y.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(FaultsError, match=r"y\.png' is a link that leads nowhere"):
+    with pytest.raises(FaultsError, match=r"y\.png' is a broken link"):
         image_files(tmp_path)
 
 

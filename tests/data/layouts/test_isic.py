@@ -1,4 +1,4 @@
-"""ISIC's folders, its split, what is wrong in them, and the phantom cohort in its layout."""
+"""ISIC's folders and split, their faults, and the phantom cohort in its layout."""
 
 from __future__ import annotations
 
@@ -84,17 +84,17 @@ def test_two_masks_of_an_image_are_refused(tmp_path: Path) -> None:
 
 
 def test_published_split() -> None:
-    """The rule of docs/protocol.md: its counts, and nothing but the names decides."""
+    """The rule of docs/protocol.md: the counts, and the split depends on the names only."""
     names = [f"ISIC_{i:07d}" for i in range(2594)]
     parts = seeded_split(names, LAYOUTS["isic"].validation)
     assert [len(parts[part]) for part in ("train", "val")] == [1838, 756]
     assert sorted(parts["train"] + parts["val"]) == names
     assert parts == seeded_split(names[::-1], LAYOUTS["isic"].validation)
-    assert parts["train"][:3] == ["ISIC_0000060", "ISIC_0000379", "ISIC_0000299"]  # as sha256sum and sort have it
+    assert parts["train"][:3] == ["ISIC_0000060", "ISIC_0000379", "ISIC_0000299"]  # computed with sha256sum and sort
 
 
 def test_real_images(real_data: Callable[[str], Path]) -> None:
-    """The rule of docs/protocol.md, anew, for the images of the training part that are there: all or a few of them."""
+    """The rule of docs/protocol.md, recomputed for the available images of the training part."""
     root = real_data("isic")
     official = [*root.glob("*_Training_Input")] or [*root.glob("*_Input")]
     images = sorted(p.stem for p in chain(*(folder.iterdir() for folder in (*official, *root.glob("images")))))
@@ -137,7 +137,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def dataset(root: Path, part: str) -> Any:
-    """The data set of a training, as the configuration builds it."""
+    """The data set of a training, built by the configuration."""
     parser = ConfigParser()
     parser.read_config([ROOT / "configs/train.json", ROOT / "configs/datasets/isic.json"])
     for key, value in {"bundle_root": ROOT, "dataset_dir": root, "cache_dir": root / "cache"}.items():
@@ -146,7 +146,7 @@ def dataset(root: Path, part: str) -> Any:
     parser.parse()
     try:
         return parser.get_parsed_content(f"{part}#dataset")
-    except RuntimeError as error:  # MONAI's says which component failed
+    except RuntimeError as error:  # MONAI's error names the failed component
         raise error.__cause__ or error from None
 
 
@@ -179,7 +179,7 @@ FAULTS: dict[str, tuple[Callable[[Path, str], Any], str]] = {
     "RGBA image": (change_image(Image.fromarray(PHOTO).convert("RGBA")), "found 8 bits and 4 channels"),
     "16-bit image": (change_image(Image.fromarray(MASK.astype(np.uint16))), "found 16 bits"),
     "grey image": (change_image(Image.fromarray(MASK)), r"found 1 channels, expected 3|\[1, 16, 16\]"),
-    "no image": (lambda root, name: (root / f"images/{name}.png").write_text("no image"), "is no image"),
+    "no image": (lambda root, name: (root / f"images/{name}.png").write_text("no image"), "is not an image"),
 }
 
 
@@ -198,7 +198,7 @@ def test_faults_are_found_before_training(folder: Path, fault: str, part: str) -
 def test_sound_folder(folder: Path) -> None:
     Image.fromarray(MASK).convert("1").save(folder / "masks/a_segmentation.png")  # one bit per pixel is 0 and 255 too
     change_mask(Image.fromarray(0 * MASK))(folder, "b")  # nothing to see is no fault
-    change_mask(Image.fromarray(MASK // 255))(folder, "c")  # the classes' own numbers are plain enough
+    change_mask(Image.fromarray(MASK // 255))(folder, "c")  # the classes' own numbers are accepted
     assert len(dataset(folder, "train")) == 4
     assert len(dataset(folder, "validate")) == 2
 
@@ -241,7 +241,7 @@ def test_phantom_lesions(tmp_path: Path) -> None:
 
 
 def test_published_split_on_real_data(real_data: Callable[[str], Path]) -> None:
-    """The overlay's split: its lists are there, disjoint, and the paper's 3 and 10 % are the first of the list."""
+    """The overlay's split: its lists exist, are disjoint, and the paper's 3 and 10 % are the first of the list."""
     root, splits = real_data("isic"), ROOT / "scripts/data/splits/isic.json"
     if len(list((root / "images").glob("*"))) < 2594:
         pytest.skip(f"{root} holds a subset of ISIC 2018")

@@ -16,7 +16,7 @@ LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 
 
 def nnunet(root: Path, labelled: int = 6, unlabelled: int = 2, ending: str = ".nii.gz", **more: Any) -> Path:
-    """Dataset004_Hippocampus as nnU-Net wants it, with some images whose labels are not there."""
+    """Dataset004_Hippocampus in nnU-Net's layout, with some images without labels."""
     folder = root / "Dataset004_Hippocampus"
     for name in ("imagesTr", "labelsTr", "imagesTs"):
         (folder / name).mkdir(parents=True)
@@ -63,7 +63,7 @@ def test_folds_decide_what_validates(tmp_path: Path) -> None:
     assert cases(evaluation_records("custom", folder, "val", fold=1)) == [("h_004", True), ("h_005", True)]
     record = describe_data("custom", folder, fold=1)
     assert record == {"data": "custom", "split": "splits_final.json", "split_sha256": file_digest(splits), "fold": 1}
-    with pytest.raises(ValueError, match=r"splits_final\.json: holds the folds 0 to 1, found no fold 2"):
+    with pytest.raises(ValueError, match=r"splits_final\.json: has the folds 0 to 1, but no fold 2"):
         dataset_records("custom", folder, "val", fold=2)
 
 
@@ -71,11 +71,11 @@ def test_folds_decide_what_validates(tmp_path: Path) -> None:
     ("folds", "message"),
     [
         ([{"train": ["h_000"], "val": ["h_999"]}], "names 1 cases that are not in imagesTr, the first 'h_999'"),
-        ([{"train": ["h_000"], "val": ["h_000"]}], "case 'h_000' of fold 0 trains and validates"),
+        ([{"train": ["h_000"], "val": ["h_000"]}], "case 'h_000' of fold 0 is in both train and val"),
         ([{"train": ["h_000"], "val": ["h_001"]}], "fold 0 leaves out 4 labelled cases, the first 'h_002'"),
         ([{"train": ["h_000"]}], "entry 1: lacks val"),
         ({"train": []}, "expected nnU-Net's list of folds"),
-        ([], "found no fold 0"),
+        ([], "but no fold 0"),
     ],
 )
 def test_faulty_folds_are_named(tmp_path: Path, folds: Any, message: str) -> None:
@@ -95,7 +95,7 @@ def test_channels_in_files_of_their_own_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"labels": {**LABELS, "ignore": 3}}, "'ignore' is no class here"),
+        ({"labels": {**LABELS, "ignore": 3}}, "'ignore' is not supported"),
         ({"labels": {"background": 0, "whole": [1, 2], "core": [2]}}, "labels: core: expected names by class"),
         ({"file_ending": "/../../x"}, "file_ending: expected a file's suffix"),
     ],
@@ -122,7 +122,7 @@ def test_folds_of_a_datalist(tmp_path: Path) -> None:
         found = {part: [r["case"] for r in records] for part, records in read_datalist(path, fold=fold).items()}
         val = [f"h_{i}" for i in range(5) if i % 3 == fold]
         assert found == {"val": val, "train": [f"h_{i}" for i in range(6) if f"h_{i}" not in val]}
-    with pytest.raises(ValueError, match=r"list\.json: has the folds 0, 1, 2, found no fold 3"):
+    with pytest.raises(ValueError, match=r"list\.json: has the folds 0, 1, 2, but no fold 3"):
         read_datalist(path, fold=3)
     path.write_text(json.dumps({"training": entries, "validation": [{"image": "5_m.nii"}]}))
     assert [r["case"] for r in read_datalist(path)["train"]] == [f"h_{i}" for i in range(6)]

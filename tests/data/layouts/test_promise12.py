@@ -44,7 +44,7 @@ def test_flat_folder(tmp_path: Path) -> None:
 def test_archive_folders(tmp_path: Path) -> None:
     touch(tmp_path, "TrainingData_Part1/Case00.mhd", "TrainingData_Part1/Case00_segmentation.mhd")
     touch(tmp_path, "TrainingData_Part2/TrainingData_Part2/Case13.mhd", "TrainingData_Part3/Case26.mhd")
-    # cases of the same names that belong to other patients
+    # cases of other patients with the same names
     touch(tmp_path, "TestData/Case00.mhd", "test_data/Case13.mhd", "livechallenge_test_data/Case26.mhd")
     touch(tmp_path, "latest/Case40.mha", "latest/Case40_segmentation.mha", ".trash/Case41.mhd")
     assert found(tmp_path) == [
@@ -61,7 +61,9 @@ def test_an_incomplete_download_needs_one_switch(tmp_path: Path, caplog: pytest.
     split.write_text(json.dumps({"train": names[:3], "val": names[3:], "test": []}))
     for name in (names[0], names[2], names[3]):
         touch(tmp_path, f"{name}.mhd", f"{name}_segmentation.mhd")
-    with pytest.raises(FileNotFoundError, match=r"1 of the 3 'train' cases .*: Case01\..*--allow_missing True goes on"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of the 3 'train' cases .*: Case01\..*--allow_missing True continues"
+    ):
         dataset_records("promise12", tmp_path, "train", split)
     records = dataset_records("promise12", tmp_path, "train", split, labeled=1, allow_missing=True)
     assert [(record["case"], "label" in record) for record in records] == [("Case00", True), ("Case02", False)]
@@ -128,7 +130,7 @@ def test_overlay_has_the_keys_of_the_others() -> None:
 
 
 def test_real_cases(real_data: Callable[[str], Path]) -> None:
-    """Image and label of every case that is there, one or all 50, have the size that the image's header states."""
+    """Image and label of every available case, one or all 50, have the size in the image's header."""
     root = real_data("promise12")
     cases = promise12_cases(root)
     assert "Case00" in cases
