@@ -44,7 +44,7 @@ LEFT_OUT = {
     "torchrun --nnodes": "needs two machines",
     "torchrun --standalone --nproc_per_node=2": "tests/test_engine.py trains under torchrun",
     "torchrun --standalone --nproc_per_node=4": "tests/test_cohort_inference.py infers under torchrun",
-    "bundle bench": "minutes for each objective; tests/bundle/test_bench.py runs each for a step",
+    "bundle bench": "minutes for each objective; tests/bundle/bench/test_command.py runs each for a step",
     "0.zip --run": "a minute; tests/bundle/share/test_verify.py does",
     "verify_metadata": "downloads the schema; tests/test_repository.py has it where SEMSIM_DATA is set",
     "report output/compare": "wants finished runs; tests/bundle/report/test_command.py has some",

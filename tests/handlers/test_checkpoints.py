@@ -1,4 +1,4 @@
-"""Checkpoints of earlier versions: objectives with other options, and a file of an old commit."""
+"""Checkpoints of earlier versions: a file of version 0.2.0, and objectives with other options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from scripts.handlers.checkpoints import RunCheckpoint
+from scripts.handlers.weights import load_network_weights
 from tests.methods.common import build, trainer
+
+OLD = Path(__file__).with_name("checkpoint_0.2.0.pt")
+"""Written by version 0.2.0, commit 9619d13: ``build("semsim_minus")`` after one epoch of common.py's ``trainer``."""
 
 MOVED: dict[str, Any] = {"gate": "self", "affinity_space": "logit", "decoder_views": (1,), "shared_target": False}
 
@@ -40,3 +44,37 @@ def test_a_checkpoint_of_a_variant_is_refused(tmp_path: Path, name: str, value: 
     with pytest.raises(ValueError, match=rf"expected a run with {name} ") as info:
         trainer(objective, 2, [RunCheckpoint(str(tmp_path), objective.network, resume=True)]).run()
     assert "\n" not in str(info.value)
+
+
+def test_a_checkpoint_of_version_0_2_0_is_resumed(tmp_path: Path) -> None:
+    content = torch.load(OLD, weights_only=True)
+    objective = build("semsim_minus", seed=1)
+    engine = trainer(objective, 2)
+    RunCheckpoint(str(tmp_path), objective.network).restore(engine, OLD)
+    restored, state = objective.state_dict(), content["method"]
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    assert tensors.keys() == {name for name, value in restored.items() if isinstance(value, torch.Tensor)}
+    assert all(torch.equal(restored[name], value) for name, value in tensors.items())
+    momenta = [entry["momentum_buffer"] for entry in content["optimizer"]["state"].values()]
+    loaded = [entry["momentum_buffer"] for entry in engine.optimizer.state_dict()["state"].values()]
+    assert all(torch.equal(old, new) for old, new in zip(momenta, loaded, strict=True))
+
+    resumed = build("semsim_minus", seed=1)
+    engine = trainer(resumed, 2, [RunCheckpoint(str(tmp_path), resumed.network, resume=str(OLD))])
+    engine.run()
+    assert (engine.state.epoch, engine.state.iteration) == (2, 4)
+
+
+def test_weights_of_version_0_2_0_load(tmp_path: Path) -> None:
+    state = torch.load(OLD, weights_only=True)["method"]
+    weights = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
+    torch.save(weights, tmp_path / "model.pt")
+    network = build("semsim_minus", seed=1).network
+    load_network_weights(network, tmp_path / "model.pt")
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def test_a_checkpoint_of_version_0_2_0_with_another_option_is_refused(tmp_path: Path) -> None:
+    objective = build("semsim_minus", regions=2)
+    with pytest.raises(ValueError, match=r"checkpoint_0\.2\.0\.pt: expected a run with regions 2, found 4\.$"):
+        trainer(objective, 2, [RunCheckpoint(str(tmp_path), objective.network, resume=str(OLD))]).run()

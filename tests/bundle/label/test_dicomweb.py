@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from bundle.label.server import LabelServer, app_folder
 from scripts.phantoms import make_phantom_cohort
-from tests.bundle.label.test_label_server import A, make_bundle
+from tests.bundle.label.test_server import A, make_bundle
 from tests.orthanc import running_orthanc
 
 TOOLS = Path(sys.executable).parent
