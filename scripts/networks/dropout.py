@@ -14,7 +14,10 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Dropout's name
         """The values with some of them 0, in evaluation mode the values as they are."""
-        return dropout(input, self.p) if self.training else input
+        if torch.jit.is_scripting() or not self.training:  # TorchScript does not know words of bytes
+            return F.dropout(input, self.p, self.training)
+        else:
+            return dropout(input, self.p)
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:

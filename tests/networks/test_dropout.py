@@ -49,7 +49,7 @@ def test_ends_and_evaluation() -> None:
     x = torch.rand(4, 4)
     assert torch.equal(dropout(x, 0.0), x)
     assert not dropout(x, 1.0).any()
-    assert Dropout(0.5).eval()(x) is x
+    assert torch.equal(Dropout(0.5).eval()(x), x)
     assert not torch.equal(Dropout(0.5)(x), x)
 
 
@@ -66,3 +66,11 @@ def test_the_network_uses_it() -> None:
     found = [module for module in UNet().modules() if isinstance(module, nn.Dropout)]
     assert len(found) == 5
     assert all(type(module) is Dropout for module in found)
+
+
+def test_torchscript_has_pytorchs_dropout() -> None:
+    """MONAI's export compiles the network."""
+    scripted = torch.jit.script(Dropout(0.5))
+    found = scripted(torch.ones(1000))
+    assert set(found.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(scripted.eval()(torch.ones(4)), torch.ones(4))
