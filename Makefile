@@ -21,8 +21,16 @@ LABEL_PYTHON := $(LABEL_VENV)/bin/python
 LABEL_INSTALLED := $(LABEL_VENV)/.installed
 endif
 
+# NVFlare brings servers and their packages, which nothing else needs.
+FEDERATED_VENV ?= .venv-federated
+ifeq ($(origin FEDERATED_PYTHON), undefined)
+FEDERATED_PYTHON := $(FEDERATED_VENV)/bin/python
+FEDERATED_INSTALLED := $(FEDERATED_VENV)/.installed
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest fuzz soak lint bench gpu-check label-env label-demo test-label clean
+.PHONY: help demo test test-oldest fuzz soak lint bench gpu-check label-env label-demo test-label federated-demo \
+    test-federated clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,13 +41,17 @@ demo: $(INSTALLED)  ## train on synthetic hearts with few labels, evaluate, segm
 test: $(INSTALLED)  ## run the tests (SEMSIM_DATA=folder adds those on real data, SEMSIM_SLOW=1 the longest)
 	$(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# uv resolves to the lower bounds of pyproject.toml; they are what they are because the tests pass there.
+# uv resolves to the lower bounds of pyproject.toml, extras included. Two are not tested here: PyTorch is the one of
+# requirements.txt, as each of its releases is gigabytes, and numpy is 2.0, which the extra for DICOM needs (MONAI
+# Label's environment has 1.26). What PyTorch brings along, filelock and jinja2, is put back to its lower bound.
 OLDEST_VENV ?= .venv-oldest
 test-oldest:  ## run the tests with the oldest packages that pyproject.toml allows
 	python3 -m venv $(OLDEST_VENV)
-	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv \
+	    $$(grep '^torch==' requirements.txt)
 	$(OLDEST_VENV)/bin/uv pip install --quiet --python $(OLDEST_VENV)/bin/python --resolution lowest-direct \
-	    --requirement pyproject.toml --extra dev --extra share
+	    $$(grep '^torch==' requirements.txt) --requirement pyproject.toml --all-extras \
+	    --reinstall-package filelock --reinstall-package jinja2
 	$(OLDEST_VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 fuzz: $(INSTALLED)  ## spoil lists, records, weights, archives and images at random, EXAMPLES=2000 of each kind
@@ -70,8 +82,15 @@ label-demo: $(LABEL_INSTALLED)  ## a MONAI Label server on synthetic studies: se
 test-label: $(LABEL_INSTALLED)  ## test the bundle in a real MONAI Label server
 	$(LABEL_PYTHON) -m pytest tests/bundle/label
 
+federated-demo: $(FEDERATED_INSTALLED)  ## two synthetic hospitals, one without labels, in NVFlare's simulator
+	$(FEDERATED_PYTHON) -m bundle.federated.demo
+
+test-federated: $(FEDERATED_INSTALLED)  ## test the bundle under NVFlare
+	$(FEDERATED_PYTHON) -m pytest tests/bundle/federated
+
 clean:  ## remove the environments, the tools' caches and what the demos made; leave output/, eval/ and models/ alone
-	rm -rf $(VENV) $(LABEL_VENV) $(OLDEST_VENV) demo label-demo label-round .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL_VENV) $(FEDERATED_VENV) $(OLDEST_VENV) demo label-demo label-round federated-demo \
+	    .pytest_cache .mypy_cache .ruff_cache
 	find bundle scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: requirements.txt
@@ -93,4 +112,11 @@ $(LABEL_VENV)/.installed: requirements-label.txt bundle/label/torchvision_ops.py
 	    --requirement requirements-label.txt
 	@site=$$($(LABEL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	    cp bundle/label/torchvision_ops.py "$$site" && echo 'import torchvision_ops' > "$$site/torchvision_ops.pth"
+	@touch $@
+
+$(FEDERATED_VENV)/.installed: requirements-federated.txt requirements.txt
+	@python3 -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	    f"the pinned packages need Python 3.11 or newer, python3 is {sys.version.split()[0]}")'
+	python3 -m venv $(FEDERATED_VENV)
+	$(FEDERATED_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-federated.txt
 	@touch $@

@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "bundle.compare.command:main",
     "demo": "bundle.demo:main",
     "doctor": "bundle.doctor:main",
+    "global_model": "bundle.federated.global_model:main",
     "import": "bundle.dicom.importing:main",
     "pack": "bundle.share.pack:main",
     "prepare": "bundle.prepare.command:main",

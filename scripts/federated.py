@@ -9,12 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from scripts.data import SemiSupervisedLoader, SliceDataset
 from scripts.engine import SemiSupervisedTrainer, flag
 from scripts.handlers.checkpoints import RunCheckpoint
+from scripts.methods import Objective
 
-__all__ = ["planned_iterations", "rejoin"]
+__all__ = ["needs_labels", "planned_iterations", "rejoin", "site_weight"]
+
+WITHOUT_LABELS = (
+    "choose fixmatch, unimatch, a mean teacher's method, or SemSim with method#lambda_cross 0; the sites' methods may "
+    "differ"
+)
+"""What a site without labels can train."""
 
 
 def planned_iterations(rounds: int | None, epochs: int, epoch_length: int) -> int:
@@ -34,6 +42,35 @@ def planned_iterations(rounds: int | None, epochs: int, epoch_length: int) -> in
             "site run over all of them."
         )
     return rounds * epochs * epoch_length
+
+
+def needs_labels(method: Objective, dataset: SliceDataset) -> bool:
+    """Whether there must be labelled slices, which a site may lack with some objectives only.
+
+    Raises:
+        ValueError: by the objective's name, where it needs labels and there are none.
+    """
+    if method.requires_labeled and len(dataset) and not len(dataset.labeled):
+        raise ValueError(
+            f"{type(method).__name__} learns from labelled images in every batch, and none of this site's "
+            f"{len(dataset)} slices has a label: {WITHOUT_LABELS}."
+        )
+    return method.requires_labeled
+
+
+def site_weight(trainer: SemiSupervisedTrainer) -> float:
+    """What a site's network counts for in the average, as of the round that it has just trained.
+
+    Pseudo-labels of a network that has learnt little teach it to see background alone, and a site without labels has
+    nothing else. It counts as little at first, as an objective's own term for unlabelled images does, and as much as a
+    site with labels in the end: :meth:`scripts.methods.Objective.ramp_up`, from exp(-5) to 1. All sites are meant to
+    make the same number of steps.
+
+    Args:
+        trainer: the site's.
+    """
+    labeled = len(cast(SemiSupervisedLoader, trainer.data_loader).dataset.labeled)
+    return 1.0 if labeled else trainer.objective.ramp_up()
 
 
 def rejoin(trainer: SemiSupervisedTrainer, handlers: Sequence[Any], resume: bool | str) -> None:

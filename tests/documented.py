@@ -44,6 +44,8 @@ LEFT_OUT = {
     "torchrun --nnodes": "needs two machines",
     "torchrun --standalone --nproc_per_node=2": "tests/test_engine.py trains under torchrun",
     "torchrun --standalone --nproc_per_node=4": "tests/test_cohort_inference.py infers under torchrun",
+    "bundle global_model": "wants a server's file; tests/bundle/federated/test_global_model.py has one",
+    "bundle.federated.simulation": "trains four arms; tests/test_federated.py trains each for a step",
     "bundle bench": "minutes for each objective; tests/bundle/bench/test_command.py runs each for a step",
     "0.zip --run": "a minute; tests/bundle/share/test_verify.py does",
     "verify_metadata": "downloads the schema; tests/test_repository.py has it where SEMSIM_DATA is set",

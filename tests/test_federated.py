@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,15 @@ from monai.fl.utils.constants import ExtraItems, FlStatistics
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
+from bundle.federated import simulation
+from bundle.federated.sites import average
 from bundle.workflows import ROOT
 from scripts.engine import poly_schedule
-from scripts.federated import planned_iterations
+from scripts.federated import needs_labels, planned_iterations, site_weight
 from scripts.losses import pseudo_label
 from scripts.utils.errors import root_cause
+from scripts.utils.provenance import read_record
+from scripts.utils.tensors import load_state
 from tests.methods.common import METHODS, build, make_batch, run, values
 
 ROUNDS, LENGTH = 3, 2
@@ -54,7 +61,7 @@ def weights(client: MonaiAlgo) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in client.trainer.network.state_dict().items()}
 
 
-def average(sites: list[MonaiAlgo], received: dict[str, Tensor]) -> dict[str, Tensor]:
+def mean_of(sites: list[MonaiAlgo], received: dict[str, Tensor]) -> dict[str, Tensor]:
     """The mean of the sites' updates, added to the sent weights."""
     differences = [client.get_weights().weights for client in sites]
     return {
@@ -86,7 +93,7 @@ def test_two_sites_over_three_rounds(phantom: Path, tmp_path: Path, labels_at_se
             assert (objective.iteration, objective.total_iterations) == ((number + 1) * LENGTH - 1, ROUNDS * LENGTH)
             rate = client.trainer.optimizer.param_groups[0]["lr"]
             assert rate == pytest.approx(schedule.lr_lambdas[0]((number + 1) * LENGTH) * 0.01)
-        received = average(sites, received)
+        received = mean_of(sites, received)
 
 
 def test_a_site_that_was_stopped_goes_on_with_the_weights_that_it_receives(phantom: Path, tmp_path: Path) -> None:
@@ -114,16 +121,37 @@ def test_the_number_of_rounds_must_be_known(rounds: Any) -> None:
 def test_methods_that_need_labels_refuse_a_site_without(phantom: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as info:
         site(phantom, tmp_path / "run", method="bcp", labeled=0)
-    assert re.search(r"none of the \d+ training slices has a label", str(root_cause(info.value)))
+    line = str(root_cause(info.value))
+    assert re.match(r"BCP learns from labelled images in every batch, and none of this site's \d+ slices has a", line)
 
 
-WITHOUT_LABELS = sorted(name for name in METHODS if not METHODS[name].requires_labeled)
+WITHOUT_LABELS = {
+    "fixmatch": {},
+    "unimatch": {},
+    "mean_teacher": {},
+    "uncertainty_aware_mean_teacher": {},
+    "interpolation_consistency": {},
+    "ict_med": {},
+    "semsim": {"lambda_cross": 0.0},
+    "semsim_minus": {"lambda_cross": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_does_without_labels_or_refuses_by_name(name: str) -> None:
+    dataset: Any = type("Slices", (), {"__len__": lambda self: 9, "labeled": []})()
+    if WITHOUT_LABELS.get(name) != {}:
+        kind = METHODS[name].__name__
+        with pytest.raises(ValueError, match=f"^{kind} learns from labelled images .* 9 slices .* choose fixmatch"):
+            needs_labels(build(name), dataset)
+    if name in WITHOUT_LABELS:
+        assert needs_labels(build(name, **WITHOUT_LABELS[name]), dataset) is False
 
 
 @pytest.mark.parametrize("name", WITHOUT_LABELS)
 def test_without_labels_the_consistency_alone_is_learnt(name: str) -> None:
     batch = {"unlabeled": make_batch()["unlabeled"]}
-    objective = build(name, threshold=0.3)
+    objective = build(name, threshold=0.3, **WITHOUT_LABELS[name])
     losses = run(objective, batch)
     found = values(losses)
     assert found["loss_supervised"] == 0
@@ -138,6 +166,59 @@ def test_without_labels_fixmatch_is_half_its_consistency() -> None:
     assert found["loss"] == pytest.approx(found["loss_consistency"] / 2)
     target = pseudo_label(objective.network(make_batch()["unlabeled"]).softmax(1))
     assert 0 < found["coverage_decoder"] <= float((target.confidence > 0).float().mean())
+
+
+def test_a_site_without_labels_counts_little_at_first_and_like_the_others_in_the_end(
+    phantom: Path, tmp_path: Path
+) -> None:
+    labeled, unlabeled = site(phantom, tmp_path / "a").trainer, site(phantom, tmp_path / "b", labeled=0).trainer
+    found = []
+    for unlabeled.objective.iteration in (0, 5, 10):
+        unlabeled.objective.total_iterations = 10
+        found.append(site_weight(unlabeled))
+    assert found == pytest.approx([math.exp(-5), math.exp(-1.25), 1])
+    assert site_weight(labeled) == 1
+
+
+def test_a_folder_of_images_alone_is_a_site(phantom: Path, tmp_path: Path) -> None:
+    for image in phantom.glob("patient*/*_frame??.nii.gz"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        shutil.copy(image, tmp_path / "images")
+    own = {"layout": "custom", "splits": None, "dataset_dir": str(tmp_path / "images")}
+    client = site(tmp_path / "images", tmp_path / "run", labeled=0, **own)
+    client.train(ExchangeObject(weights=weights(client)))
+    record = read_record(tmp_path / "run" / "model_last.pt")
+    assert record is not None
+    assert (record["labeled_cases"], record["unlabeled_cases"]) == (0, 20)
+
+
+def test_the_average_is_weighted() -> None:
+    states = [
+        {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(4)},
+        {"w": torch.tensor([5.0, 2.0]), "n": torch.tensor(8)},
+    ]
+    found = average(states, [3.0, 1.0])
+    assert torch.equal(found["w"], torch.tensor([2.0, 2.0]))
+    assert torch.equal(found["n"], torch.tensor(5))
+
+
+def test_the_simulation_compares_a_site_alone_with_two_and_with_the_pooled_data(
+    phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = str(phantom / "splits.json")
+    simulation.main(
+        str(phantom), str(tmp_path), labeled=2, seeds=[0], rounds=1, steps=1, splits=splits, image_size=32, batch_size=2
+    )
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert [line[:16].strip() for line in lines] == ["A alone", "A + B", "A + B, equal", "pooled"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert all(0 <= found["0"] <= 1 for found in results.values())
+    networks = [load_state(tmp_path / f"{arm}-0" / "model.pt") for arm in results]
+    one, two = networks[1:3]
+    assert any(not torch.equal(one[name], two[name]) for name in one), "weighted and equal averages are the same"
+    record = read_record(tmp_path / "A + B-0" / "model.pt")
+    assert record is not None
+    assert (record["labeled_cases"], record["unlabeled_cases"], record["sites"]) == (2, 4, 2)
 
 
 def test_statistics_of_the_labeled_records(phantom: Path, tmp_path: Path) -> None:

@@ -263,21 +263,21 @@ def image_bytes(suffix: str) -> bytes:
     path = Path(f"sound{suffix}")
     if suffix.startswith(".nii"):
         nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 5.0, 1.0])), path)
-    elif suffix == ".mha":
+    elif suffix in (".mha", ".nrrd"):
         sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
     else:
         Image.fromarray(array.astype(np.uint8)[..., 0]).save(path)
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".png", ".jpg"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd", ".png", ".jpg"])
 @fuzz
 @given(data=st.data())
 def test_images(data: st.DataObject, suffix: str) -> None:
     """Every error becomes a fault of the file, and the survey of a data set continues with the next one."""
     path = Path(f"image{suffix}")
     sound = image_bytes(suffix)
-    header = {".nii": 352, ".mha": 300}.get(suffix, len(sound))  # the voxels may have any value
+    header = {".nii": 352, ".mha": 300, ".nrrd": 280}.get(suffix, len(sound))  # the voxels may have any value
     path.write_bytes(data.draw(spoilt(sound[:header])) + sound[header:])
     (finding,) = survey([{"image": str(path), "case": "a"}], Settings(1, 2))
     for fault in finding.faults:

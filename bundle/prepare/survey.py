@@ -60,6 +60,7 @@ class Finding:
         shape: ``(rows, columns, slices)``, None if the image cannot be read.
         spacing: size of a voxel in mm, in the same order; None for photographs.
         classes: foreground classes in the label.
+        reach: how far from the slices' centre foreground lies, in mm along rows or columns; None without either.
         few_values: whether the image has a few whole values only.
     """
 
@@ -70,6 +71,7 @@ class Finding:
     shape: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None
     classes: tuple[int, ...] = ()
+    reach: float | None = None
     few_values: bool = False
 
 
@@ -247,6 +249,17 @@ def _look_at_label(finding: Finding, label: MetaTensor, settings: Settings) -> N
     finding.classes = tuple(int(v) for v in values if v in range(1, settings.num_classes))
     if not values.any():
         finding.notes.append(f"{path}: no foreground.")
+    elif finding.spacing is not None:
+        finding.reach = _reach(classes.numpy()[0], finding.spacing)
+
+
+def _reach(classes: NDArray[np.generic], spacing: Sequence[float]) -> float:
+    """Largest distance in mm, along rows or columns, of a foreground voxel's far side from the slices' centre."""
+    rows_columns = np.nonzero(classes.any(axis=2))
+    return max(
+        float(np.abs(index + 0.5 - size / 2).max() + 0.5) * mm
+        for index, size, mm in zip(rows_columns, classes.shape, spacing, strict=False)
+    )
 
 
 def _try(finding: Finding, check: Any, *args: Any) -> Any:

@@ -214,6 +214,10 @@ def _write_configs(
     inference |= {key: value for key, value in overlay.items() if key in inference}
     # All three workflows use slices like those of the weights' training.
     train |= trained
+    # Training goes on as these weights came about; the supervised start is behind them.
+    if record.get("settings", {}).get("weak_view mode") == "augmentation":
+        recipe = _read_json(folder / "recipe.json")
+        train |= {key: recipe[key] for key in ("weak_view", "teacher_decay")}
     train["image_size"] = cpu["image_size"] = inference["image_size"]["default"] = record["image_size"]
     for name, config in (("train.json", train), ("inference.json", inference), ("cpu.json", cpu)):
         _write_json(folder / name, config)

@@ -18,7 +18,7 @@ import numpy as np
 
 from scripts.utils.files import check_readable
 
-__all__ = ["MetaHeader", "read_header", "read_voxels"]
+__all__ = ["MetaHeader", "inflate", "printable", "read_header", "read_voxels"]
 
 TYPES = {
     "MET_CHAR": "i1",
@@ -130,7 +130,7 @@ def read_voxels(header: MetaHeader) -> np.ndarray:
         where = f"{header.path}" if file == header.path else f"{header.path} (with '{file.name}')"
         found = file.stat().st_size - max(header.start, 0)
         if header.compressed:
-            content = _inflate(file, header.start, size, where)
+            content = inflate(file, header.start, size, where)
             found = len(content)
         elif header.text:
             found = len(file.read_bytes()[header.start :].split()) * header.dtype.itemsize
@@ -164,7 +164,7 @@ def _fields(path: Path, content: bytes) -> tuple[dict[str, str], int]:
             if line.strip():
                 break
             continue
-        name, value = (_printable(text) for text in found.groups())
+        name, value = (printable(text) for text in found.groups())
         if fields.setdefault(name, value) != value:
             raise ValueError(f"{path}: the header says both {name} = {fields[name]} and {name} = {value}.")
         if name == "ElementDataFile":
@@ -172,7 +172,7 @@ def _fields(path: Path, content: bytes) -> tuple[dict[str, str], int]:
     raise ValueError(f"{path} is not an image of this type, or is damaged: its header has no ElementDataFile.")
 
 
-def _printable(text: bytes) -> str:
+def printable(text: bytes) -> str:
     """A field's text, which may stand in a message."""
     decoded = text.decode(errors="replace").replace("\t", " ")
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in decoded)
@@ -186,7 +186,7 @@ def _data_files(path: Path, fields: dict[str, str], shape: Sequence[int], rest: 
     if not value:
         raise ValueError(f"{path}: expected the file of the voxels, found an empty ElementDataFile.")
     if re.match(r"LIST(\s+\d+)?$", value):
-        names = [name for line in rest.splitlines() if (name := _printable(line).strip())]
+        names = [name for line in rest.splitlines() if (name := printable(line).strip())]
         if value not in ("LIST", f"LIST {len(shape) - 1}"):
             raise ValueError(f"{path}: expected a LIST of a file for each slice, found ElementDataFile = {value}.")
     elif "%" in value:
@@ -238,8 +238,18 @@ def _true(fields: dict[str, str], name: str) -> bool:
     return fields.get(name, "")[:1] in ("T", "t", "1")
 
 
-def _inflate(file: Path, start: int, size: int, where: str) -> bytes:
-    """The content of a file's compressed stream, read to the checksum at its end, or to slightly more than ``size``."""
+def inflate(file: Path, start: int, size: int, where: str) -> bytes:
+    """The content of a file's compressed stream, read to the checksum at its end, or to slightly more than ``size``.
+
+    Args:
+        file: the file.
+        start: offset of the stream, of zlib or gzip, in bytes.
+        size: bytes that it should contain.
+        where: the beginning of a message.
+
+    Raises:
+        ValueError: if the stream is damaged or has no end.
+    """
     stream = zlib.decompressobj(wbits=47)  # zlib's or gzip's
     content = bytearray()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from monai.utils import SpaceKeys, ensure_tuple
 from scripts.data.dicom.reader import DicomReader
 from scripts.data.metaimage import read_header, read_voxels
 from scripts.data.nifti import LPS_TO_RAS, NiftiReader, check_affine, itk_affine, open_nifti
+from scripts.data.nrrd import check_nrrd_voxels, read_nrrd_header
 from scripts.data.photographs import PhotographReader, is_photograph
 
 __all__ = ["LoadImageVolumed", "MetaImageReader", "is_photograph", "read_grid", "shows_photograph", "voxel_files"]
@@ -86,6 +86,7 @@ class NrrdReader(MetaImageReader):
         if len(files) != 1:
             raise ValueError(f"expected one file per image, found {len(files)}: {', '.join(map(str, files))}.")
         shape, affine = read_grid(files[0])
+        check_nrrd_voxels(Path(files[0]))
         try:
             array = sitk.GetArrayFromImage(sitk.ReadImage(str(files[0]), imageIO="NrrdImageIO"))
         except RuntimeError:
@@ -167,7 +168,11 @@ def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
     if not nrrd and path.suffix.lower() not in VOLUME_SUFFIXES:
         image = open_nifti(path)
         return (*image.shape, 1, 1)[:3], itk_affine(image.header)
-    shape = _check_attached(path) if nrrd else read_header(path).shape
+    shape: Sequence[int] = ()  # any axis of an NRRD may hold the channels: ITK knows which
+    if nrrd:
+        read_nrrd_header(path)
+    else:
+        shape = read_header(path).shape
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")  # ITK does not recognise upper-case suffixes
     reader.SetFileName(str(path))
@@ -185,17 +190,6 @@ def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
         raise ValueError(f"{path} is not an image of this type, or is damaged.") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _check_attached(path: Path) -> tuple[int, ...]:
-    """Refuse an NRRD whose voxels are in other files, because the cache would not notice changes of these."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
-    with path.open("rb") as stream:
-        header = stream.read(1 << 16).split(b"\n\n")[0].split(b"\r\n\r\n")[0]
-    if re.search(rb"(?mi)^data ?file\s*:", header):
-        raise ValueError(f"{path}: its voxels are in another file: save it as a single NRRD.")
-    return ()
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:

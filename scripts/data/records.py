@@ -129,7 +129,7 @@ def dataset_records(
 
     Raises:
         FileNotFoundError: if the folder, the splits file, a case, an image or a label is missing, or no training image
-            has a label.
+            has a label although ``labeled`` is not 0.
         ValueError: for an unknown layout or part, a split with a duplicate case, or a ``labeled`` out of range.
     """
     split = split_cases(layout, dataset_dir, splits, fold=fold)
@@ -145,8 +145,9 @@ def dataset_records(
         if not allow_missing or not chosen:
             raise FileNotFoundError(f"{what} {LAYOUTS[layout].source}. --allow_missing True continues without them.")
         logger.warning("%s", what)
-    if part == "train" and chosen and not any("label" in record for of_case in chosen.values() for record in of_case):
-        images = [record["image"] for of_case in chosen.values() for record in of_case]
+    records = [record for of_case in chosen.values() for record in of_case]
+    if part == "train" and records and labeled != 0 and not any("label" in record for record in records):
+        images = [record["image"] for record in records]
         taken = ", ".join(images[:3]) + (f", ... ({len(images)} in all)" if len(images) > 3 else "")
         raise FileNotFoundError(
             f"no training image of '{dataset_dir}' has a label; taken for images: {taken}. {LAYOUTS[layout].source}."

@@ -140,8 +140,8 @@ class SemiSupervisedLoader:
                 raise ValueError(f"{name}: expected a whole number of at least {lowest}, found {value!r}.")
         if len(dataset.labeled) == 0 and (requires_labeled or len(dataset) == 0):
             raise ValueError(
-                f"none of the {len(dataset)} training slices has a label: training needs labelled cases. (In federated "
-                "training a site may have none, with a method that does not need them; see configs/federated.json.)"
+                f"none of the {len(dataset)} training slices has a label: training needs labelled cases. (A federated "
+                "site may have none; see docs/federated.md.)"
             )
         if requires_unlabeled and len(dataset.unlabeled) == 0:
             raise ValueError(

@@ -148,7 +148,9 @@ class Objective(nn.Module):
         return {"decoder": pseudo_label(self.target_network(views.unlabeled).float().softmax(dim=1))}
 
     def supervised_loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """L_s of ``[B, C, H, W]`` logits against ``[B, H, W]`` labels, computed in float32."""
+        """L_s of ``[B, C, H, W]`` logits against ``[B, H, W]`` labels, computed in float32; 0 where B is 0."""
+        if not len(logits):
+            return logits.float().sum()
         loss: Tensor = self.loss(logits.float(), label[:, None])
         return loss
 

@@ -61,6 +61,8 @@ class TaughtConsistency(RampedConsistency):
         **kwargs: of :class:`RampedConsistency`.
     """
 
+    requires_labeled = False
+
     def __init__(self, *, decay: float = 0.99, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.teacher = MovingAverage(self.network, decay)

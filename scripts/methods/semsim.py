@@ -89,6 +89,11 @@ class SemSim(Objective):
         self.uncertainty_rate = uncertainty_rate
 
     @property
+    def requires_labeled(self) -> bool:  # type: ignore[override]
+        """L_cross queries labeled images; without it a batch may hold none."""
+        return self.queries
+
+    @property
     def former_settings(self) -> dict[str, Any]:
         """Default values of the options that are now those of :class:`scripts.methods.SemSimVariants`."""
         return {
@@ -111,9 +116,14 @@ class SemSim(Objective):
         # Labeled images give L_s and the prototypes; the weak branch has no gradient.
         with torch.no_grad():
             weak_encoded = self.target_network.encode(weak)
-        logits, stages = self._decode(self.network.encode(image))
-        losses = {"loss_supervised": self.supervised_loss(logits, label)}
-        prototypes = self._labeled_features(stages, label)[2] if self.queries else None
+        prototypes = None
+        if self.queries:
+            logits, stages = self._decode(self.network.encode(image))
+            supervised = self.supervised_loss(logits, label)
+            prototypes = self._labeled_features(stages, label)[2]
+        else:
+            supervised = self.supervised(image, label)
+        losses = {"loss_supervised": supervised}
         with torch.no_grad():
             targets = self._targets(weak_encoded, prototypes)
 

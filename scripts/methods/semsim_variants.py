@@ -108,6 +108,11 @@ class SemSimVariants(SemSim):
         self.joint_forward = joint_forward
 
     @property
+    def requires_labeled(self) -> bool:  # type: ignore[override]
+        """True: other readings pass labeled and unlabeled images together."""
+        return True
+
+    @property
     def former_settings(self) -> dict[str, Any]:
         """None: this class has every option."""
         return {}

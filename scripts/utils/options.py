@@ -26,6 +26,10 @@ __all__ = ["check_options", "check_paths", "check_switches", "check_values"]
 PATHS = ("bundle_root", "cache_dir", "checkpoint", "dataset_dir", "output_dir", "resume", "splits")
 
 
+VERBS: dict[str, tuple[Any, ...]] = {"run": (run,), "run_workflow": (run_workflow, ConfigWorkflow)}
+"""The verbs of MONAI's command line that run a configuration, and the callables that define their own options."""
+
+
 def check_switches(**switches: object) -> None:
     """Refuse switches that are text: ``false`` on the command line is a text, which is true.
 
@@ -83,13 +87,13 @@ def check_options() -> None:
     MONAI would add it to the configuration without effect: a misspelt ``--labelled 3`` would train with the default,
     and so would ``--train#max_epochs 5``. An overlay's id without effect is refused too if it resembles an id of the
     earlier files. Ids within a component are checked by its constructor. If the config files are not given on the
-    command line, nothing is checked.
+    command line, nothing is checked, nor for MONAI's other verbs, which export, verify and download.
 
     Raises:
         ValueError: for the first such option or id.
     """
     words = sys.argv[1:]
-    if Path(sys.argv[0]).parts[-3:] != MONAI_PROGRAM:
+    if Path(sys.argv[0]).parts[-3:] != MONAI_PROGRAM or not words or words[0] not in VERBS:
         return
     options = _given(words)
     check_paths(words)
@@ -100,8 +104,7 @@ def check_options() -> None:
     files = _files(chosen) if isinstance(chosen, str) else [*chosen]
     config = ConfigParser.load_config_files(files)
     tracking: Any = DEFAULT_MLFLOW_SETTINGS
-    commands: Any = (run_workflow, ConfigWorkflow) if words[:1] == ["run_workflow"] else (run,)
-    takes = [option for command in commands for option in inspect.signature(command).parameters.values()]
+    takes = [option for command in VERBS[words[0]] for option in inspect.signature(command).parameters.values()]
     own = [option.name for option in takes if option.kind is not option.VAR_KEYWORD]
     others = {*own, *tracking["configs"]} - {*tracking["handlers_id"]}
     for name in options:

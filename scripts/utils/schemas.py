@@ -207,6 +207,7 @@ SCHEMAS: dict[str, Schema] = {
         labeled_slices=COUNT,
         unlabeled_cases=COUNT,
         unlabeled_slices=COUNT,
+        sites=COUNT,
         batch_size=COUNT,
         processes=COUNT,
         image_size=IMAGE_SIZE,

@@ -58,10 +58,12 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     state = load_tensors(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         content = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(
-            f"{path}: contains {content[:100]}, expected a network's state_dict only: checkpoint.pt serves to resume "
-            "training, model.pt in the same folder contains the network."
-        )
+        hint = ""
+        if isinstance(state, Mapping) and "method" in state:
+            hint = ": checkpoint.pt serves to resume training, model.pt in the same folder contains the network"
+        elif isinstance(state, Mapping) and "model" in state:
+            hint = ": `python -m bundle global_model` converts a federation's global model to model.pt"
+        raise ValueError(f"{path}: contains {content[:100]}, expected a network's state_dict only{hint}.")
     if name := not_finite(state):
         raise ValueError(f"{path}: '{name}' has values that are not finite: these weights are unusable.")
     return {str(name): value for name, value in state.items()}

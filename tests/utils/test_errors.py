@@ -191,3 +191,10 @@ def test_run_workflow_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "argv", [program, "run", *words[1:]])  # `run` would treat it as an id of the config
     with pytest.raises(ValueError, match="--workflow_name"):
         check_options()
+
+
+@pytest.mark.parametrize("verb", ["ckpt_export", "onnx_export", "trt_export", "verify_metadata", "verify_net_in_out"])
+def test_verbs_that_run_no_configuration_keep_their_own_options(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    words = [verb, "network_def", "--filepath", "model.ts", "--config_file", str(CONFIGS / "inference.json")]
+    monkeypatch.setattr(sys, "argv", [str(Path("site-packages", "monai", "bundle", "__main__.py")), *words])
+    check_options()

@@ -193,7 +193,7 @@ def test_missing_cases_and_mistakes_are_named(niftis: Path, tmp_path: Path, caps
         main("custom", str(niftis), str(tmp_path / "set.json"), splits=str(splits), num_classes=3)
     printed = capsys.readouterr().out
     assert "case 'images/s9' of part 'train'" in printed
-    assert "none of the 1 'test' cases" in printed
+    assert "all 1 'test' cases" in printed
     assert "--allow_missing True continues without" in printed
     main("custom", str(niftis), str(tmp_path / "set.json"), splits=str(splits), num_classes=3, allow_missing=True)
     assert "1 'train' cases of" in capsys.readouterr().out
@@ -217,7 +217,7 @@ def test_the_slice_axis_is_decided_shown_and_kept(
     capsys.readouterr()
     main("custom", str(tmp_path / "b.json"), str(tmp_path / "c.json"), num_classes=3)
     printed = capsys.readouterr().out
-    assert f"slices: coronal, as {tmp_path / 'b.json'} says" in printed
+    assert f"slices: coronal, from {tmp_path / 'b.json'}" in printed
     row = next(line for line in printed.splitlines() if line.startswith("train"))
     assert "3 x 40" in row, "rows x columns of a coronal slice"
     assert cohort_axis([], tmp_path / "c.json") == "coronal"
@@ -238,10 +238,10 @@ def test_label_maps_among_the_images_and_outliers_are_noted(
     main("custom", str(root), str(tmp_path / "a.json"), num_classes=3)
     printed = capsys.readouterr().out
     assert (
-        f"{root}/images/s4_myo.nii.gz looks like a label map of {root}/images/s4.nii.gz: it holds few values" in printed
+        f"{root}/images/s4_myo.nii.gz looks like a label map of {root}/images/s4.nii.gz: it has few values" in printed
     )
     assert f"{root}/images/s5.nii.gz has outliers: 99.8 % of its voxels lie within" in printed
-    assert printed.count("looks like") == printed.count("outliers") == 1
+    assert printed.count("looks like") == printed.count("has outliers") == 1
 
 
 def test_files_that_changed_since_are_found(
@@ -395,9 +395,9 @@ def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys:
 
     main("custom", str(root), str(tmp_path / "a.json"), splits=None, **given)
     printed = capsys.readouterr().out
-    assert f"{root}/images: files passed over: notes.txt, x.bmp." in printed
-    assert f"{root}/linked: files passed over: p0.tif." in printed
-    assert f"{root}/masks: labels of no image in the set: typo.png." in printed
+    assert f"{root}/images: unused files: notes.txt, x.bmp." in printed
+    assert f"{root}/linked: unused files: p0.tif." in printed
+    assert f"{root}/masks: labels without an image: typo.png." in printed
     assert "the split is by image: if a patient has several, only a datalist" in printed
     row = next(line for line in printed.splitlines() if line.startswith("train"))
     assert row.split()[-3:] == ["48", "x", "40"], "photographs have no spacing"
@@ -406,7 +406,7 @@ def test_what_is_passed_over_is_noted(photographs: Path, tmp_path: Path, capsys:
     splits.write_text(json.dumps({"train": ["images/p0"], "val": ["images/p4"]}))
     main("custom", str(root), str(tmp_path / "a.json"), splits=str(splits), **given)
     printed = capsys.readouterr().out
-    assert "does not name all cases that are there: images/p1, images/p2, images/p3, images/p5." in printed
+    assert "lacks some cases of the folder: images/p1, images/p2, images/p3, images/p5." in printed
     assert "the split is by image" not in printed
     assert "p5.png" not in printed
 
@@ -511,3 +511,23 @@ def test_a_slice_of_one_row_is_drawn(tmp_path: Path) -> None:
     record = {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "a_gt.nii.gz"), "case": "a"}
     draw_montage([record], tmp_path / "picture.png", 2, {})
     assert Image.open(tmp_path / "picture.png").size[0] > 0
+
+
+def test_the_recipe_gets_a_pixel_size_that_holds_the_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A square from row 10 to 29 and column 8 to 33 of 40 x 60 voxels of 1.5 mm: its far side is 22 columns away."""
+    label = np.zeros((60, 40, 3), np.uint8)
+    label[8:34, 10:30] = 1
+    for i in range(4):
+        save_nifti(tmp_path / "data" / f"s{i}.nii.gz", np.random.default_rng(i).normal(100, 20, label.shape), np.int16)
+        save_nifti(tmp_path / "data" / f"s{i}_gt.nii.gz", label, np.uint8)
+    main("custom", str(tmp_path / "data"), str(tmp_path / "list.json"))
+    reach, last = 1.5 * (30 - 8), capsys.readouterr().out.splitlines()[-1]
+    assert f"within {reach:.0f} mm" in last
+    # 96 pixels of .8 mm reach 38.4 mm, a tenth more than the labels; of .75 mm 36
+    assert "--pixel_spacing 0.8." in last
+
+
+def test_photographs_keep_their_aspect(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"in_channels": 3, "num_classes": 2, "label_values": [0, 255]}
+    main("custom", str(photographs), str(tmp_path / "list.json"), **options)
+    assert "--pixel_spacing aspect" in capsys.readouterr().out.splitlines()[-1]

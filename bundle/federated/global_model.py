@@ -1,0 +1,135 @@
+"""``python -m bundle global_model``: the network that a federation's server wrote, as weights with a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from scripts.networks import UNet
+from scripts.utils.licences import recorded_licenses
+from scripts.utils.provenance import write_record
+from scripts.utils.tensors import load_tensors, not_finite, save_tensors
+from scripts.utils.validation import read_json
+
+__all__ = ["main", "write_global_model"]
+
+SHARED = (
+    "data",
+    "image_size",
+    "slice_axis",
+    "pixel_spacing",
+    "percentiles",
+    "mirroring",
+    "largest_component",
+    "class_names",
+)
+"""What the sites' records must agree on: how the network's input is made and what its output means."""
+COUNTS = ("labeled_cases", "labeled_slices", "unlabeled_cases", "unlabeled_slices")
+OWN = ("sha256", "validation_dice", "calibration", "missing_cases", "labeled_sha256", "continues_sha256")
+"""What a record says of its site's own weights or cases alone."""
+
+
+def main(weights: str, records: str | Sequence[str], output: str) -> None:
+    """Write a federation's network as ``model.pt``, and its record beside it, which evaluation and inference go by.
+
+    Args:
+        weights: ``FL_global_model.pt`` or ``best_FL_global_model.pt`` of an NVFlare server, or a file with the
+            network's state_dict alone.
+        records: ``model_last.json`` of each site's ``output_dir``.
+        output: the file to write, such as ``models/model.pt``.
+
+    Raises:
+        ValueError: if a file is damaged, holds more than tensors and plain values or no network of this bundle, or if
+            the sites' records do not belong together.
+        FileNotFoundError: if a file is missing.
+    """
+    files = [records] if isinstance(records, str) else [*records]
+    record = write_global_model(read_network(weights), files, output)
+    print(
+        f"{output}: {record['labeled_cases']} labelled and {record['unlabeled_cases']} unlabelled cases of "
+        f"{len(files)} sites; {Path(output).with_suffix('.json').name} beside it is their record."
+    )
+
+
+def read_network(path: str | Path) -> dict[str, Tensor]:
+    """The network of a server's file, its tensors in the types that this bundle's networks have.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: see :func:`main`.
+    """
+    content = load_tensors(path)
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]  # beside it NVFlare keeps what trained it
+    state = dict(content) if isinstance(content, Mapping) else {}
+    try:
+        network = UNet(state["encoder.0.0.weight"].shape[1], state["head.bias"].shape[0])
+        network.load_state_dict(state)  # an average of whole numbers is none: this casts
+    except (KeyError, IndexError, AttributeError, TypeError, RuntimeError):
+        found = ", ".join(map(str, state)) or type(content).__name__
+        raise ValueError(
+            f"{path}: contains {found[:100]}, expected a network of this bundle, alone or as 'model'."
+        ) from None
+    if name := not_finite(network.state_dict()):
+        raise ValueError(f"{path}: '{name}' has values that are not finite: these weights are unusable.")
+    return network.state_dict()
+
+
+def write_global_model(
+    network: Mapping[str, Tensor], records: Sequence[str | Path], output: str | Path
+) -> dict[str, Any]:
+    """Write a network and the record that its sites' records make together, which is returned.
+
+    Raises:
+        ValueError: if the records do not belong together.
+    """
+    record = joint_record(records)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(dict(network), output)
+    write_record(output, record)
+    return record
+
+
+def joint_record(files: Sequence[str | Path]) -> dict[str, Any]:
+    """The record of weights that several sites trained: what all say alike, and their cases added up.
+
+    Args:
+        files: the sites' records.
+
+    Raises:
+        ValueError: if there is none, or they differ in what must be alike.
+        FileNotFoundError: if one is missing.
+    """
+    found = [read_json(file, "record") for file in files]
+    if not found:
+        raise ValueError("records: expected the record of each site, such as OUTPUT_DIR/model_last.json, found none.")
+    first = found[0]
+    for file, record in zip(files, found, strict=True):
+        for name in SHARED:
+            if record.get(name) != first.get(name):
+                raise ValueError(
+                    f"{file}: {name}: expected {first.get(name)!r}, as in {files[0]}, found {record.get(name)!r}: "
+                    "the sites' networks see other images and cannot be one."
+                )
+    licenses = list(dict.fromkeys(text for record in found for text in recorded_licenses(record)))
+    alike = {name: value for name, value in first.items() if all(record.get(name) == value for record in found)}
+    return {
+        **{name: value for name, value in alike.items() if name not in OWN},
+        "split": None,
+        "split_sha256": None,
+        "method": _joined(record["method"] for record in found),
+        "code": _joined(record["code"] for record in found),
+        "seed": first["seed"],
+        "iteration": max(record["iteration"] for record in found),
+        **{name: sum(record.get(name, 0) for record in found) for name in COUNTS},
+        "synthetic": any(record.get("synthetic", False) for record in found),
+        **({"license": licenses} if licenses else {}),
+        "sites": len(found),
+    }
+
+
+def _joined(texts: Any) -> str:
+    return ", ".join(dict.fromkeys(texts))
