@@ -20,6 +20,8 @@ from scripts.networks.attention import attention
 __all__ = [
     "Prototypes",
     "agreement",
+    "class_means",
+    "class_shares",
     "cross_logits",
     "majority_labels",
     "nearest_divisor",
@@ -196,6 +198,24 @@ def agreement(similarity: Tensor, present: Tensor, rate: float = 1000.0) -> Tens
     # An absent class has p = 0 and contributes nothing, as 0 log 0 = 0.
     divergence = torch.where(p > 0, p * (log_p - log_mean), 0.0).sum(dim=2)
     return torch.exp(-rate * divergence.clamp_min(0)).mean(dim=1)
+
+
+def class_shares(features: Tensor, probabilities: Tensor) -> Tensor:
+    """How much every position counts for every class of its image, ``[B, C, h * w]``, summing to 1 over positions.
+
+    Args:
+        features: ``[B, D, h, w]``.
+        probabilities: ``[B, C, H, W]``; brought to the features' size by averages.
+    """
+    height, width = features.shape[-2:]
+    share = F.adaptive_avg_pool2d(probabilities.float(), (height, width)).flatten(2)
+    return share / share.sum(dim=2, keepdim=True).clamp_min(1e-6)
+
+
+def class_means(features: Tensor, probabilities: Tensor) -> Tensor:
+    """Mean feature of every class in every image, ``[B, C, D]`` float32, weighted by :func:`class_shares`."""
+    with torch.autocast(features.device.type, enabled=False):
+        return class_shares(features, probabilities) @ features.float().flatten(2).transpose(1, 2)
 
 
 def _regions(x: Tensor, rows: int, columns: int) -> Tensor:

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import re
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ TABLE_6 = {
     "table6_s1_s2_s3": (1, 2, [3]),
     "table6_decoder_s1_s2": (None, None, [1, 2]),
     "table6_decoder_s1_s2_s3": (None, None, [1, 2, 3]),
+}
+FIGURE_11 = {
+    "fig11_decoder": ("decoder",),
+    "fig11_intra": ("intra",),
+    "fig11_cross": ("cross",),
+    "fig11_decoder_intra": ("decoder", "intra"),
+    "fig11_decoder_cross": ("decoder", "cross"),
+    "fig11_intra_cross": ("intra", "cross"),
+    "fig11_decoder_intra_cross": ("decoder", "intra", "cross"),
 }
 # Overrides of the command line, and the attributes that they set.
 OVERRIDES: list[tuple[str, Any, str]] = [
@@ -79,7 +89,7 @@ def losses_and_views(method: SemSim) -> tuple[set[str], int]:
 
 def test_every_overlay_is_a_row_and_documented() -> None:
     names = {path.stem for path in FOLDER.glob("*.json")}
-    assert names == {*TABLE_4, *TABLE_6, "fig11_shared_target"}
+    assert names == {*TABLE_4, *TABLE_6, *FIGURE_11}
     assert names == set(re.findall(r"`((?:table|fig)\d\w+)\.json`", DOCUMENT))
 
 
@@ -118,10 +128,18 @@ def test_table_6(name: str, row: tuple[int | None, int | None, list[int]]) -> No
     assert views == len({*decoder, intra, cross} - {None})
 
 
-def test_figure_11() -> None:
-    method = method_of("ablations/fig11_shared_target.json")
+@pytest.mark.parametrize(("name", "kinds"), FIGURE_11.items())
+def test_figure_11(name: str, kinds: tuple[str, ...]) -> None:
+    method = method_of(f"ablations/{name}.json")
     assert isinstance(method, SemSimVariants)
     assert method.shared_target
+    assert method.shared_kinds == kinds
+    assert losses_and_views(method)[0] == {"loss_decoder", "loss_intra", "loss_cross"}
+
+
+def test_figure_11_has_every_set_of_predictions_as_one_target() -> None:
+    kinds = ("decoder", "intra", "cross")
+    assert sorted(FIGURE_11.values()) == sorted(c for n in (1, 2, 3) for c in combinations(kinds, n))
 
 
 def test_default_is_the_last_row_of_table_4_and_the_third_of_table_6() -> None:

@@ -34,7 +34,8 @@ class Brightness(UNet):
 def brightness(folder: Path) -> dict[str, Any]:
     """Config values that replace the U-Net by :class:`Brightness`."""
     torch.save(UNet(3, 2).state_dict(), folder / "model.pt")
-    return {"network_def#_target_": f"{__name__}.Brightness", "checkpoint": str(folder / "model.pt")}
+    network = {"_target_": f"{__name__}.Brightness", "in_channels": 3, "num_classes": 2, "dropout": [0.0] * 5}
+    return {"network_def": network, "checkpoint": str(folder / "model.pt")}
 
 
 def blob(height: int, width: int, centre: tuple[float, float], radius: float) -> np.ndarray:

@@ -24,9 +24,9 @@ from scripts.handlers.checkpoints import RunCheckpoint
 from scripts.methods import Objective
 from scripts.static_step import StaticSteps
 from scripts.views import WeakView
-from tests.methods.common import METHODS, build, make_batch, trainer
+from tests.methods.common import METHODS, build, make_batch, thin_network, trainer
 
-CAPTURED = [name for name, method in METHODS.items() if method.capturable]
+CAPTURED = [name for name, method in METHODS.items() if vars(method).get("capturable")]
 TAUGHT = {"weak": AugmentedView(), "teacher_decay": 0.9}
 OPTIONS = {"fixmatch": TAUGHT, "semsim": TAUGHT, "variants": {"lambda_query": 0.5, "decoder_views": (1, 3)}}
 
@@ -49,6 +49,11 @@ def training(
 
 def test_which_objectives_are_captured() -> None:
     assert {"supervised", "fixmatch", "unimatch", "semsim_minus", "semsim", "mean_teacher"} <= set(CAPTURED)
+
+    class Derived(METHODS["fixmatch"]):  # type: ignore[misc]
+        pass
+
+    assert StaticSteps.obstacle(Derived(network=thin_network()), torch.optim.SGD([torch.zeros(1)])) is not None
     reason = StaticSteps.obstacle(build("adversarial"), torch.optim.SGD([torch.zeros(1)]))
     assert reason is not None
     assert "Adversarial" in reason

@@ -19,8 +19,10 @@ from typing import Any
 
 import requests
 import torch
+from torch import nn
 
 from bundle.share.pack import main as pack
+from scripts.handlers.checkpoints import plain_options
 from scripts.networks import UNet
 from scripts.utils.provenance import write_record
 
@@ -33,7 +35,7 @@ PATIENCE = 1800.0  # seconds, of a training
 ANSWER = {"device": "cpu", "result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
 
 
-def place_bundle(target: Path, changes: Mapping[str, Any], network: UNet | None = None) -> Path:
+def place_bundle(target: Path, changes: Mapping[str, Any], network: nn.Module | None = None) -> Path:
     """Pack the bundle into the ``monaibundle`` app's folder, ``APP/model/NAME``.
 
     Args:
@@ -47,8 +49,18 @@ def place_bundle(target: Path, changes: Mapping[str, Any], network: UNet | None 
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=".") as folder:
         weights = Path(folder, "model.pt")
-        torch.save((network or UNet()).state_dict(), weights)
-        origin = {"data": "acdc", "method": "none", "seed": 0, "iteration": 0, "labeled_cases": 0, "synthetic": True}
+        network = network or UNet()
+        torch.save(network.state_dict(), weights)
+        origin: dict[str, Any] = {
+            "data": "acdc",
+            "method": "none",
+            "seed": 0,
+            "iteration": 0,
+            "labeled_cases": 0,
+            "synthetic": True,
+        }
+        settings = {f"network {name}": value for name, value in plain_options(network).items()}
+        origin |= {"network": type(network).__name__, "settings": settings}
         write_record(weights, {**origin, "image_size": changes["image_size"]})
         with redirect_stdout(None):
             pack("acdc", str(weights), folder)

@@ -12,10 +12,11 @@ from bundle.report.page import Block, Chart, Charts, Text
 __all__ = ["curve_charts"]
 
 _COVERAGE = "coverage_"
+_PSEUDO = "pseudo_"
 
 
 def curve_charts(folders: Mapping[str, Path]) -> list[Block]:
-    """Losses, coverage of the pseudo-labels, validation Dice and learning rate.
+    """Losses, coverage and quality of the pseudo-labels, validation Dice and learning rate.
 
     Args:
         folders: the runs' folders by name. For one run all losses and pseudo-labels are drawn; for several the total
@@ -42,6 +43,16 @@ def curve_charts(folders: Mapping[str, Path]) -> list[Block]:
             ("Losses", "loss", losses, None),
             ("Coverage of the pseudo-labels", "share above the threshold", share, 1.02),
         ]
+        for measure, title in (
+            ("dice", "Pseudo-labels against hidden labels"),
+            ("precision", "Those that pass, against hidden labels"),
+        ):
+            kinds = {
+                tag.removeprefix(_PSEUDO).removesuffix(f"_{measure}"): found[tag]
+                for tag in sorted(found)
+                if tag.startswith(_PSEUDO) and tag.endswith(f"_{measure}")
+            }
+            panels.append((title, f"foreground {measure}".replace("dice", "Dice"), kinds, 1.02))
     else:
         panels += [
             ("Total loss", "loss", _of("loss", logged), None),
@@ -49,6 +60,12 @@ def curve_charts(folders: Mapping[str, Path]) -> list[Block]:
                 "Coverage of the decoder's foreground",
                 "share above the threshold",
                 _of(f"{_COVERAGE}decoder_foreground", logged),
+                1.02,
+            ),
+            (
+                "The decoder's pseudo-labels against hidden labels",
+                "foreground Dice",
+                _of(f"{_PSEUDO}decoder_dice", logged),
                 1.02,
             ),
         ]

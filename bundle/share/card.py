@@ -155,6 +155,7 @@ def model_card(
         num_classes=len(classes),
         channels=overlay["in_channels"],
         size=record["image_size"],
+        export=_export(record, overlay["in_channels"]),
         weights=weights_table(record),
         performance=_performance(evaluations, record, unit="pixels" if overlay["output_ext"] == ".png" else "voxels"),
         configs="[" + ",".join(f"'configs/{file}'" for file in files) + "]",
@@ -171,10 +172,13 @@ def weights_table(record: Mapping[str, Any]) -> str:
         "Labelled": _count(record, "labeled"),
         "Unlabelled": _count(record, "unlabeled"),
         "Objective": method,
+        "Network": record.get("network"),
         "Iteration": f"{record['iteration']:,} of {record.get('iterations', record['iteration']):,}",
         "Slices": f"{record['image_size']} x {record['image_size']} pixels",
         "Precision": record.get("precision"),
-        "Batch": f"{record['batch_size']} labelled and as many unlabelled" if "batch_size" in record else None,
+        "Batch": f"{record['batch_size']} labelled and {record['batch_size']} unlabelled"
+        if "batch_size" in record
+        else None,
         "Seed": record["seed"],
         "Began with": f"weights `{record['continues_sha256']}`" if "continues_sha256" in record else None,
         "Code": record["code"],
@@ -183,6 +187,28 @@ def weights_table(record: Mapping[str, Any]) -> str:
     return "\n".join(
         ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items() if value is not None)]
     )
+
+
+def _export(record: Mapping[str, Any], channels: int) -> str:
+    """How to export the network: the U-Net for any size, others, whose parts can only be traced, for one."""
+    size, network = record["image_size"], record.get("network", "UNet")
+    files = "--ckpt_file models/model.pt --meta_file configs/metadata.json --config_file configs/inference.json"
+    script = f"python -m monai.bundle ckpt_export network_def --filepath models/model.ts {files}"
+    if network != "UNet":
+        title, commands = (
+            "TorchScript, for a batch of one and this image size",
+            [f'{script} --use_trace True --input_shape "[1,{channels},{size},{size}]"'],
+        )
+    else:
+        title = "TorchScript, and ONNX (with the packages `onnx` and `onnxscript`) for any batch and image size"
+        axes = "{0:'batch',2:'height',3:'width'}"
+        names = f"'input_names':['image'],'output_names':['pred'],'dynamic_axes':{{'image':{axes},'pred':{axes}}}"
+        onnx = f"python -m monai.bundle onnx_export network_def --filepath models/model.onnx {files}"
+        commands = [
+            script,
+            f'{onnx} --input_shape "[2,{channels},{size},{size}]" --converter_kwargs "{{{names}}}"',
+        ]
+    return "\n".join([f"{title}:", "", "```bash", *commands, "```"])
 
 
 def _count(record: Mapping[str, Any], kind: str) -> str | None:

@@ -48,6 +48,8 @@ def describe(
         metadata["description"] += (
             " These weights were trained on synthetic images only: they show that the bundle works."
         )
+    if (network := record.get("network", "UNet")) != "UNet":
+        metadata["description"] += f" These weights are of another network, {network}, trained by {record['method']}."
     licenses = _licenses(metadata["data_license"], recorded_licenses(record))
     metadata["data_license"] = licenses_line(licenses)
     metadata["version"] = version or base["version"]
@@ -67,6 +69,8 @@ def describe(
         "numpy_version": pins["numpy"],
         **{key: {package: pins[package] for package in base[key]} for key in PACKAGES},
     }
+    if network == "SAM":
+        metadata["required_packages_version"]["transformers"] = pins["transformers"]
     classes = {"0": "background", **overlay["class_names"]}
     listed = ", ".join(f"{number}: {title}" for number, title in classes.items())
     metadata["label_classes"] = f"single channel, {listed}"

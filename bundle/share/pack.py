@@ -21,7 +21,7 @@ from scripts.data.checks import check_class_values
 from scripts.data.layouts.datalist import read_class_values, read_datalist
 from scripts.data.readers import is_photograph
 from scripts.handlers.weights import load_network_weights
-from scripts.networks import UNet
+from scripts.networks import deployed_network, network_options
 from scripts.utils.files import write_text
 from scripts.utils.licences import write_terms
 from scripts.utils.provenance import file_digest, read_record, trained_options
@@ -163,7 +163,10 @@ def _dataset(dataset: str, weights: Path) -> tuple[str, dict[str, Any], dict[str
 
 
 def _shape(weights: Path) -> tuple[int, int]:
-    """Channels and classes of a network, from the first and the last of its tensors."""
+    """Channels and classes of a network: by its record, of a U-Net from the first and the last of its tensors."""
+    settings = (read_record(weights) or {}).get("settings", {})
+    if "network in_channels" in settings and "network num_classes" in settings:
+        return settings["network in_channels"], settings["network num_classes"]
     tensors = list(load_state(weights).values())
     if not tensors or tensors[0].ndim != 4 or tensors[-1].ndim < 1:
         raise ValueError(f"'{weights}' is not a network of this bundle: expected a 2D convolution as its first tensor.")
@@ -172,7 +175,7 @@ def _shape(weights: Path) -> tuple[int, int]:
 
 def _record(weights: Path, overlay: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """The weights' record, after checking that record, weights, data set and evaluations belong together."""
-    load_network_weights(UNet(overlay["in_channels"], overlay["num_classes"]), weights)
+    load_network_weights(deployed_network(weights, overlay["in_channels"], overlay["num_classes"]), weights)
     record = read_record(weights)
     if record is None:
         raise FileNotFoundError(
@@ -210,6 +213,11 @@ def _write_configs(
         for names in (("train.json", "monai_label.json"), ("inference.json", "monai_label_inference.json"))
     )
     cpu = _read_json(folder / "cpu.json")
+    if record.get("network", "UNet") != "UNet" and (method := _method_overlay(record)):
+        # What is served is trained on: the method whose network this is, not SemSim.
+        train = ConfigParser.load_config_files([str(ROOT / "configs" / "train.json"), str(folder / "methods" / method)])
+        train |= _read_json(ROOT / "configs" / "monai_label.json")
+        train["network_def"] |= {k: v for k, v in network_options(record).items() if k not in train["network_def"]}
     train |= overlay
     inference |= {key: value for key, value in overlay.items() if key in inference}
     # All three workflows use slices like those of the weights' training.

@@ -22,7 +22,7 @@ _FIELD = re.compile(rb"^([^:#]+): ?(.*?)[ \t\r]*$")
 
 
 class NrrdHeader(NamedTuple):
-    """What a header says of its voxels.
+    """The voxels of an image according to its header.
 
     Attributes:
         size: their bytes, with all channels.

@@ -70,6 +70,8 @@ def average_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """
     network.eval()
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -23,7 +23,7 @@ from scripts.utils.processes import from_first, gathered
 from scripts.utils.provenance import code_version, file_digest, is_synthetic, write_record
 from scripts.utils.tensors import not_finite, save_tensors
 
-__all__ = ["RunCheckpoint", "data_protocol", "guard_output", "run_settings"]
+__all__ = ["RunCheckpoint", "data_protocol", "guard_output", "plain_options", "run_settings"]
 
 
 class RunCheckpoint:
@@ -249,7 +249,12 @@ def run_settings(objective: Objective) -> dict[str, Any]:
     """The options of an objective and its parts (views, network, teacher ...), stored as attributes."""
     ids = {"weak": "weak_view", "strong": "strong_view"}
     parts = {"": objective, **{f"{ids.get(name, name)} ": part for name, part in objective.named_children()}}
-    return {prefix + name: value for prefix, part in parts.items() for name, value in _plain(vars(part)).items()}
+    return {prefix + name: value for prefix, part in parts.items() for name, value in plain_options(part).items()}
+
+
+def plain_options(part: nn.Module) -> dict[str, Any]:
+    """The options of a module: its attributes that are numbers, words and tuples and that training does not change."""
+    return _plain(vars(part))
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,7 +271,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _training(engine: SemiSupervisedTrainer) -> dict[str, Any]:
     """Provenance of the current weights, for their record."""
     objective, loader = engine.objective, engine.data_loader
-    record: dict[str, Any] = {"method": type(objective).__name__}
+    record: dict[str, Any] = {"method": type(objective).__name__, "network": type(objective.network).__name__}
     if isinstance(fusion := getattr(objective, "fusion", None), nn.Module):
         record["fusion"] = type(fusion).__name__
     record |= {

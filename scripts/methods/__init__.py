@@ -5,6 +5,8 @@ from __future__ import annotations
 from scripts.methods.adversarial import Adversarial
 from scripts.methods.base import Objective, WeakViews
 from scripts.methods.bcp import BCP
+from scripts.methods.cnt_b import CnTB
+from scripts.methods.cpc_sam import CPCSAM
 from scripts.methods.cross_consistency_training import CrossConsistencyTraining
 from scripts.methods.cross_pseudo_supervision import CrossPseudoSupervision
 from scripts.methods.cross_teaching import CrossTeaching
@@ -15,6 +17,7 @@ from scripts.methods.fixmatch import FixMatch
 from scripts.methods.ict_med import ICTMed
 from scripts.methods.interpolation_consistency import InterpolationConsistency
 from scripts.methods.mean_teacher import MeanTeacher
+from scripts.methods.medfct import MedFCT
 from scripts.methods.s4cvnet import S4CVNet
 from scripts.methods.scp_net import SCPNet
 from scripts.methods.semsim import SemSim
@@ -27,8 +30,10 @@ from scripts.methods.urpc import URPC
 
 __all__ = [
     "BCP",
+    "CPCSAM",
     "URPC",
     "Adversarial",
+    "CnTB",
     "CrossConsistencyTraining",
     "CrossPseudoSupervision",
     "CrossTeaching",
@@ -39,6 +44,7 @@ __all__ = [
     "ICTMed",
     "InterpolationConsistency",
     "MeanTeacher",
+    "MedFCT",
     "Objective",
     "S4CVNet",
     "SCPNet",

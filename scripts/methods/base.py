@@ -63,7 +63,7 @@ class Objective(nn.Module):
         requires_labeled: whether it needs labeled images in every batch; if False it accepts batches without ``image``
             and ``label``, such as those of a federated site without labels.
         capturable: whether a CUDA graph can replay the step: nothing comes from the host but the batch, :attr:`draws`,
-            the learning rate and :attr:`progress`.
+            the learning rate and :attr:`progress`. Each class says so itself; it is not inherited.
         iteration: number of the current iteration, from 0; set by the trainer, also after resuming.
         total_iterations: length of the training; set by the trainer.
         draws: the random numbers of this step's views; set by the trainer. None: each view draws its own.

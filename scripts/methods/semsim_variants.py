@@ -25,6 +25,7 @@ _CHOICES = {
     "channel_dropout": ("strong", "feature_stream", "none"),
     "features": ("encoder", "decoder"),
 }
+_KINDS = ("decoder", "intra", "cross")
 
 
 class SemSimVariants(SemSim):
@@ -47,7 +48,8 @@ class SemSimVariants(SemSim):
             ``none``.
         features: input of the fusion module: stages of the ``encoder`` (the paper) or of the ``decoder``, which L_s
             trains and which separate the classes early in the training.
-        shared_target: one target for all three, the mean of p^w and p_1^w (Fig. 11).
+        shared_target: one target for all three predictions (Fig. 11): the mean of ``shared_kinds``.
+        shared_kinds: predictions of the weak view, of ``decoder`` (p^w), ``intra`` (p_1^w) and ``cross`` (p_2^w).
         joint_forward: labeled and weak images in one forward pass (shared batch statistics; the weak view's
             activations are kept for the backward pass, so it costs more).
         **kwargs: of :class:`scripts.methods.SemSim`.
@@ -55,6 +57,8 @@ class SemSimVariants(SemSim):
     Raises:
         ValueError: for an unknown choice, a view outside 1 to 3, or a negative weight.
     """
+
+    capturable = True
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class SemSimVariants(SemSim):
         channel_dropout: str = "strong",
         features: str = "encoder",
         shared_target: bool = False,
+        shared_kinds: Sequence[str] = ("decoder", "intra"),
         joint_forward: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -87,15 +92,19 @@ class SemSimVariants(SemSim):
                 raise ValueError(f"{name}: expected one of {_CHOICES[name]}, found {choice!r}.")
         if channel_dropout == "feature_stream" and self.teacher_decay is not None:
             raise ValueError("channel_dropout feature_stream perturbs the network's own features: no teacher then.")
+        if not shared_kinds or len({*shared_kinds} & {*_KINDS}) < len(shared_kinds):
+            raise ValueError(f"shared_kinds: expected different ones of {_KINDS}, found {shared_kinds!r}.")
         if not decoder_views or not {*decoder_views, intra_view, cross_view} <= {1, 2, 3}:
             raise ValueError(
                 f"strong views are 1, 2 and 3; found decoder_views {list(decoder_views)}, "
                 f"intra_view {intra_view}, cross_view {cross_view}."
             )
         self.lambda_query = lambda_query
+        shared = tuple(shared_kinds) if shared_target else ()
         if lambda_query > 0:
             self.queries, self.fusion = True, fusion
-        self.refines = self.fusion is not None and (self.refines or shared_target)
+        self.queries = self.fusion is not None and (self.queries or "cross" in shared)
+        self.refines = self.fusion is not None and (self.refines or "intra" in shared)
         self.affinity_space = affinity_space
         self.gate = gate
         self.decoder_views = tuple(decoder_views) if self.lambda_decoder > 0 else ()
@@ -105,6 +114,7 @@ class SemSimVariants(SemSim):
         self.feature_stream = channel_dropout == "feature_stream" and self.lambda_decoder > 0
         self.features = features
         self.shared_target = shared_target
+        self.shared_kinds = tuple(shared_kinds)
         self.joint_forward = joint_forward
 
     @property
@@ -174,13 +184,21 @@ class SemSimVariants(SemSim):
         if "cross" in targets:
             small = pseudo_label(resized(logits["decoder"], logits["cross"]).softmax(dim=1))
             targets["cross"] = self._gated(targets["cross"], small)
-        if self.shared_target and "intra" in logits:
-            refined = logits["intra"].softmax(dim=1)
-            small_decoder = resized(logits["decoder"], refined).softmax(dim=1)
-            upsampled = F.interpolate(refined, size=logits["decoder"].shape[-2:], mode="bilinear")
-            targets = dict.fromkeys(targets, pseudo_label((refined + small_decoder) / 2))
-            targets["decoder"] = pseudo_label((logits["decoder"].softmax(dim=1) + upsampled) / 2)
+        if self.shared_target and any(kind in logits for kind in self.shared_kinds):
+            targets = {name: self._shared(logits, prediction) for name, prediction in logits.items()}
         return targets
+
+    def _shared(self, logits: dict[str, Tensor], like: Tensor) -> PseudoLabel:
+        """The one target for all three predictions, at the size of one of them."""
+        size = like.shape[-2:]
+        predictions = [
+            resized(logits[kind], like).softmax(dim=1)
+            if kind == "decoder"
+            else F.interpolate(logits[kind].softmax(dim=1), size=size, mode="bilinear")
+            for kind in self.shared_kinds
+            if kind in logits
+        ]
+        return pseudo_label(torch.stack(predictions).mean(dim=0))
 
     def _gated(self, queried: PseudoLabel, decoded: PseudoLabel) -> PseudoLabel:
         """p_2^w's label with the confidence that the gate compares with the threshold."""

@@ -1,11 +1,25 @@
-"""The deployed U-Net and the feature modules that only training needs."""
+"""The deployed networks and the modules that only training needs."""
 
 from __future__ import annotations
 
+from scripts.networks.deployed import deployed_network, network_options
 from scripts.networks.discriminator import Discriminator
+from scripts.networks.frequency_hybrid import FrequencyHybrid
 from scripts.networks.fusion import PixelProjection, SpatialAwareFusion
 from scripts.networks.rectifier import LabelRectifier
+from scripts.networks.sam import SAM
 from scripts.networks.swin_unet import SwinUNet
 from scripts.networks.unet import UNet
 
-__all__ = ["Discriminator", "LabelRectifier", "PixelProjection", "SpatialAwareFusion", "SwinUNet", "UNet"]
+__all__ = [
+    "SAM",
+    "Discriminator",
+    "FrequencyHybrid",
+    "LabelRectifier",
+    "PixelProjection",
+    "SpatialAwareFusion",
+    "SwinUNet",
+    "UNet",
+    "deployed_network",
+    "network_options",
+]

@@ -94,6 +94,7 @@ class SwinUNet(nn.Module):
         self.num_classes = num_classes
         self.heads = tuple(heads)
         self.window = window
+        self.patch = patch
         self.drop_path = drop_path
         self.multiple = patch * 2 ** (len(depths) - 1)
         dims = [embed_dim * 2**i for i in range(len(depths))]
@@ -123,21 +124,49 @@ class SwinUNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Class logits ``[B, num_classes, H, W]`` of an image ``[B, C, H, W]`` in [0, 1], grey (C = 1) or RGB."""
+        return self.logits_and_features(image)[0]
+
+    def logits_and_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits as :meth:`forward` gives them, and the features that they are made of, one vector per patch."""
+        x = self.embed(image)
+        skips: list[Tensor] = []
+        for level in range(len(self.encoder)):
+            skip, x = self.encode_level(level, x)
+            skips.append(skip)
+        return self.decode(x, skips, image.shape[-2:])
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Patches ``[B, h, w, embed_dim]`` of an image ``[B, C, H, W]``, padded to a multiple of ``multiple``."""
         height, width = image.shape[-2:]
         x = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
-        x = self.patch_embed(x.expand(-1, 3, -1, -1)).permute(0, 2, 3, 1)
-        skips: list[Tensor] = []
-        for level, stage in enumerate(self.encoder):
-            if level > 0:
-                x = self.merging[level - 1](x)
-            skips.append(x)
-            x = stage(x)
+        return self.patch_embed(x.expand(-1, 3, -1, -1)).permute(0, 2, 3, 1)
+
+    def encode_level(self, level: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``[B, h, w, dim]`` of an encoder level before its blocks, which the decoder reads, and after them.
+
+        Args:
+            level: from 0, the finest.
+            x: patches, or what the level before gave.
+        """
+        skip = self.merging[level - 1](x) if level > 0 else x
+        return skip, self.encoder[level](skip)
+
+    def decode(self, x: Tensor, skips: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Class logits ``[B, num_classes, H, W]`` and the features behind them ``[B, embed_dim, h, w]``.
+
+        Args:
+            x: what the last encoder level gave.
+            skips: of every level, finest first.
+            size: height and width of the image before it was padded.
+        """
         x = self.norm(x)
         for level in reversed(range(len(self.decoder))):
             x = torch.cat([self.expanding[level](x), skips[level]], dim=-1)
             x = self.decoder[level](self.joining[level](x))
-        x = self.final(self.norm_up(x)).permute(0, 3, 1, 2)
-        return self.head(x)[..., :height, :width]
+        x = self.norm_up(x)
+        height, width = size
+        logits = self.head(self.final(x).permute(0, 3, 1, 2))[..., :height, :width]
+        return logits, x.permute(0, 3, 1, 2)[..., : -(-height // self.patch), : -(-width // self.patch)]
 
     def load_pretrained(self, path: str) -> None:
         """Start encoder and decoder from a Swin Transformer, as the reference does.

@@ -129,6 +129,34 @@ _CALIBRATION = _object(
     ),
 )
 
+_NETWORK_SIZES = ("input_size", "rank", "width", "window", "decoder_width", "embed_dim")
+_SIZE: Schema = {"type": "integer", "minimum": 1, "maximum": 4096, "description": "a whole number in 1..4096"}
+_SIZES: Schema = {
+    "type": ["array", "integer"],
+    "items": {**_SIZE, "maximum": 1024, "description": "a whole number in 1..1024"},
+    "maxItems": 12,
+    "minimum": 1,
+    "maximum": 48,
+    "description": "a whole number in 1..48, or up to 12 in 1..1024",
+}
+_SHARES = {
+    **SHARE,
+    "type": ["array", "number"],
+    "items": SHARE,
+    "maxItems": 12,
+    "description": "from 0 to 1, or a list",
+}
+# Only what a network is built from; the others are there to be read.
+_SETTINGS: Schema = {
+    "type": "object",
+    "properties": {
+        **{f"network {name}": _SIZE for name in (*_NETWORK_SIZES, "in_channels", "num_classes")},
+        **{f"network {name}": _SIZES for name in ("channels", "depth", "depths", "heads")},
+        **{f"network {name}": _SHARES for name in ("dropout", "drop_path")},
+    },
+    "description": "options of the training by name, a JSON object",
+}
+
 _ENTRY = {
     **_object(
         "an entry with an image's path",
@@ -198,6 +226,8 @@ SCHEMAS: dict[str, Schema] = {
         split=_or_null(FILE),
         split_sha256=_or_null(SHA256),
         method=NAME,
+        network={"enum": ["FrequencyHybrid", "SAM", "UNet"], "description": "FrequencyHybrid, SAM or UNet"},
+        settings=_SETTINGS,
         fusion=NAME,
         seed={"type": "integer", "description": "a whole number"},
         iteration=COUNT,

@@ -13,8 +13,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from torch import Tensor, nn
 
 from bundle.__main__ import main as command_line
-from bundle.pseudo_labels import count_pseudo_labels, hidden_records, scores
+from bundle.report.events import curves
 from scripts.data import SliceDataset, dataset_records
+from scripts.hidden import count_pseudo_labels, hidden_records, scores
 from scripts.losses import PseudoLabel
 from scripts.methods import FixMatch, Objective, SemSim, SemSimVariants, Supervised, UniMatch, WeakViews
 from scripts.methods import fixmatch as fixmatch_module
@@ -242,12 +243,16 @@ def trained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "method#fusion#channels": str(list(THIN)),
         "device": "$torch.device('cpu')",
     }
+    train(FILES, overrides)
+    return overrides
+
+
+def train(files: list[str], overrides: dict[str, str]) -> None:
     parsed = {key: f"${value}" if value[0] in "[0123456789" else value for key, value in overrides.items()}
     short = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2, "validate#dataset#data": []}
-    flow = ConfigWorkflow(FILES, meta_file=None, logging_file=False, workflow_type="train", **parsed, **short)
+    flow = ConfigWorkflow(files, meta_file=None, logging_file=False, workflow_type="train", **parsed, **short)
     flow.initialize()
     flow.run()
-    return overrides
 
 
 @pytest.fixture
@@ -319,6 +324,26 @@ def test_the_slices_are_the_unlabelled_ones_with_their_own_labels(
                 assert len(matches) == 1
                 seen.add((part, matches[0]))
     assert all(sum(p == part for p, _ in seen) > 9 for part in known)  # other slices in every batch
+
+
+def test_the_training_logs_the_same_and_goes_on_as_without(
+    trained: dict[str, str], measure: Any, tmp_path: Path
+) -> None:
+    overlay = str(ROOT / "configs" / "hidden_labels.json")
+    train([*FILES, overlay], {**trained, "output_dir": str(tmp_path), "method#threshold": "0.3"})
+    logged = curves(tmp_path)
+    rows = measure(run=str(tmp_path), batches="10", **{"method#threshold": "0.3"})
+    for row in rows:
+        if row["class"] == "foreground":
+            for name in ("dice", "precision"):
+                steps, found = logged.get(f"pseudo_{row['kind']}_{name}", ([], []))
+                assert list(steps) == ([2] if row[name] else [])
+                assert list(found) == pytest.approx([float(row[name])] if row[name] else [], abs=1e-5)
+    assert "pseudo_decoder_dice" in logged
+
+    train(FILES, {**trained, "output_dir": str(tmp_path / "without"), "method#threshold": "0.3"})
+    with_it, without = (torch.load(folder / "model_last.pt") for folder in (tmp_path, tmp_path / "without"))
+    assert all(torch.equal(value, without[name]) for name, value in with_it.items())
 
 
 def test_an_objective_without_pseudo_labels_of_its_own(trained: dict[str, str], tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -14,11 +16,21 @@ from scripts import methods
 from scripts.engine import SemiSupervisedTrainer, poly_schedule
 from scripts.methods import Objective, SemSimVariants
 from scripts.methods.teacher import MovingAverage
-from scripts.networks import LabelRectifier, PixelProjection, SpatialAwareFusion, SwinUNet, UNet
+from scripts.networks import (
+    SAM,
+    FrequencyHybrid,
+    LabelRectifier,
+    PixelProjection,
+    SpatialAwareFusion,
+    SwinUNet,
+    UNet,
+)
 
 METHODS: dict[str, type[Objective]] = {
     "adversarial": methods.Adversarial,
     "bcp": methods.BCP,
+    "cnt_b": methods.CnTB,
+    "cpc_sam": methods.CPCSAM,
     "cross_consistency_training": methods.CrossConsistencyTraining,
     "cross_pseudo_supervision": methods.CrossPseudoSupervision,
     "cross_teaching": methods.CrossTeaching,
@@ -29,6 +41,7 @@ METHODS: dict[str, type[Objective]] = {
     "ict_med": methods.ICTMed,
     "interpolation_consistency": methods.InterpolationConsistency,
     "mean_teacher": methods.MeanTeacher,
+    "medfct": methods.MedFCT,
     "s4cvnet": methods.S4CVNet,
     "scp_net": methods.SCPNet,
     "semsim": methods.SemSim,
@@ -41,6 +54,8 @@ METHODS: dict[str, type[Objective]] = {
 }
 VARIANT_OPTIONS = {*inspect.signature(SemSimVariants.__init__).parameters} - {"self", "fusion", "kwargs"}
 THIN = (4, 6, 8, 10, 12)
+WITHOUT_SAM = "" if importlib.util.find_spec("transformers") else "needs transformers (pip install transformers)"
+needs_sam = pytest.mark.skipif(bool(WITHOUT_SAM), reason=WITHOUT_SAM)
 
 
 def thin_network(seed: int = 0, in_channels: int = 1, dropout: float = 0.0) -> UNet:
@@ -56,16 +71,42 @@ def thin_transformer(drop_path: float = 0.0) -> SwinUNet:
     return network
 
 
+def thin_hybrid(seed: int = 0, in_channels: int = 1, dropout: float = 0.0) -> FrequencyHybrid:
+    torch.manual_seed(seed)
+    network = FrequencyHybrid(
+        in_channels, channels=THIN, dropout=dropout, embed_dim=6, depths=(2, 1), heads=(1, 2), window=3, drop_path=0.0
+    )
+    network.cnn.head.weight.data *= 3
+    network.transformer.head.weight.data *= 30
+    return network
+
+
+def thin_sam(seed: int = 0, in_channels: int = 1) -> SAM:
+    torch.manual_seed(seed)
+    network = SAM(in_channels, input_size=64, width=24, depth=3, heads=2, window=3, decoder_width=32)
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(module.weight, std=0.2)  # zeros let no gradient through, and near them all looks alike
+    return network
+
+
+def deployed(name: str, seed: int = 0, in_channels: int = 1, dropout: float = 0.0) -> nn.Module:
+    """The network that a method deploys, thin."""
+    if name == "cpc_sam":
+        return thin_sam(seed, in_channels)
+    return (thin_hybrid if name == "medfct" else thin_network)(seed, in_channels, dropout)
+
+
 def build(name: str, *, seed: int = 0, in_channels: int = 1, dropout: float = 0.0, **kwargs: Any) -> Any:
     """An objective on thin networks at 30 % of the training; its moving averages differ from their students."""
-    network = thin_network(seed, in_channels, dropout)
+    network = deployed(name, seed, in_channels, dropout)
     if name == "semsim":
         kwargs["fusion"] = SpatialAwareFusion(channels=THIN, dim=8, heads=2)
     elif name == "semsim_minus":
         kwargs["fusion"] = PixelProjection(channels=THIN, dim=8)
     elif name == "cross_pseudo_supervision":
         kwargs["second"] = thin_network(seed + 1, in_channels, dropout)
-    elif name in ("cross_teaching", "s4cvnet"):
+    elif name in ("cnt_b", "cross_teaching", "s4cvnet"):
         kwargs.setdefault("transformer", thin_transformer(dropout))
     elif name == "diffrect":
         kwargs["rectifier"] = LabelRectifier(in_channels, 4, THIN, denoiser=(8,), groups=2)
@@ -78,7 +119,7 @@ def build(name: str, *, seed: int = 0, in_channels: int = 1, dropout: float = 0.
     objective: Any = kind(network=network, **kwargs)
     for average in (module for module in objective.modules() if isinstance(module, MovingAverage)):
         swin = isinstance(average.module, SwinUNet)
-        other: nn.Module = thin_transformer() if swin else thin_network(seed + 2, in_channels)
+        other = thin_transformer() if swin else deployed(name, seed + 2, in_channels)
         average.module.load_state_dict(other.state_dict())
     objective.iteration, objective.total_iterations = 30, 100
     return objective

@@ -220,7 +220,7 @@ def certainty(m: Tensor, rate: float) -> Tensor:
 
 @torch.no_grad()
 def algorithm_1(
-    objective: SemSim, batch: dict[str, Tensor], views: list[MixedView], *, shared_target: bool
+    objective: SemSim, batch: dict[str, Tensor], views: list[MixedView], *, shared: tuple[str, ...]
 ) -> dict[str, float]:
     """The losses of Algorithm 1 on given strong views S1 and S2, without channel dropout and weak flips."""
     o, net, tau = objective, objective.network, objective.threshold
@@ -242,9 +242,11 @@ def algorithm_1(
         c_cr = confidence
     elif gate == "agree":
         c_cr = torch.where(y_cr == decoded, confidence, 0)
-    if shared_target:
-        c_in, y_in = c_cr, y_cr = ((p_1w + p_w_small) / 2).max(1)
-        c_u, y_u = ((F.interpolate(p_1w, scale_factor=4, mode="bilinear") + p_w) / 2).max(1)
+    if shared:
+        small = {"decoder": p_w_small, "intra": p_1w, "cross": p_2w}
+        large = {"decoder": p_w, **{k: F.interpolate(small[k], scale_factor=4, mode="bilinear") for k in [*small][1:]}}
+        c_in, y_in = c_cr, y_cr = (sum(small[kind] for kind in shared) / len(shared)).max(1)
+        c_u, y_u = (sum(large[kind] for kind in shared) / len(shared)).max(1)
 
     s1, s2 = views
     l_u = dice(z_s.softmax(1), paste(s1, y_u), paste(s1, c_u) >= tau)
@@ -281,6 +283,8 @@ def algorithm_1(
         ("semsim_minus", {"gate": "decoder", "affinity_space": "probability", "regions": 2}),
         ("semsim", {"gate": "agree", "affinity_temperature": 1.0, "regions": 1, "uncertainty_rate": 100.0}),
         ("semsim_minus", {"shared_target": True, "query_temperature": 0.2, "regions": 8}),
+        ("semsim_minus", {"shared_target": True, "shared_kinds": ("cross",), "query_temperature": 0.2}),
+        ("semsim_minus", {"shared_target": True, "shared_kinds": ("decoder", "cross"), "query_temperature": 0.2}),
     ],
 )
 def test_semsim_equals_a_plain_reading_of_algorithm_1(name: str, options: dict[str, Any]) -> None:
@@ -293,7 +297,8 @@ def test_semsim_equals_a_plain_reading_of_algorithm_1(name: str, options: dict[s
     found = values(run(objective, batch))
     assert len(views) == 2
     assert all(view.box.any() for view in views)
-    expected = algorithm_1(objective, batch, views, shared_target=bool(options.get("shared_target")))
+    shared = options.get("shared_kinds", ("decoder", "intra")) if options.get("shared_target") else ()
+    expected = algorithm_1(objective, batch, views, shared=shared)
     for part in ("decoder", "intra", "cross"):
         assert 0 < expected[f"coverage_{part}"] < 1  # the mask matters
     for key, value in expected.items():

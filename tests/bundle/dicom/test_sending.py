@@ -45,7 +45,7 @@ def orthanc(tmp_path: Path) -> Iterator[str]:
 def test_an_archive_takes_it_once_and_returns_it_unchanged(
     orthanc: str, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "does not take it: answer 401" in refused(capsys, str(file), "--url", orthanc)
+    assert "refuses it: answer 401" in refused(capsys, str(file), "--url", orthanc)
     monkeypatch.setenv("DICOMWEB_USER", "doctor")
     monkeypatch.setenv("DICOMWEB_PASSWORD", "secret")
     send(str(file), "--url", orthanc)
@@ -173,7 +173,7 @@ def test_no_archive_and_no_file_are_one_line(
 ) -> None:
     monkeypatch.setattr(sending.time, "sleep", lambda _: None)
     nobody = f"http://127.0.0.1:{free_port()}"
-    assert "does not take it: no answer (ConnectionError)" in refused(capsys, str(file), "--url", nobody)
+    assert "refuses it: no answer (ConnectionError)" in refused(capsys, str(file), "--url", nobody)
     assert "gone.dcm: no such file" in refused(capsys, str(tmp_path / "gone.dcm"), "--url", nobody)
     (tmp_path / "text.dcm").write_text("notes")
     line = refused(capsys, str(tmp_path / "text.dcm"), "--url", nobody)

@@ -266,7 +266,7 @@ class TestNifti:
         before = digest(bundles[0])
         status, log = server.train(A, max_epochs=1, val_split=0.5, model_filename="anew.pt")
         assert status == "DONE", log[-3000:]
-        assert "The new network is worse: the served one stays, the new one is model_candidate.pt" in log
+        assert "The new network is worse: the served one is kept, the new one is model_candidate.pt" in log
         assert digest(bundles[0]) == before
 
     def test_with_every_study_labelled_training_goes_on(

@@ -1,0 +1,191 @@
+"""CPC-SAM (Miao et al., "Cross Prompting Consistency with Segment Anything Model", MICCAI 2024, arXiv:2407.05416)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from scripts.losses import PseudoLabel, pseudo_label
+from scripts.methods.base import Objective, WeakViews
+from scripts.networks import SAM
+
+__all__ = ["CPCSAM", "Points", "class_points"]
+
+logger = logging.getLogger(__name__)
+
+DEEPEST = 32  # pixels: points further inside than this count alike
+
+
+class Points(NamedTuple):
+    """One point for each class of each image.
+
+    Attributes:
+        places: ``[B, C, 2]``, x and y in [0, 1].
+        classes: ``[B, C]``.
+    """
+
+    places: Tensor
+    classes: Tensor
+
+
+class CPCSAM(Objective):
+    """Two mask decoders of Segment Anything prompt each other; each learns from what the other's prompts bring out.
+
+    Both decoders read the embedding of one image encoder, frozen but for LoRA. Without prompts decoder i predicts p_i.
+    From p_i come two points per class, the innermost and a random one (:func:`class_points`); prompted by them, the
+    other decoder j predicts q_j and r_j. With y_j, the arg max of (q_j + r_j) / 2, the loss is
+
+        sum over i of L_s(p_i),  and from the share ``warm_up`` of the training on
+        sum over i of L_s(q_j) + L_s(r_j) + consistency_weight L(p_i, y_j) + prompt_weight L(r_j, y_j)
+
+    L_s over the labeled and L, which is L_s with y_j as the label, over the unlabeled images. ``loss_prompted``,
+    ``loss_unprompted`` (of p) and ``loss_stability`` (of r) are the sums over both directions.
+
+    Trained: 8,000,704 parameters (4 classes): LoRA, both decoders, the embeddings of prompts. Deployed: encoder and
+    first decoder without prompts, 91,493,632; SemSim's Table I has 93.75 M,
+    about what SAM itself has at its own input size.
+
+    Deviations from the reference code (JuzhengMiao/CPC-SAM): one optimiser step for all losses, where the code takes
+    three per iteration, each with a pass of the encoder; SAM's own decoder with masks at a quarter of the encoder's
+    input, which the code replaces by one with masks at its full size; the innermost point of a class by its distance
+    to the class's border in steps of pixels, in the whole image, not by Euclidean distance in the largest component; a
+    random point from the whole class likewise; no padding point beside the prompts; all foreground classes' points
+    start from SAM's positive point, the code's from SAM's positive point and box corners; weights of cross-entropy and
+    Dice are those of L_s everywhere here, the code has .2 and .8 for labels; and its learning rate rises over the
+    first 250 iterations. In the iterations that see labeled images alone (``supervised_share``) the second decoder
+    rests.
+
+    Args:
+        network: a :class:`scripts.networks.SAM`.
+        warm_up: share of the training in which decoders learn from labels without prompts; the reference's 5,000 of
+            30,000 iterations.
+        consistency_weight: of an unprompted prediction's consistency with the prompted one.
+        prompt_weight: of the consistency of the random points' prediction.
+        **kwargs: of :class:`Objective`. Threshold and strong view are not used.
+
+    Raises:
+        ValueError: for a share outside [0, 1] or a negative weight.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: SAM,
+        warm_up: float = 1 / 6,
+        consistency_weight: float = 0.4,
+        prompt_weight: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(network=cast(Any, network), **kwargs)
+        if not 0 <= warm_up <= 1:
+            raise ValueError(f"warm_up: expected a share in [0, 1], found {warm_up}.")
+        for name, weight in (("consistency_weight", consistency_weight), ("prompt_weight", prompt_weight)):
+            if weight < 0:
+                raise ValueError(f"{name}: expected a weight of at least 0, found {weight}.")
+        self.second = deepcopy(network.decoder)
+        for part in (self.second.mask_tokens, self.second.output_hypernetworks_mlps):
+            for module in part.modules():
+                if isinstance(module, (nn.Linear, nn.Embedding)):
+                    module.reset_parameters()  # where the decoders differ at first
+        self.warm_up = warm_up
+        self.consistency_weight = consistency_weight
+        self.prompt_weight = prompt_weight
+        if network.begins_with == "random weights":
+            logger.warning(
+                "SAM begins with RANDOM weights: nothing of Segment Anything is in it, and what it reaches says "
+                "nothing about CPC-SAM. Name its weights by --network_def#pretrained."
+            )
+
+    @property
+    def sam(self) -> SAM:
+        """The deployed network, with the first decoder."""
+        return cast(SAM, self.network)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named losses of one batch."""
+        image, label, unlabeled, _ = self.weak_views(batch)
+        n, both = len(image), torch.cat([image, unlabeled])
+        embedding = self.sam.encode(both)
+        decoders = (self.sam.decoder, self.second)
+        free = [self.sam.decode(embedding, both.shape[-2:], decoder=decoder).float() for decoder in decoders]
+        supervised = torch.stack([self.supervised_loss(logits[:n], label) for logits in free]).sum()
+        if self.iteration < self.warm_up * self.total_iterations:
+            idle = 0 * self.sam.class_points.weight.sum()  # DistributedDataParallel waits for its gradient
+            return {"loss": supervised + idle, "loss_supervised": supervised}
+        prompted, consistency, stability = [], [], []
+        for logits, decoder in zip(free, reversed(decoders), strict=True):
+            best, random = self.prompted(embedding, logits, decoder)
+            target = prompted_target(best, random).label[n:]
+            prompted += [self.supervised_loss(best[:n], label), self.supervised_loss(random[:n], label)]
+            consistency.append(self.supervised_loss(logits[n:], target))
+            stability.append(self.supervised_loss(random[n:], target))
+        losses = {
+            "loss_supervised": supervised,
+            "loss_prompted": torch.stack(prompted).sum(),
+            "loss_unprompted": torch.stack(consistency).sum(),
+            "loss_stability": torch.stack(stability).sum(),
+        }
+        total = supervised + losses["loss_prompted"] + self.consistency_weight * losses["loss_unprompted"]
+        return {"loss": total + self.prompt_weight * losses["loss_stability"], **losses}
+
+    def prompted(self, embedding: Tensor, logits: Tensor, decoder: nn.Module) -> tuple[Tensor, Tensor]:
+        """What a decoder says, prompted by the innermost and by random points of the other decoder's prediction.
+
+        Args:
+            embedding: of the images.
+            logits: the other decoder's, ``[B, C, H, W]``.
+            decoder: the one that is prompted.
+
+        Returns:
+            Logits ``[B, C, H, W]``, float32, by innermost and by random points.
+        """
+        best, random = (
+            self.sam.decode(embedding, logits.shape[-2:], self.sam.prompt(*points), decoder).float()
+            for points in class_points(logits)
+        )
+        return best, random
+
+    def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
+        """``decoder``: the deployed branch's; ``prompted``: the first decoder's with the second one's prompts."""
+        embedding = self.sam.encode(views.unlabeled)
+        size = views.unlabeled.shape[-2:]
+        first = self.sam.decode(embedding, size).float()
+        second = self.sam.decode(embedding, size, decoder=self.second).float()
+        prompted = prompted_target(*self.prompted(embedding, second, self.sam.decoder))
+        return {"decoder": pseudo_label(first.softmax(dim=1)), "prompted": prompted}
+
+
+def prompted_target(best: Tensor, random: Tensor) -> PseudoLabel:
+    """Pseudo-label by the mean of two predictions, logits ``[B, C, H, W]``."""
+    return pseudo_label((best.softmax(dim=1) + random.softmax(dim=1)) / 2)
+
+
+@torch.no_grad()
+def class_points(logits: Tensor) -> tuple[Points, Points]:
+    """Prompts from a prediction ``[B, C, H, W]``: for each class its innermost pixel and a random one.
+
+    The innermost pixel is the farthest from the class's border, in steps to any of eight neighbours, beyond
+    :data:`DEEPEST` steps any; of equally far ones it is drawn. Where a class is not predicted its point is the
+    background's, as a point of the background.
+    """
+    batch, classes, height, width = logits.shape
+    masks = F.one_hot(logits.argmax(dim=1), classes).movedim(-1, 1).float()
+    inside, depth = masks, masks
+    for _ in range(min(DEEPEST, (min(height, width) + 1) // 2) - 1):
+        inside = -F.max_pool2d(-F.pad(inside, (1, 1, 1, 1)), kernel_size=3, stride=1)
+        depth = depth + inside
+    number = torch.arange(classes, device=logits.device).expand(batch, -1)
+    number = torch.where(masks.amax(dim=(2, 3)) > 0, number, 0)
+    found = []
+    for weight in (depth, masks):
+        chosen = (weight + torch.rand_like(weight)).flatten(2).argmax(dim=2)
+        chosen = torch.where(number > 0, chosen, chosen[:, :1])
+        places = torch.stack([(chosen % width + 0.5) / width, (chosen // width + 0.5) / height], dim=-1)
+        found.append(Points(places, number))
+    return found[0], found[1]
