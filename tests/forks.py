@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def run_module(
     limit: int | None = None,
     folder: Path = ROOT,
     before: Callable[[], object] | None = None,
+    until: Callable[[], bool] = lambda: True,
 ) -> tuple[int, str]:
     """Run a command line of ``python -m MODULE``.
 
@@ -50,6 +52,7 @@ def run_module(
         limit: the largest file that it may write, in bytes; None: any.
         folder: where it runs, and where its modules are looked for first.
         before: called in the process before the module runs.
+        until: what is waited for before the seconds count.
 
     Returns:
         Its exit code, negative for a signal, and what it printed.
@@ -59,6 +62,8 @@ def run_module(
     assert printer.stdin is not None
     process = FORK.Process(target=_command, args=(module, words, printer.stdin.fileno(), limit, folder, before))
     process.start()
+    while process.is_alive() and not until():
+        time.sleep(0.01)
     process.join(after)
     if process.is_alive() and process.pid is not None:
         os.kill(process.pid, end or signal.SIGKILL)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import signal
 import sys
 import time
@@ -59,6 +60,22 @@ def contents(folder: Path) -> dict[str, Any]:
     return {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("[!.]*.pt"))}
 
 
+class Stored:
+    """Whether a training has stored so many further checkpoints since this object was made."""
+
+    def __init__(self, folder: Path, more: int) -> None:
+        self.path, self.more = folder / "checkpoint.pt", more
+        self.last = self.file()
+
+    def file(self) -> int:
+        return self.path.stat().st_ino if self.path.is_file() else 0
+
+    def __call__(self) -> bool:
+        if (now := self.file()) != self.last:
+            self.last, self.more = now, self.more - 1
+        return self.more <= 0
+
+
 def kill(method: str, cohort: Path, folder: Path, epochs: int, kills: int, chance: random.Random) -> str:
     """Kill a training so many times; returns what happened, in words that begin with ``equal`` where all is right."""
     whole, killed = folder / f"{method}-whole", folder / f"{method}-killed"
@@ -67,18 +84,25 @@ def kill(method: str, cohort: Path, folder: Path, epochs: int, kills: int, chanc
     took = time.monotonic() - begin
     if code != 0:
         return f"the undisturbed run ended with exit code {code}:\n{log[-2000:]}"
-    hits = []
-    for _ in range(kills):
-        before = contents(killed).get("checkpoint.pt", {}).get("state", {}).get("epoch", 0)
-        # a run that goes on has less to do, and loads and checks as much as the whole one
-        after = chance.uniform(0.02, 1.0) * took * (1 - before / epochs / 2)
-        code, log = train(method, cohort, killed, epochs, end=signal.SIGKILL, after=after)
-        if code == 0:
-            break
+    hits: list[int] = []
+    tries = 0
+    while len(hits) < kills and tries < kills + 5:
+        tries += 1
+        if len(hits) % 2 == 0:  # at any time, which on a busy machine is mostly before the first epoch has ended
+            moment: dict[str, Any] = {"after": chance.uniform(0.02, 1.0) * took}
+        else:
+            left = epochs - (hits[-1] if hits else 0)
+            more = chance.randint(1, max(1, left - 1))
+            moment = {"until": Stored(killed, more), "after": chance.uniform(0, 0.5) * took / epochs}
+        code, log = train(method, cohort, killed, epochs, end=signal.SIGKILL, **moment)
+        if code == 0:  # it was faster than the undisturbed one: again from the beginning
+            shutil.rmtree(killed)
+            hits.clear()
+            continue
         if code != -signal.SIGKILL:
             return f"a run before its kill ended with exit code {code}:\n{log[-2000:]}"
         hits.append(contents(killed).get("checkpoint.pt", {}).get("state", {}).get("epoch", 0))
-    code, log = train(method, cohort, killed, epochs) if code != 0 or not hits else (0, "")
+    code, log = train(method, cohort, killed, epochs)
     if code != 0:
         return f"the resumed run ended with exit code {code}:\n{log[-2000:]}"
     if not same(contents(whole), contents(killed)):

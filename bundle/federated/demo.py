@@ -22,6 +22,7 @@ from scripts.networks import UNet
 from scripts.phantoms import make_phantom_cohort
 from scripts.utils.files import write_text
 from scripts.utils.provenance import PHANTOM_MARKER
+from scripts.utils.tensors import save_tensors
 
 __all__ = ["main"]
 
@@ -46,8 +47,14 @@ def main(output: Path = ROOT / "federated-demo") -> None:
     files = {name: _site(output, cohort, name, part) for name, part in parts.items()}
 
     torch.manual_seed(0)
+    save_tensors(UNet().state_dict(), output / "initial.pt")  # the server makes a network of its own from the class
     recipe = FedAvgRecipe(
-        name=JOB, model=UNet(), min_clients=len(files), num_rounds=ROUNDS, train_script=client.__file__
+        name=JOB,
+        model=UNet(),
+        initial_ckpt=str(output / "initial.pt"),
+        min_clients=len(files),
+        num_rounds=ROUNDS,
+        train_script=client.__file__,
     )
     arguments = {name: f"--bundle_root {ROOT} --options {file}" for name, file in files.items()}
     set_per_site_config(recipe, {name: {"train_args": words} for name, words in arguments.items()})

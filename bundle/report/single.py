@@ -31,6 +31,7 @@ from bundle.report.page import (
 from bundle.report.pictures import case_pictures
 from bundle.report.subject import DIGITS, Subject, case_id, known, picked, plural
 from scripts.handlers.report import CHOSEN
+from scripts.utils.licences import recorded_licenses
 
 __all__ = ["sections"]
 
@@ -89,6 +90,7 @@ def summary(subject: Subject) -> list[Block]:
         blocks.append(Note("The provenance of these weights is not recorded."))
     known = {
         "method": ("method", "fusion"),
+        "network": ("network",),
         "data": ("data", "split"),
         "labelled": ("labeled_cases", "labeled_slices"),
         "unlabelled": ("unlabeled_cases", "unlabeled_slices"),
@@ -97,7 +99,6 @@ def summary(subject: Subject) -> list[Block]:
         "seed": ("seed",),
         "precision": ("precision",),
         "code": ("code",),
-        "licence of the data": ("license",),
     }
     suffix = {"labeled_cases": " cases", "labeled_slices": " slices", "unlabeled_cases": " cases"}
     suffix |= {"unlabeled_slices": " slices", "iterations": " planned"}
@@ -109,6 +110,8 @@ def summary(subject: Subject) -> list[Block]:
         for title, keys in known.items()
         if any(key in record for key in keys)
     ]
+    if licenses := recorded_licenses(record):
+        rows.append([text("licence of the data"), text("; ".join(licenses), long=True)])
     rows.append([text("weights, SHA-256"), text(subject.run.digest, long=True)])
     blocks.append(Table(["", "trained weights"], rows, sortable=False))
     return blocks

@@ -91,6 +91,8 @@ def main(
                 if shift == "clean"
                 else [case[0] for case in _spread(of_cases, shifted)]
             )
+            if not chosen:  # no case of this part was asked for
+                continue
             folder = Path(output) / part / shift
             for number, item in enumerate(chosen):
                 _write_shifted(item, folder / "images", shift, number, values, suffix == ".png")

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from monai.transforms import Compose
 
+from bundle.prepare.command import main as prepare
 from scripts.data.cache import cached_volumes
-from scripts.utils.errors import WriteError, plain_errors, plain_line
+from scripts.utils.errors import WriteError, plain_errors, plain_line, root_cause
 from scripts.utils.files import check_writable, replacing, write_text
 from scripts.utils.threads import in_threads
+from tests.workflows import workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,6 +88,20 @@ def test_a_full_cache_is_not_blamed_on_an_image(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "a.nii.gz").touch()
     with pytest.raises(WriteError, match=r"^'cache' cannot be written"):
         cached_volumes([{"image": str(tmp_path / "a.nii.gz")}], Compose([]), tmp_path / "cache", 2)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder here that takes no file, whoever writes it")
+@pytest.mark.parametrize("files", [["inference.json"], ["train.json", "evaluate.json"]])
+def test_outputs_that_cannot_be_written_are_found_out_before_the_work(
+    phantom: Path, trained: Callable[..., Path], files: list[str]
+) -> None:
+    options = {"dataset_dir": str(phantom), "output_dir": "/proc/nothing/here", "checkpoint": str(trained())}
+    if files[0] == "train.json":
+        options |= {"splits": str(phantom / "splits.json"), "image_size": 48}  # type: ignore[dict-item]
+    error = caught(lambda: workflow("infer", *files, **options))
+    assert str(root_cause(error)).startswith("nothing can be written to '/proc/nothing/here'")
+    with pytest.raises(WriteError, match="nothing can be written to '/proc/nothing'"):
+        prepare("acdc", str(phantom), "/proc/nothing/list.json", str(phantom / "splits.json"))
 
 
 def test_an_interruption_starts_no_further_work() -> None:

@@ -39,11 +39,14 @@ def run(trained: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
     # an untrained network that predicts every class somewhere
     weights |= {"head.weight": torch.randn_like(weights["head.weight"]), "head.bias": torch.zeros(4)}
     torch.save(weights, folder / "model.pt")
-    write_record(folder / "model.pt", record)
+    write_record(folder / "model.pt", {**record, "license": ["CC0", "CC BY 4.0"]})
     with SummaryWriter(str(folder)) as writer:
         for step in range(1, 41):
             for tag in ("loss", "loss_supervised", "coverage_decoder", "coverage_decoder_foreground", "learning_rate"):
                 writer.add_scalar(tag, 1 / step, step)
+        for step in (20, 40):
+            for tag in ("pseudo_decoder_dice", "pseudo_intra_dice", "pseudo_decoder_precision"):
+                writer.add_scalar(tag, step / 80, step)
         for epoch in (1, 2):
             writer.add_scalar("val_mean_dice", epoch / 4, epoch)
     return folder
@@ -75,6 +78,9 @@ def test_page_holds_the_figures_of_the_evaluation(page: Path) -> None:
         assert f'<section id="{anchor(title)}">' in html
     assert "Left out" not in html, "nothing is missing for any part"
     assert "told apart by the larger labelled ventricle" in html
+    assert "CC0; CC BY 4.0" in html
+    for title in ("Pseudo-labels against hidden labels", "Those that pass, against hidden labels"):
+        assert title in html
     assert "biased upwards" in html, "the weights were chosen on these cases"
 
 
