@@ -118,7 +118,7 @@ def test_command_on_phantoms(
     ("options", "message"),
     [
         ({"shifts": "fog"}, "shifts: expected some of clean, noise"),
-        ({"dataset": "mine"}, "dataset: no 'mine' among"),
+        ({"dataset": "mine"}, "dataset: expected one of acdc"),
         ({"checkpoint": "none.pt"}, "'none.pt' has no record"),
     ],
 )
