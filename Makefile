@@ -29,8 +29,8 @@ FEDERATED_INSTALLED := $(FEDERATED_VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest fuzz soak lint bench label-env label-demo test-label federated-demo test-federated \
-    clean
+.PHONY: help demo test test-oldest fuzz soak lint bench gpu-check label-env label-demo test-label federated-demo \
+    test-federated clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ lint: $(INSTALLED)  ## check style, types and JSON
 
 bench: $(INSTALLED)  ## time training steps, inference, input pipeline and metrics on this machine
 	$(PYTHON) -m bundle bench
+
+gpu-check: $(INSTALLED)  ## tests, step times, protocol and inference on a CUDA device, DATA=folder of ACDC, 12 minutes
+	$(PYTHON) -m bundle.bench.gpu_check $(if $(DATA),--dataset_dir $(DATA))
 
 label-env: $(LABEL_INSTALLED)  ## the environment of a MONAI Label server
 

@@ -8,12 +8,27 @@ from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
-__all__ = ["CONFIGS", "ROOT", "execute", "isolated", "method_names"]
+__all__ = ["CONFIGS", "ROOT", "dataset_overlay", "execute", "isolated", "method_names"]
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+
+
+def dataset_overlay(dataset: str) -> ConfigParser:
+    """The overlay of a data set in ``configs/datasets``, with the bundle's root for its paths.
+
+    Raises:
+        ValueError: if there is no overlay of this name.
+    """
+    path = CONFIGS / "datasets" / f"{dataset}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.json")))
+        raise ValueError(f"dataset: expected one of {known}, found '{dataset}'.")
+    parser = ConfigParser(ConfigParser.load_config_file(path))
+    parser["bundle_root"] = str(ROOT)
+    return parser
 
 
 def execute(kind: str, files: Sequence[str | Path], **overrides: Any) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from scripts.views import WeakView, coin, uniform
+from scripts.draws import Draws
+from scripts.views import WeakView
 
 __all__ = ["AugmentedView"]
 
@@ -81,36 +82,38 @@ class AugmentedView(WeakView):
         self.bias = bias
         self.noise = noise
 
-    def forward(self, image: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, image: Tensor, label: Tensor | None = None, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Spatial views of ``[B, C, H, W]`` and of a label ``[B, 1, H, W]`` under the same draws."""
         with torch.autocast(image.device.type, enabled=False):  # a bfloat16 grid is off by up to a pixel
-            grid = self.grid(image)
+            grid = self.grid(image, draws or Draws(image.device))
             view = F.grid_sample(image.float(), grid, mode="bilinear", align_corners=False)
             if label is None:
                 return view, None
             turned = F.grid_sample(label.float(), grid, mode="nearest", align_corners=False)
         return view, turned.to(label.dtype)
 
-    def labeled(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def labeled(self, image: Tensor, label: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """Views of labeled images, spatial and in intensity, and of the labels."""
-        view, turned = cast("tuple[Tensor, Tensor]", self(image, label))
+        draws = draws or Draws(image.device)
+        view, turned = cast("tuple[Tensor, Tensor]", self(image, label, draws))
         with torch.autocast(image.device.type, enabled=False):
-            return self.vary_intensity(view), turned
+            return self.vary_intensity(view, draws), turned
 
-    def grid(self, image: Tensor) -> Tensor:
+    def grid(self, image: Tensor, draws: Draws) -> Tensor:
         """Source position of each pixel of the view: ``[B, H, W, 2]``, x and y in [-1, 1] as for ``grid_sample``."""
         batch, _, height, width = image.shape
-        device = image.device
-        apply = coin(self.spatial, batch, device).flatten()
+        apply = draws.coin(self.spatial, batch).flatten()
 
         def drawn(values: Tensor, neutral: float) -> Tensor:
             return torch.where(apply, values, neutral)
 
-        angle = drawn(uniform(-1, 1, batch, device=device) * math.radians(self.degrees), 0.0)
-        size = drawn(_log_uniform(self.scale, batch, device=device), 1.0)
-        stretch = drawn(_log_uniform((self.stretch**-0.5, self.stretch**0.5), batch, device=device), 1.0)
-        shift = torch.where(apply[:, None], uniform(-2, 2, batch, 2, device=device) * self.shift, 0.0)
-        flip = torch.where(coin(0.5, batch, device).flatten(), -1.0, 1.0)
+        angle = drawn(draws.uniform(-1, 1, batch) * math.radians(self.degrees), 0.0)
+        size = drawn(draws.log_uniform(*self.scale, batch), 1.0)
+        stretch = drawn(draws.log_uniform(self.stretch**-0.5, self.stretch**0.5, batch), 1.0)
+        shift = torch.where(apply[:, None], draws.uniform(-2, 2, batch, 2) * self.shift, 0.0)
+        flip = torch.where(draws.coin(0.5, batch).flatten(), -1.0, 1.0)
         # The grid is the inverse of the object's transformation. The rotation is in pixels, so that images that are not
         # square are not distorted.
         x, y = 1 / (size * stretch), stretch / size
@@ -120,34 +123,30 @@ class AugmentedView(WeakView):
             torch.stack([y * sin / ratio, y * cos, shift[:, 1]], 1),
         ]
         grid = F.affine_grid(torch.stack(rows, 1), [batch, 1, height, width], align_corners=False)
-        points = torch.randn(batch, 2, 5, 5).to(device, non_blocking=True) * 2 * self.elastic
+        points = draws.normal(batch, 2, 5, 5) * 2 * self.elastic
         field = F.interpolate(points, size=(height, width), mode="bicubic", align_corners=True)
         return grid + torch.where(apply[:, None, None, None], field.movedim(1, -1), 0.0)
 
-    def vary_intensity(self, image: Tensor) -> Tensor:
+    def vary_intensity(self, image: Tensor, draws: Draws) -> Tensor:
         """Intensity augmentation of ``[B, C, H, W]`` in [0, 1]."""
         batch, channels, height, width = image.shape
-        device, one = image.device, (image.shape[0], 1, 1, 1)
+        one = (batch, 1, 1, 1)
 
         def either(varied: Tensor, x: Tensor) -> Tensor:
-            return torch.where(coin(self.intensity, batch, device), varied, x)
+            return torch.where(draws.coin(self.intensity, batch), varied, x)
 
-        points = torch.randn(batch, 1, 4, 4).to(device, non_blocking=True) * self.bias
+        points = draws.normal(batch, 1, 4, 4) * self.bias
         field = F.interpolate(points, size=(height, width), mode="bicubic", align_corners=True)
         x = either((image * field.exp()).clamp(0, 1), image)
         # a minimum above 0 keeps the slope of small exponents finite
-        x = either(x.clamp_min(1e-6) ** _log_uniform(self.gamma, *one, device=device), x)
+        x = either(x.clamp_min(1e-6) ** draws.log_uniform(*self.gamma, *one), x)
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
-        x = either(mean + (x - mean) * _log_uniform(self.contrast, *one, device=device), x)
-        x = either(x + uniform(-1, 1, *one, device=device) * self.brightness, x)
+        x = either(mean + (x - mean) * draws.log_uniform(*self.contrast, *one), x)
+        x = either(x + draws.uniform(-1, 1, *one) * self.brightness, x)
         if channels > 1:
-            x = either(x * uniform(0.85, 1.15, batch, channels, 1, 1, device=device), x)
+            x = either(x * draws.uniform(0.85, 1.15, batch, channels, 1, 1), x)
         coarse = F.interpolate(F.avg_pool2d(x, 2, ceil_mode=True), size=(height, width), mode="bilinear")
         x = either(coarse, x)
-        deviation = uniform(0, 1, *one, device=device) * self.noise
-        x = either(x + torch.randn(image.shape).to(device, non_blocking=True) * deviation, x)
+        deviation = draws.uniform(0, 1, *one) * self.noise
+        x = either(x + draws.normal(*image.shape) * deviation, x)
         return x.clamp(0, 1)
-
-
-def _log_uniform(limits: tuple[float, float], *size: int, device: torch.device) -> Tensor:
-    return uniform(math.log(limits[0]), math.log(limits[1]), *size, device=device).exp()

@@ -14,7 +14,9 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedTrainer
 from torch import Tensor, nn
 
+from scripts.draws import Draws
 from scripts.methods import Objective
+from scripts.static_step import CaptureError, Losses, StaticSteps
 from scripts.utils.memory import freed_memory_kept
 from scripts.utils.options import check_switches, check_values
 
@@ -93,6 +95,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         supervised_share: share of the training, at its start, that uses labeled images only. Pseudo-labels of an
             untrained network teach that everything is background, and a supervised step costs a third.
         train_handlers: MONAI or Ignite handlers.
+        compile: on a GPU, compile the objective's steps and replay each phase's as one CUDA graph, see
+            :class:`scripts.static_step.StaticSteps`. Objectives and settings that cannot be captured train as without
+            it. The events of an iteration then come together, and the trainer's output is that of the step before,
+            but for the first and the last step of an epoch: reading a step's own would wait for it.
         total_iterations: length of the objective's schedules if this training is a part of a longer one; default
             ``max_epochs * epoch_length``.
 
@@ -100,8 +106,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         network: the deployed network, which MONAI's federated client exchanges.
 
     Raises:
-        ValueError: if ``max_epochs`` or ``epoch_length`` is not a positive whole number.
-        FloatingPointError: in ``run``, if the loss is not finite, before the optimiser's step.
+        ValueError: if ``max_epochs`` or ``epoch_length`` is not a positive whole number, or for ``compile`` on a device
+            other than a GPU.
+        FloatingPointError: in ``run``, if the loss is not finite; the weights are those before that step.
     """
 
     def __init__(
@@ -116,6 +123,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         seed: int = 0,
         amp: bool | str = False,
         supervised_share: float = 0.0,
+        compile: bool | str = False,  # noqa: A002 - the config's word
         train_handlers: Sequence[Any] | None = None,
         total_iterations: int | None = None,
     ) -> None:
@@ -142,8 +150,15 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             raise ValueError(f"supervised_share: expected a share in [0, 1], found {supervised_share!r}.")
         self.supervised_share = supervised_share
         self.dtype = autocast_dtype(self.state.device, amp)
+        check_switches(compile=flag(compile))
+        self.static: StaticSteps | None = None
+        self.pending: Losses | None = None
+        self.compile = bool(flag(compile))
+        if self.compile and self.state.device.type != "cuda":
+            raise ValueError(f"compile: expected False on {self.state.device.type}, where it makes steps slower.")
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype is torch.float16)
         self.add_event_handler(Events.STARTED, self._tell_length)
+        self.add_event_handler(Events.STARTED, self._prepare_static)
         self.add_event_handler(Events.EPOCH_STARTED, self._align_loader)
 
     def run(self) -> None:  # type: ignore[override]
@@ -162,40 +177,36 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         """Continue a resumed run with the next batch, not with the first."""
         cast(Any, self.data_loader).iteration = self.state.iteration
 
-    def _iteration(self, engine: Engine, batchdata: Mapping[str, Tensor]) -> list[dict[str, float]]:  # type: ignore[override]
-        entropy = np.random.SeedSequence([self.seed, self.state.rank, self.state.iteration])
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
-        device = self.state.device
-        batch = {
-            key: value.to(device, non_blocking=self.non_blocking, memory_format=torch.channels_last)
-            for key, value in batchdata.items()
-        }
-        self.method.train()
-        self.objective.iteration = self.state.iteration - 1
-        self.optimizer.zero_grad(set_to_none=True)
+    def _prepare_static(self) -> None:
+        """Make what captures steps, where it is asked for and possible."""
+        if self.compile and self.static is None:
+            reason = StaticSteps.obstacle(self.objective, self.optimizer)
+            if self.method is not self.objective:
+                reason = "several processes train together"
+            elif self.grad_scaler.is_enabled():
+                reason = "float16 scales its gradients on the host"
+            if reason is None:
+                self.static = StaticSteps(self.objective, self.optimizer, self._autocast)
+            else:
+                logger.info("Steps are not captured: %s.", reason)
+
+    def _autocast(self) -> torch.autocast:
         # Passes with and without gradient share one autocast: a cached cast of a weight may lack its gradient.
         enabled = self.dtype is not None
-        with torch.autocast(device.type, dtype=self.dtype, enabled=enabled, cache_enabled=False):
-            losses: dict[str, Tensor] = self.method(batch)
-        # An objective computes predictions and losses in one call.
-        self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        self.fire_event(IterationEvents.LOSS_COMPLETED)
-        # One transfer for all losses, before the backward pass: a loss that is not finite must not reach the weights.
-        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
-        output = dict(zip(losses, values, strict=True))
-        if not math.isfinite(output["loss"]):
-            raise FloatingPointError(
-                f"The loss is not finite at iteration {self.state.iteration}: "
-                + ", ".join(f"{name} {value:.4g}" for name, value in output.items())
-                + f". {NOT_FINITE}"
-            )
-        self.grad_scaler.scale(losses["loss"]).backward()
-        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-        if self.lr_scheduler is not None:
-            self.lr_scheduler.step()
-        self.objective.after_step()
+        return torch.autocast(self.state.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=False)
+
+    def _iteration(self, engine: Engine, batchdata: Mapping[str, Tensor]) -> list[dict[str, float]]:  # type: ignore[override]
+        entropy = np.random.SeedSequence([self.seed, self.state.rank, self.state.iteration])
+        # Two streams: dropout's, from the device's generator, and that of the views.
+        first, second = (int(word) >> 1 for word in entropy.generate_state(2, np.uint64))
+        torch.manual_seed(first)
+        generator = torch.Generator().manual_seed(second)
+        self.method.train()
+        self.objective.iteration = self.state.iteration - 1
+        if self.static is not None and self.static.takes(self.state.iteration):
+            output = self._replay(self.static, batchdata, generator)
+        else:
+            output = self._step(batchdata, generator)
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         if self.method is not self.objective and self.state.iteration % self.state.epoch_length == 0:
             # Batch statistics are per process: before validation all copy those of the first one, whose weights are
@@ -203,3 +214,70 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             for buffer in self.objective.buffers():
                 dist.broadcast(buffer, 0)
         return [output]
+
+    def _step(self, batchdata: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, float]:
+        device = self.state.device
+        batch = {
+            key: value.to(device, non_blocking=self.non_blocking, memory_format=torch.channels_last)
+            for key, value in batchdata.items()
+        }
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.draws = Draws(device, generator=generator)
+        self.objective.progress = torch.full((), self.objective.passed(), device=device)
+        try:
+            with self._autocast():
+                losses: dict[str, Tensor] = self.method(batch)
+        finally:
+            self.objective.draws = self.objective.progress = None
+        # An objective computes predictions and losses in one call.
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        # One transfer for all losses, before the backward pass: a loss that is not finite must not reach the weights.
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        output = self._checked(Losses(self.state.iteration, [*losses], values))
+        self.grad_scaler.scale(losses["loss"]).backward()
+        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        self.objective.after_step()
+        return output
+
+    def _replay(
+        self, static: StaticSteps, batchdata: Mapping[str, Tensor], generator: torch.Generator
+    ) -> dict[str, float]:
+        """A captured step; returns the losses of the step before it, whose end the host need not wait for."""
+        try:
+            losses = static(batchdata, generator, self.state.iteration)
+        except CaptureError as error:
+            logger.warning("Steps are not captured, the training goes on without: %s", error)
+            self.static, self.compile = None, False
+            if self.pending is not None:
+                self._checked(self.pending)
+            return self._step(batchdata, generator)
+        before, self.pending = self.pending, losses
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        for event in (
+            IterationEvents.FORWARD_COMPLETED,
+            IterationEvents.LOSS_COMPLETED,
+            IterationEvents.BACKWARD_COMPLETED,
+        ):
+            self.fire_event(event)
+        output = self._checked(before or losses)
+        if self.state.iteration % self.state.epoch_length == 0:
+            output, self.pending = self._checked(losses), None
+        return output
+
+    @staticmethod
+    def _checked(losses: Losses) -> dict[str, float]:
+        """The losses, if what is minimised is finite."""
+        output = losses.read()
+        if not math.isfinite(output["loss"]):
+            raise FloatingPointError(
+                f"The loss is not finite at iteration {losses.iteration}: "
+                + ", ".join(f"{name} {value:.4g}" for name, value in output.items())
+                + f". {NOT_FINITE}"
+            )
+        return output

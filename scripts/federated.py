@@ -70,7 +70,7 @@ def site_weight(trainer: SemiSupervisedTrainer) -> float:
         trainer: the site's.
     """
     labeled = len(cast(SemiSupervisedLoader, trainer.data_loader).dataset.labeled)
-    return 1.0 if labeled else trainer.objective.ramp_up()
+    return 1.0 if labeled else float(trainer.objective.ramp_up())
 
 
 def rejoin(trainer: SemiSupervisedTrainer, handlers: Sequence[Any], resume: bool | str) -> None:

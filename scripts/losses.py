@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from monai.losses import DiceLoss
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-__all__ = ["MaskedDice", "PseudoLabel", "coverage", "pseudo_label"]
+__all__ = ["DiceCE", "MaskedDice", "PseudoLabel", "coverage", "dice_loss", "one_hot", "pseudo_label"]
 
 
 class PseudoLabel(NamedTuple):
@@ -29,6 +29,28 @@ def pseudo_label(probabilities: Tensor) -> PseudoLabel:
     return PseudoLabel(label, confidence)
 
 
+class DiceCE(nn.Module):
+    """Eq. 2: the mean of cross-entropy and Dice, of all classes, with squared denominators.
+
+    Value and gradient are those of MONAI's ``DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True,
+    lambda_dice=0.5, lambda_ce=0.5)``, in less time, and a compiler can follow it: MONAI's takes Python numbers out of
+    tensors.
+
+    Args:
+        batch: Dice sums over the batch instead of over each image.
+    """
+
+    def __init__(self, batch: bool = True) -> None:
+        super().__init__()
+        self.batch = batch
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Loss of ``[B, C, H, W]`` logits against ``[B, 1, H, W]`` labels, integers in [0, C)."""
+        logits = logits.contiguous()  # softmax works in that layout whatever comes
+        dice = dice_loss(logits.softmax(dim=1), one_hot(label[:, 0], logits.shape[1]), self.batch)
+        return (dice + F.cross_entropy(logits, label[:, 0].long())) / 2
+
+
 class MaskedDice(nn.Module):
     """Dice loss with squared denominators and background, over a mask of pixels.
 
@@ -41,17 +63,36 @@ class MaskedDice(nn.Module):
 
     def __init__(self, per_image: bool = False) -> None:
         super().__init__()
-        self.dice = DiceLoss(squared_pred=True, batch=not per_image)
+        self.batch = not per_image
 
     def forward(self, logits: Tensor, label: Tensor, passed: Tensor | None = None) -> Tensor:
-        """Loss of ``[B, C, h, w]`` logits against ``[B, h, w]`` labels, ``passed`` ``[B, h, w]`` boolean or None."""
-        probabilities = logits.float().softmax(dim=1)
-        onehot = F.one_hot(label.long(), logits.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+        """Loss of ``[B, C, H, W]`` logits against ``[B, h, w]`` labels, ``passed`` ``[B, h, w]`` boolean or None."""
+        probabilities = logits.float().contiguous().softmax(dim=1)
+        onehot = one_hot(label, logits.shape[1])
         if passed is not None:
             keep = passed[:, None].to(probabilities.dtype)
             probabilities, onehot = probabilities * keep, onehot * keep
-        loss: Tensor = self.dice(probabilities, onehot)
-        return loss
+        return dice_loss(probabilities, onehot, self.batch)
+
+
+def one_hot(label: Tensor, num_classes: int) -> Tensor:
+    """``[B, C, h, w]`` float32 of labels ``[B, h, w]``; PyTorch's own looks at the values first, on the host."""
+    classes = torch.arange(num_classes, device=label.device)
+    return (label[:, None] == classes[:, None, None]).float()
+
+
+def dice_loss(probabilities: Tensor, onehot: Tensor, batch: bool) -> Tensor:
+    """``1 - 2 sum(p y) / (sum(p^2) + sum(y^2))``, mean over the classes.
+
+    Args:
+        probabilities: p, ``[B, C, h, w]``.
+        onehot: y, likewise, 0 or 1.
+        batch: sums over the batch instead of over each image, whose mean is then taken too.
+    """
+    pixels = (0, 2, 3) if batch else (2, 3)
+    overlap = (probabilities * onehot).sum(pixels)
+    size = (probabilities * probabilities).sum(pixels) + onehot.sum(pixels)
+    return (1 - (2 * overlap + 1e-5) / (size + 1e-5)).mean()  # the constant is MONAI's
 
 
 def coverage(name: str, target: PseudoLabel, threshold: float) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from scripts.losses import one_hot
 from scripts.networks.attention import attention
 
 __all__ = [
@@ -91,13 +92,16 @@ def majority_labels(labels: Tensor, size: Sequence[int], num_classes: int) -> Te
         ``[B, h, w]`` integers; the lower class in case of a tie.
     """
     height, width = size
-    onehot = F.one_hot(labels.long(), num_classes).permute(0, 3, 1, 2).float()
-    return F.adaptive_avg_pool2d(onehot, (height, width)).argmax(dim=1)
+    return F.adaptive_avg_pool2d(one_hot(labels, num_classes), (height, width)).argmax(dim=1)
 
 
 def nearest_divisor(size: int, wanted: int) -> int:
     """The divisor of ``size`` nearest to ``wanted``; the smaller one in case of a tie."""
-    return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - wanted), d))
+    nearest = 1
+    for divisor in range(2, size + 1):  # a loop that a compiler can follow
+        if size % divisor == 0 and abs(divisor - wanted) < abs(nearest - wanted):
+            nearest = divisor
+    return nearest
 
 
 def region_prototypes(features: Tensor, labels: Tensor, num_classes: int, regions: int = 4) -> Prototypes:
@@ -119,8 +123,7 @@ def region_prototypes(features: Tensor, labels: Tensor, num_classes: int, region
     rows, columns = nearest_divisor(height, regions), nearest_divisor(width, regions)
     with torch.autocast(features.device.type, enabled=False):
         tokens = _regions(features.float(), rows, columns)
-        onehot = F.one_hot(labels.long(), num_classes).to(tokens.dtype).permute(0, 3, 1, 2)
-        member = _regions(onehot, rows, columns)
+        member = _regions(one_hot(labels, num_classes), rows, columns)
         sums = (member.transpose(1, 2) @ tokens).view(images, rows, columns, num_classes, -1)
         counts = member.sum(dim=1).view(images, rows, columns, num_classes, 1)
         image_sums, image_counts = sums.sum(dim=(1, 2), keepdim=True), counts.sum(dim=(1, 2), keepdim=True)

@@ -1,7 +1,7 @@
 """Weak and strong views of an image batch, computed batch-wise on the batch's device.
 
-Random numbers come from PyTorch's global generator: seeding it fixes every view. They are drawn on the CPU, a few
-per image, so that one seed gives the same views on every device.
+A view is a function of the image and of :class:`scripts.draws.Draws`. Without draws it takes its own from PyTorch's
+global generator: seeding that fixes every view.
 """
 
 from __future__ import annotations
@@ -14,19 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from scripts.draws import Draws
 from scripts.utils.options import check_switches
 
-__all__ = ["MixedView", "StrongView", "WeakView", "coin", "uniform"]
-
-
-def uniform(low: float, high: float, *size: int, device: torch.device) -> Tensor:
-    """Uniform numbers in [low, high), drawn on the CPU."""
-    return (low + (high - low) * torch.rand(size)).to(device, non_blocking=True)
-
-
-def coin(probability: float, batch: int, device: torch.device) -> Tensor:
-    """``[B, 1, 1, 1]`` boolean, true with the given probability, drawn per image."""
-    return (torch.rand(batch) < probability).to(device, non_blocking=True)[:, None, None, None]
+__all__ = ["MixedView", "StrongView", "WeakView"]
 
 
 class WeakView(nn.Module):
@@ -53,19 +44,27 @@ class WeakView(nn.Module):
         self.mode = mode
         self.shared = shared
 
-    def forward(self, image: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, image: Tensor, label: Tensor | None = None, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Views of ``[B, C, H, W]`` and of the optional label ``[B, 1, H, W]`` under the same draws."""
         if self.mode == "none":
             return image, label
+        draws = draws or Draws(image.device)
         batch = 1 if self.shared else image.shape[0]
         if self.mode == "flip":
-            return self._flip(image, label, coin(0.5, batch, image.device), coin(0.5, batch, image.device))
+            return self._flip(image, label, draws.coin(0.5, batch), draws.coin(0.5, batch))
         with torch.autocast(image.device.type, enabled=False):  # a bfloat16 grid is off by up to a pixel
-            return self._rotate_flip(image, label, batch)
+            return self._rotate_flip(image, label, batch, draws)
 
-    def labeled(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def labeled(self, image: Tensor, label: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """The view of labeled images and of their labels, here the same as for unlabeled images."""
-        return cast("tuple[Tensor, Tensor]", self(image, label))
+        return cast("tuple[Tensor, Tensor]", self(image, label, draws))
+
+    @property
+    def shared_numbers(self) -> int:
+        """How many random numbers a shared view takes."""
+        return {"none": 0, "flip": 2, "rotate_flip": 5}[self.mode]
 
     @staticmethod
     def _flip(image: Tensor, label: Tensor | None, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -75,15 +74,16 @@ class WeakView(nn.Module):
 
         return flip(image), None if label is None else flip(label)
 
-    def _rotate_flip(self, image: Tensor, label: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
+    def _rotate_flip(
+        self, image: Tensor, label: Tensor | None, batch: int, draws: Draws
+    ) -> tuple[Tensor, Tensor | None]:
         if image.shape[-1] != image.shape[-2]:
             raise ValueError(f"weak view 'rotate_flip': expected square images, found {tuple(image.shape[-2:])}.")
-        device = image.device
-        turn, rotate = coin(0.5, batch, device), coin(0.5, batch, device)
+        turn, rotate = draws.coin(0.5, batch), draws.coin(0.5, batch)
         rotate = rotate & ~turn
-        quarter = torch.randint(0, 4, (batch,)).to(device, non_blocking=True)[:, None, None, None]
-        by_rows = coin(0.5, batch, device)
-        angle = torch.deg2rad(uniform(-self.max_degrees, self.max_degrees, batch, device=device))
+        quarter = draws.below(4, batch, 1, 1, 1)
+        by_rows = draws.coin(0.5, batch)
+        angle = torch.deg2rad(draws.uniform(-self.max_degrees, self.max_degrees, batch))
         angle = torch.where(rotate.flatten(), angle, 0.0).expand(image.shape[0])
         zero = torch.zeros_like(angle)
         matrix = torch.stack(
@@ -158,38 +158,51 @@ class StrongView(nn.Module):
         self.jitter = jitter
         self.blur = blur
         self.cutmix = cutmix
+        self.register_buffer("to_yiq", _TO_YIQ, persistent=False)
+        self.register_buffer("from_yiq", torch.linalg.inv(_TO_YIQ), persistent=False)
 
-    def forward(self, image: Tensor) -> MixedView:
-        """One independent draw on weak views ``[B, C, H, W]`` in [0, 1], grey (C = 1) or RGB (C = 3)."""
+    def forward(self, image: Tensor, draws: Draws | None = None) -> MixedView:
+        """One independent view of weak views ``[B, C, H, W]`` in [0, 1], grey (C = 1) or RGB (C = 3)."""
+        draws = draws or Draws(image.device)
         with torch.autocast(image.device.type, enabled=False):  # mixed precision is for the network only
-            image = self._blur(self._jitter(image))
-        box, partner = self._boxes(image)
+            image = self._blur(self._jitter(image, draws), draws)
+        box, partner = self._boxes(image, draws)
         return MixedView(torch.where(box, image[partner], image), box, partner)
 
-    def _jitter(self, image: Tensor) -> Tensor:
+    def _jitter(self, image: Tensor, draws: Draws) -> Tensor:
         batch, channels = image.shape[:2]
-        device = image.device
-        apply = coin(self.jitter, batch, device)
+        apply = draws.coin(self.jitter, batch)
         low, high = 1 - self.strength, 1 + self.strength
-        brightness = uniform(low, high, batch, 1, 1, 1, device=device)
-        contrast = uniform(low, high, batch, 1, 1, 1, device=device)
+        brightness = draws.uniform(low, high, batch, 1, 1, 1)
+        contrast = draws.uniform(low, high, batch, 1, 1, 1)
         x = (image * brightness).clamp(0, 1)
         grey = _luma(x).mean(dim=(1, 2, 3), keepdim=True)
         x = (grey + (x - grey) * contrast).clamp(0, 1)
         if channels == 3:
-            saturation = uniform(low, high, batch, 1, 1, 1, device=device)
-            turn = uniform(-self.hue, self.hue, batch, device=device)
+            saturation = draws.uniform(low, high, batch, 1, 1, 1)
+            turn = draws.uniform(-self.hue, self.hue, batch)
             grey = _luma(x)
-            x = _rotate_hue((grey + (x - grey) * saturation).clamp(0, 1), turn).clamp(0, 1)
+            x = self._rotate_hue((grey + (x - grey) * saturation).clamp(0, 1), turn).clamp(0, 1)
         return torch.where(apply, x, image)
 
-    def _blur(self, image: Tensor) -> Tensor:
+    def _rotate_hue(self, image: Tensor, turn: Tensor) -> Tensor:
+        """Rotate the chroma plane of YIQ by ``turn`` of a full circle, per image: linear, without conversion to HSV."""
+        angle = 2 * math.pi * turn
+        cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
+        rotation = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
+        # A view that stands alone is on the CPU; as a part of an objective it is where the images are.
+        to_yiq, from_yiq = (
+            cast(Tensor, matrix).to(image.device, non_blocking=True) for matrix in (self.to_yiq, self.from_yiq)
+        )
+        matrix = (from_yiq @ rotation @ to_yiq).to(image.dtype)
+        return torch.einsum("bij,bjhw->bihw", matrix, image)
+
+    def _blur(self, image: Tensor, draws: Draws) -> Tensor:
         batch, channels, height, width = image.shape
-        device = image.device
-        apply = coin(self.blur, batch, device)
-        sigma = uniform(*self.sigma, batch, 1, device=device)
+        apply = draws.coin(self.blur, batch)
+        sigma = draws.uniform(*self.sigma, batch, 1)
         radius = min(self.radius, height - 1, width - 1)
-        offsets = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
+        offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=torch.float32)
         kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
         kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(image.dtype).repeat_interleave(channels, dim=0)
         x = image.reshape(1, batch * channels, height, width)
@@ -198,13 +211,13 @@ class StrongView(nn.Module):
         x = F.conv2d(x, kernel[:, None, None, :], groups=batch * channels)
         return torch.where(apply, x.view_as(image), image)
 
-    def _boxes(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def _boxes(self, image: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         batch, _, height, width = image.shape
         device = image.device
-        apply = coin(self.cutmix, batch, device)
-        area = uniform(*self.area, batch, device=device) * height * width
-        aspect = torch.exp(uniform(math.log(self.aspect[0]), math.log(self.aspect[1]), batch, device=device))
-        place = torch.rand(2, batch).to(device, non_blocking=True)
+        apply = draws.coin(self.cutmix, batch)
+        area = draws.uniform(*self.area, batch) * height * width
+        aspect = draws.log_uniform(*self.aspect, batch)
+        place = draws.rand(2, batch)
 
         def span(length: Tensor, size: int, position: Tensor) -> tuple[Tensor, Tensor]:
             cells = size // self.cell
@@ -220,10 +233,8 @@ class StrongView(nn.Module):
         inside_columns = (columns >= left[:, None]) & (columns < right[:, None])
         box = inside_rows[:, None, :, None] & inside_columns[:, None, None, :] & apply
         # A cyclic shift of a random order: no image is its own partner, unless the batch has one image.
-        order = torch.randperm(batch)
-        partner = torch.empty_like(order)
-        partner[order] = order.roll(1)
-        return box, partner.to(device, non_blocking=True)
+        order = draws.order(batch)
+        return box, torch.empty_like(order).scatter(0, order, order.roll(1))
 
 
 def _luma(image: Tensor) -> Tensor:
@@ -235,14 +246,3 @@ def _luma(image: Tensor) -> Tensor:
 
 
 _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-_FROM_YIQ = torch.linalg.inv(_TO_YIQ)  # once, here: on a GPU every step would wait for it
-
-
-def _rotate_hue(image: Tensor, turn: Tensor) -> Tensor:
-    """Rotate the chroma plane of YIQ by ``turn`` of a full circle, per image: linear, without a conversion to HSV."""
-    angle = 2 * math.pi * turn
-    cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
-    rotation = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
-    to_yiq, from_yiq = (matrix.to(image.device, non_blocking=True) for matrix in (_TO_YIQ, _FROM_YIQ))
-    matrix = (from_yiq @ rotation @ to_yiq).to(image.dtype)
-    return torch.einsum("bij,bjhw->bihw", matrix, image)

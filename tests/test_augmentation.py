@@ -8,6 +8,7 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from scripts.augmentation import AugmentedView
+from scripts.draws import Draws
 
 NOTHING = {"degrees": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0, "elastic": 0.0}
 
@@ -23,7 +24,7 @@ def test_images_and_labels_are_sampled_where_the_grid_says() -> None:
     view, image = AugmentedView(), blobs()
     label = (image > 0.5).to(torch.uint8)
     torch.manual_seed(3)
-    grid = view.grid(image)
+    grid = view.grid(image, Draws(image.device))
     torch.manual_seed(3)
     found, turned = view(image, label)
     assert turned is not None
@@ -85,7 +86,7 @@ def test_intensities_match_a_plain_loop_in_distribution() -> None:
     """Gamma only, always on: every image is a power of itself, with different exponents within the range."""
     view = AugmentedView(intensity=1.0, bias=0.0, contrast=(1.0, 1.0), brightness=0.0, noise=0.0)
     image = torch.full((64, 1, 8, 8), 0.5)
-    exponent = view.vary_intensity(image).mean(dim=(1, 2, 3)).log() / math.log(0.5)
+    exponent = view.vary_intensity(image, Draws(image.device)).mean(dim=(1, 2, 3)).log() / math.log(0.5)
     assert exponent.min() > 0.6 - 1e-4
     assert exponent.max() < 1.6 + 1e-4
     assert exponent.std() > 0.2

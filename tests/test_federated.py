@@ -132,6 +132,7 @@ WITHOUT_LABELS = {
     "uncertainty_aware_mean_teacher": {},
     "interpolation_consistency": {},
     "ict_med": {},
+    "medfct": {},
     "semsim": {"lambda_cross": 0.0},
     "semsim_minus": {"lambda_cross": 0.0},
 }
@@ -139,6 +140,8 @@ WITHOUT_LABELS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_does_without_labels_or_refuses_by_name(name: str) -> None:
+    if name == "cpc_sam":
+        pytest.importorskip("transformers")
     dataset: Any = type("Slices", (), {"__len__": lambda self: 9, "labeled": []})()
     if WITHOUT_LABELS.get(name) != {}:
         kind = METHODS[name].__name__
@@ -157,7 +160,7 @@ def test_without_labels_the_consistency_alone_is_learnt(name: str) -> None:
     assert found["loss_supervised"] == 0
     assert found["loss"] > 0
     losses["loss"].backward()
-    assert objective.network.head.weight.grad.any()
+    assert any(p.grad is not None and p.grad.any() for p in objective.network.parameters())
 
 
 def test_without_labels_fixmatch_is_half_its_consistency() -> None:

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from monai.losses import DiceCELoss
 from torch import Tensor
 
-from scripts.losses import MaskedDice, PseudoLabel, coverage, pseudo_label
+from scripts.losses import DiceCE, MaskedDice, PseudoLabel, coverage, pseudo_label
 from scripts.methods import Objective
 from scripts.networks import UNet
 
@@ -107,6 +108,25 @@ def test_supervised_loss_equals_loops(label_type: torch.dtype) -> None:
     ]
     expected = (sum(terms) / len(terms) + plain_dice(logits, label)) / 2
     assert float(Objective(UNet()).supervised_loss(logits, label.to(label_type))) == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_supervised_loss_equals_monai(batch: bool, channels_last: bool) -> None:
+    """Value and gradient; of three images one lacks a class."""
+    weights = {"lambda_dice": 0.5, "lambda_ce": 0.5}
+    reference = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True, batch=batch, **weights)
+    logits, label = 3 * torch.randn(3, 4, 17, 12), torch.randint(0, 4, (3, 1, 17, 12), dtype=torch.uint8)
+    label[1].clamp_max_(2)
+    if channels_last:
+        logits = logits.to(memory_format=torch.channels_last)
+    losses, grads = [], []
+    for loss in (DiceCE(batch), reference):
+        z = logits.clone().requires_grad_()
+        losses.append(loss(z, label))
+        grads.append(torch.autograd.grad(losses[-1], z)[0])
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-8)
 
 
 def test_supervised_loss_per_image() -> None:

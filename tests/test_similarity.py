@@ -138,9 +138,7 @@ def test_refinement_under_bf16_autocast(space: str) -> None:
 
 @pytest.mark.parametrize("space", ["logit", "probability"])
 @pytest.mark.parametrize("chunk", [1000, 24**4])
-def test_no_more_of_the_affinity_in_memory_than_a_chunk(
-    space: str, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_affinity_is_stored_in_chunks_only(space: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "CHUNK", chunk)
     side, width = 24, 16
     logits = torch.randn(1, 4, side, side, requires_grad=True)

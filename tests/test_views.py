@@ -282,7 +282,7 @@ def test_cutmix_boxes(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("batch", [2, 3, 8])
-def test_cutmix_partner_is_never_oneself(batch: int) -> None:
+def test_cutmix_partner_is_another_image(batch: int) -> None:
     strong, image = StrongView(), torch.rand(batch, 1, 8, 8)
     # of eight images and 60 draws, one seed in 200 would miss a pair; of 200 draws, one in 10^11
     partners = torch.stack([strong(image).partner for _ in range(200)])

@@ -17,12 +17,14 @@ from bundle.bench.measurements import (
     KINDS,
     MATRIX_SIDE,
     SLICES,
+    epoch_parts,
     fusion,
     hd95,
     inference,
     input_pipeline,
     matrix_rate,
     peak_memory,
+    peer,
     time_by_kind,
     training_step,
 )
@@ -36,9 +38,12 @@ OBJECTIVES = ("supervised", "fixmatch", "unimatch", "semsim_minus", "semsim")
 REFERENCE = "fixmatch"
 """The objective whose step is the reference for the ratios."""
 
+EPOCH = (156, 20, 256)
+"""Steps, validation volumes and slices for batch norm of an epoch of ACDC with three labelled patients."""
+
 
 def main(
-    image_size: int = 224,
+    image_size: int | tuple[int, ...] = (128, 224),
     batch_size: int = 8,
     repeats: int = 3,
     methods: tuple[str, ...] | str = OBJECTIVES,
@@ -47,7 +52,7 @@ def main(
     """Measure and print.
 
     Args:
-        image_size: side of the slices, pixels.
+        image_size: side of the slices, pixels, or several; all that is no training step is measured at the last.
         batch_size: labelled slices of a step, and as many unlabelled ones.
         repeats: timed repetitions, after an untimed one; medians are printed.
         methods: names of overlays in ``configs/methods``, or ``all``.
@@ -64,14 +69,19 @@ def main(
     if device not in MATRIX_SIDE:
         raise ValueError(f"device: expected one of {', '.join(MATRIX_SIDE)}, found {device}.")
     rates = _print_machine(device)
-    step_seconds = _print_steps(names, image_size, batch_size, repeats, device, rates)
+    sizes = (image_size,) if isinstance(image_size, int) else tuple(image_size)
+    for size in sizes:
+        step_seconds = _print_steps(names, size, batch_size, repeats, device, rates)
     with tempfile.TemporaryDirectory() as folder:
         cohort = make_phantom_cohort(
             Path(folder, "cohort"), patients=(2, 0, 0), size=(216, 256), slices=(SLICES, SLICES)
         )
         images = [str(path) for path in sorted(Path(cohort).glob("*/*_frame??.nii.gz"))]
-        _print_inference(images, folder, image_size, repeats, device)
-        _print_input(images, folder, image_size, batch_size, repeats, device, step_seconds)
+        _print_inference(images, folder, size, repeats, device)
+        parts = _print_input(images, folder, size, batch_size, repeats, device, step_seconds)
+        if step_seconds:
+            others = isolated(epoch_parts, images, folder, size, device)
+            _print_epoch(parts, others, batch_size, step_seconds)
         _print_hd95(images[0], repeats)
 
 
@@ -101,13 +111,18 @@ def _print_steps(
     rates: dict[torch.dtype, float],
 ) -> float | None:
     """Training steps and the fusion module; returns the seconds of the reference step with the default settings."""
-    print(f"\ntraining step, {image_size} px, batch {batch_size} + {batch_size}; ratios are to a {REFERENCE} step")
+    print(f"\ntraining step, {image_size} px, batch {batch_size} + {batch_size}; ratios are to a {REFERENCE} step,")
+    print("the last column is how many of these take as long as one step of UniMatch's own loop")
     if device == "cpu":
         print(f"peak memory is the process's, {isolated(peak_memory, device):.0f} MiB of it before the first tensor")
     # Size of stage 3's affinity matrix, which scripts.networks.attention never stores.
     affinity = batch_size * (image_size // 4) ** 4 * 4 / 2**20
     print(f"(one affinity matrix HW x HW for each image of a batch would be {affinity:.0f} MiB in fp32)")
-    print(f"{'':52} {'s':>8} {'ratio':>6} {'MiB':>6} {'GFLOP':>7} {'ratio':>6} {'GFLOP/s':>8} {'of rate':>8}")
+    print(
+        f"{'':52} {'s':>8} {'ratio':>6} {'MiB':>6} {'GFLOP':>7} {'ratio':>6} {'GFLOP/s':>8} {'of rate':>8} {'peer':>6}"
+    )
+    own_loop = isolated(peer, image_size, batch_size, repeats, device)
+    print(_row("UniMatch's own loop", torch.float32, False, own_loop, rates[torch.float32]))
     ways = [(torch.float32, False), *((dtype, True) for dtype in rates)]
     references: list[dict[str, float]] = []
     for name in sorted(names, key=lambda name: name != REFERENCE):
@@ -120,7 +135,7 @@ def _print_steps(
             if name == REFERENCE:
                 references.append(result)
             reference = references[index] if references else None
-            print(_row(name, dtype, channels_last, result, rates[dtype], reference))
+            print(_row(name, dtype, channels_last, result, rates[dtype], reference, own_loop))
     if references:
         gain = references[0]["seconds"] / references[-1]["seconds"]
         print(
@@ -153,9 +168,9 @@ def _print_input(
     repeats: int,
     device: str,
     step_seconds: float | None,
-) -> None:
-    """Time of each stage from files to a step, and of the recurring stages as a share of the step."""
-    parts = isolated(input_pipeline, images, folder, image_size, batch_size, repeats, device)
+) -> dict[str, float]:
+    """Time of each stage from files to a step, and of the recurring stages as a share of the step; returns them."""
+    parts: dict[str, float] = isolated(input_pipeline, images, folder, image_size, batch_size, repeats, device)
     for what, milliseconds in parts.items():
         print(f"input         {milliseconds:8.3f} ms per sample, {what}")
     if step_seconds:
@@ -164,6 +179,26 @@ def _print_input(
         loading = 2 * batch_size * parts["loading"] / 1e3
         print(f"              {loading / step_seconds:8.2%} of a {REFERENCE} step for loading, ", end="")
         print(f"{seconds / step_seconds:.2%} with one strong view")
+    return parts
+
+
+def _print_epoch(parts: dict[str, float], others: dict[str, float], batch_size: int, step_seconds: float) -> None:
+    """Shares of a whole epoch of the reference, from the measured parts and the protocol's numbers of each."""
+    steps, volumes, slices = EPOCH
+    seconds = {
+        "loading": steps * 2 * batch_size * parts["loading"] / 1e3,
+        "views": steps * batch_size * (2 * parts["weak view"] + parts["strong view"]) / 1e3,
+        "validation": volumes * others["validation"],
+        "batch norm": slices * others["batch norm"],
+    }
+    seconds["network, losses, optimizer"] = steps * step_seconds - seconds["views"]
+    whole = sum(seconds.values())
+    print(
+        f"\nepoch         {whole:8.1f} s, {REFERENCE}, computed from the parts above: {steps} steps, {volumes} volumes"
+    )
+    print(f"              to validate on ({others['validation']:.3f} s each), batch norm over {slices} slices")
+    for what, value in seconds.items():
+        print(f"              {value / whole:8.2%} {what}")
 
 
 def _print_hd95(image: str, repeats: int) -> None:
@@ -183,6 +218,7 @@ def _row(
     result: dict[str, float],
     rate: float,
     reference: dict[str, float] | None = None,
+    own_loop: dict[str, float] | None = None,
 ) -> str:
     """Time, memory and arithmetic as columns."""
     gflop = result["flops"] / 1e9
@@ -192,6 +228,7 @@ def _row(
         f"{name:30} {_short(dtype)} {'channels_last' if channels_last else 'channels_first':16}"
         f" {result['seconds']:8.3f} {ratios[0]:>6} {result['memory']:6.0f}"
         f" {gflop:7.1f} {ratios[1]:>6} {speed:8.1f} {speed / rate:8.0%}"
+        + (f" {own_loop['seconds'] / result['seconds']:6.2f}" if own_loop else "")
     )
 
 

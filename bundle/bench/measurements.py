@@ -26,19 +26,29 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bundle.bench.peer import peer_step
 from bundle.workflows import CONFIGS
+from scripts.engine import autocast_dtype
+from scripts.handlers.batch_norm import average_statistics
 from scripts.metrics import surface_distances
+from scripts.networks import attention as _attention  # noqa: F401 - defines the operators that are counted
 from scripts.utils.memory import freed_memory_kept
 
 __all__ = [
     "MATRIX_SIDE",
     "SLICES",
+    "autocast",
+    "config",
+    "epoch_parts",
     "fusion",
     "hd95",
     "inference",
     "input_pipeline",
+    "make_batch",
     "matrix_rate",
+    "median_seconds",
     "peak_memory",
+    "peer",
     "time_by_kind",
     "training_step",
 ]
@@ -61,7 +71,7 @@ KINDS = {
 """Kinds of work in a training step, in this order, by parts of the names of PyTorch's operators."""
 
 
-def _config(device: str, *files: str, **overrides: Any) -> ConfigParser:
+def config(device: str, *files: str, **overrides: Any) -> ConfigParser:
     """The bundle's own config files, parsed as for a run."""
     parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / file) for file in files]))
     parser.update({"bundle_root": str(CONFIGS.parent), "device": torch.device(device)})
@@ -69,7 +79,7 @@ def _config(device: str, *files: str, **overrides: Any) -> ConfigParser:
     return parser
 
 
-def _seconds(work: Callable[[], Any], repeats: int, device: str) -> float:
+def median_seconds(work: Callable[[], Any], repeats: int, device: str) -> float:
     """Median time of a call, after warming up."""
     times = []
     warm_up = 3 if device == "cuda" else 1
@@ -96,16 +106,30 @@ def peak_memory(device: str) -> float:
 
 def _flops(work: Callable[[], Any]) -> float:
     """Floating-point operations of the matrix products, convolutions and attention in a call."""
-    counter = FlopCounterMode(display=False)
+    operators: Any = torch.ops.semsim  # scripts.networks.attention
+    formulas = {operators.attention: _attention_flops, operators.attention_backward: _attention_backward_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
     with counter:
         work()
     return float(counter.get_total_flops())
 
 
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Two products of a batch of matrices, by the shapes: scores, and values by weights."""
+    count, length, width = query
+    return 2 * count * length * int(key[1]) * (width + int(value[2]))
+
+
+def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Five products: scores; gradients of values and weights; of queries and keys."""
+    count, length, width = query
+    return 2 * count * length * int(key[1]) * (3 * width + 2 * int(value[2]))
+
+
 def _cost(work: Callable[[], Any], repeats: int, device: str, count: bool = True) -> dict[str, float]:
     """Seconds of a call, the process's peak MiB and, on request, the call's FLOPs (else 0)."""
     with freed_memory_kept(device):  # as in the trainer
-        seconds = _seconds(work, repeats, device)
+        seconds = median_seconds(work, repeats, device)
     memory = peak_memory(device)
     return {"seconds": seconds, "memory": memory, "flops": _flops(work) if count else 0.0}
 
@@ -114,16 +138,16 @@ def matrix_rate(dtype: torch.dtype, device: str) -> float:
     """GFLOP/s of a square matrix product."""
     side = MATRIX_SIDE[device]
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / _seconds(lambda: a @ b, 5, device) / 1e9
+    return 2 * side**3 / median_seconds(lambda: a @ b, 5, device) / 1e9
 
 
-def _autocast(dtype: torch.dtype, device: str) -> torch.autocast:
+def autocast(dtype: torch.dtype, device: str) -> torch.autocast:
     """Autocast with the trainer's settings."""
     enabled = dtype is not torch.float32
     return torch.autocast(device, dtype=dtype if enabled else None, enabled=enabled, cache_enabled=False)
 
 
-def _batch(image_size: int, batch_size: int, device: str, memory_format: torch.memory_format) -> dict[str, Tensor]:
+def make_batch(image_size: int, batch_size: int, device: str, memory_format: torch.memory_format) -> dict[str, Tensor]:
     """A training batch; its labels are blobs of all classes."""
     blobs = torch.randint(4, (batch_size, 1, 8, 8)).float()
     label = torch.nn.functional.interpolate(blobs, size=(image_size, image_size))
@@ -159,6 +183,13 @@ def training_step(
     """
     step = _step(name, dtype, channels_last, image_size, batch_size, device)
     return _cost(step, repeats, device, count)
+
+
+def peer(image_size: int, batch_size: int, repeats: int, device: str) -> dict[str, float]:
+    """Seconds and peak MiB of the step that :mod:`bundle.bench.peer` describes; arguments as above."""
+    torch.manual_seed(0)
+    step = peer_step(make_batch(image_size, batch_size, device, torch.contiguous_format))
+    return _cost(step, repeats, device, count=True)
 
 
 def time_by_kind(
@@ -198,15 +229,15 @@ def _step(
     """An objective's training step, as in the trainer, on one batch."""
     torch.manual_seed(0)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    parser = _config(device, "train.json", f"methods/{name}.json")
+    parser = config(device, "train.json", f"methods/{name}.json")
     method = parser.get_parsed_content("method").to(device, memory_format=memory_format).train()
     method.iteration, method.total_iterations = 2, 3  # late in a training, when all terms are active
     optimizer = parser.get_parsed_content("optimizer")
-    batch = _batch(image_size, batch_size, device, memory_format)
+    batch = make_batch(image_size, batch_size, device, memory_format)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with _autocast(dtype, device):
+        with autocast(dtype, device):
             loss = method(batch)["loss"]
         loss.backward()
         optimizer.step()
@@ -217,14 +248,14 @@ def _step(
 
 def fusion(dtype: torch.dtype, image_size: int, batch_size: int, repeats: int, device: str) -> dict[str, float]:
     """Seconds, peak MiB and FLOPs of the fusion module's forward and backward pass on one batch."""
-    method = _config(device, "train.json", "methods/semsim.json").get_parsed_content("method")
+    method = config(device, "train.json", "methods/semsim.json").get_parsed_content("method")
     method = method.to(device, memory_format=torch.channels_last).train()
-    batch = _batch(image_size, batch_size, device, torch.channels_last)
-    with _autocast(dtype, device), torch.no_grad():
+    batch = make_batch(image_size, batch_size, device, torch.channels_last)
+    with autocast(dtype, device), torch.no_grad():
         encoded = [feature.requires_grad_() for feature in method.network.encode(batch["image"])]
 
     def both_ways() -> None:
-        with _autocast(dtype, device):
+        with autocast(dtype, device):
             fused = method.fusion(encoded)
         fused.sum().backward()
 
@@ -234,7 +265,7 @@ def fusion(dtype: torch.dtype, image_size: int, batch_size: int, repeats: int, d
 def inference(images: list[str], folder: str, image_size: int, repeats: int, device: str) -> tuple[float, float]:
     """Seconds per volume: in the network only, and by ``inference.json`` from file to saved label."""
     checkpoint = Path(folder, "model.pt")
-    parser = _config(
+    parser = config(
         device,
         "inference.json",
         dataset_dir=str(Path(images[0]).parent.parent),
@@ -248,8 +279,8 @@ def inference(images: list[str], folder: str, image_size: int, repeats: int, dev
     volume = torch.rand(1, 1, image_size, image_size, SLICES, device=device)
     inferer, evaluator = parser.get_parsed_content("inferer"), parser.get_parsed_content("evaluator")
     with torch.no_grad(), torch.autocast(device, enabled=bool(evaluator.amp)):
-        alone = _seconds(lambda: inferer(volume, network), repeats, device)
-    return alone, _seconds(evaluator.run, 1, device) / len(images)
+        alone = median_seconds(lambda: inferer(volume, network), repeats, device)
+    return alone, median_seconds(evaluator.run, 1, device) / len(images)
 
 
 def input_pipeline(
@@ -262,7 +293,7 @@ def input_pipeline(
     records = [{"image": image} for image in images]
     for record in records[: len(records) // 2]:
         record["label"] = record["image"].replace(".nii.gz", "_gt.nii.gz")
-    parser = _config(
+    parser = config(
         device,
         "train.json",
         train__dataset__data=records,
@@ -279,11 +310,37 @@ def input_pipeline(
     image = next(batches)["image"].to(device)
     per_sample = {
         "preprocessing": first,
-        "loading": _seconds(lambda: next(batches), 10 * repeats, device) / (2 * batch_size),
-        "weak view": _seconds(lambda: weak(image), 10 * repeats, device) / batch_size,
-        "strong view": _seconds(lambda: strong(image), 10 * repeats, device) / batch_size,
+        "loading": median_seconds(lambda: next(batches), 10 * repeats, device) / (2 * batch_size),
+        "weak view": median_seconds(lambda: weak(image), 10 * repeats, device) / batch_size,
+        "strong view": median_seconds(lambda: strong(image), 10 * repeats, device) / batch_size,
     }
     return {what: 1e3 * seconds for what, seconds in per_sample.items()}
+
+
+def epoch_parts(images: list[str], folder: str, image_size: int, device: str) -> dict[str, float]:
+    """Seconds of what an epoch does beside its steps: ``validation`` per volume, ``batch norm`` per slice."""
+    records = [{"image": image, "label": image.replace(".nii.gz", "_gt.nii.gz")} for image in images]
+    parser = config(
+        device,
+        "train.json",
+        train__dataset__data=records,
+        validate__dataset__data=records,
+        validate__handlers=[],
+        cache_dir=str(Path(folder, "cache")),
+        output_dir=str(Path(folder, "run")),
+        image_size=image_size,
+    )
+    network, evaluator = parser.get_parsed_content("network"), parser.get_parsed_content("validate#evaluator")
+    validation = median_seconds(evaluator.run, 1, device) / len(records)
+    dataset = parser.get_parsed_content("train#dataset")
+    count = min(16, len(dataset))
+
+    def average() -> None:
+        batch = torch.stack([dataset[i]["image"] for i in range(count)])
+        with autocast(autocast_dtype(device, True) or torch.float32, device):
+            average_statistics(network, [batch.to(device, memory_format=torch.channels_last)])
+
+    return {"validation": validation, "batch norm": median_seconds(average, 2, device) / count}
 
 
 def hd95(image: str, repeats: int) -> dict[str, tuple[float, float]]:
@@ -304,7 +361,7 @@ def hd95(image: str, repeats: int) -> dict[str, tuple[float, float]]:
         "MONAI": lambda: list(compute_hausdorff_distance(pred_onehot, label_onehot, percentile=95)[0]),
         "full volume": lambda: [_full_volume_hd95(pred == c, label == c) for c in classes],
     }
-    return {what: (1e3 * _seconds(way, repeats, "cpu"), float(np.mean(way()))) for what, way in ways.items()}
+    return {what: (1e3 * median_seconds(way, repeats, "cpu"), float(np.mean(way()))) for what, way in ways.items()}
 
 
 def _full_volume_hd95(pred: NDArray[np.bool_], label: NDArray[np.bool_]) -> float:

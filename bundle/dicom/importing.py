@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from bundle.workflows import CONFIGS
+from bundle.workflows import dataset_overlay
 from scripts.data.dicom.volume import DicomVolume, dicom_module
 from scripts.monai_label.segments import ClassTerms
 from scripts.utils.files import replacing, write_text
@@ -119,11 +119,7 @@ def _terms(dataset: str) -> ClassTerms:
     Raises:
         ValueError: for an unknown overlay.
     """
-    path = CONFIGS / "datasets" / f"{dataset}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
-        raise ValueError(f"dataset: expected one of {known}, found '{dataset}'.")
-    overlay = json.loads(path.read_text(encoding="utf-8"))
+    overlay: dict[str, Any] = dataset_overlay(dataset).get()
     return ClassTerms(overlay.get("class_names", {}), overlay.get("class_synonyms"), overlay.get("class_codes"))
 
 

@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 from bundle.prepare.merge import merge_listed, merge_masks
 from bundle.prepare.montage import draw_montage
 from bundle.prepare.survey import Finding, Settings, label_like, passed_over, some, survey, twins
-from bundle.workflows import CONFIGS, ROOT
+from bundle.workflows import CONFIGS, dataset_overlay
 from scripts.data.axis import Decision, check_axis, decide_axis, read_grids
 from scripts.data.checks import check_class_values
 from scripts.data.layouts.datalist import PARTS, read_class_values, read_slice_axis
@@ -153,12 +153,7 @@ def _settings(dataset: str, source: str, in_channels: Any, num_classes: Any, lab
     Raises:
         ValueError: for an unknown overlay, or inconsistent classes.
     """
-    path = CONFIGS / "datasets" / f"{dataset}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
-        raise ValueError(f"dataset: expected one of {known}, found '{dataset}'.")
-    parser = ConfigParser(ConfigParser.load_config_file(path))
-    parser["bundle_root"] = str(ROOT)
+    parser = dataset_overlay(dataset)
     keys = ("layout", "splits", "in_channels", "num_classes", "label_values", "class_names", "class_colors")
     settings = {key: parser.get_parsed_content(key) for key in keys}
     names, values = read_class_values(source) if _is_datalist(source) else ({}, None)

@@ -104,6 +104,7 @@ def lines(curves: Mapping[str, Curve], title: str, ylabel: str, top: float | Non
             colour = PALETTE[number % len(PALETTE)]
             axes.plot(x, y, style, marker=marker, ms=3, lw=1.3, color=colour, label=_plain(name))
         axes.set(title=title, xlabel="iteration", ylabel=ylabel)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(*((0, top) if top else (None, None)))
         if len(curves) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -144,9 +145,8 @@ def agreement_chart(
         left.plot(reference, measured, **dots)
         ends = [min(reference.min(), measured.min()), max(reference.max(), measured.max())]
         left.plot(ends, ends, color="#5b6775", lw=1)
-        left.set(
-            title=f"{_plain(title)}: r = {found.correlation:.3f}", xlabel=f"label, {unit}", ylabel=f"prediction, {unit}"
-        )
+        known = "" if np.isnan(found.correlation) else f": r = {found.correlation:.3f}"  # constant values have none
+        left.set(title=f"{_plain(title)}{known}", xlabel=f"label, {unit}", ylabel=f"prediction, {unit}")
         right.plot((reference + measured) / 2, measured - reference, **dots)
         for value, style, name in (
             (found.bias, "-", "bias"),

@@ -13,13 +13,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from PIL import Image
 from scipy.stats import pearsonr, spearmanr
 
 from bundle.prepare.survey import load, to_classes
 from bundle.shift.transforms import SHIFTS
-from bundle.workflows import CONFIGS, ROOT, execute
+from bundle.workflows import ROOT, dataset_overlay, execute
 from scripts.data.records import dataset_records
 from scripts.handlers.report import aligned
 from scripts.metrics import dice
@@ -65,15 +64,9 @@ def main(
     names = shifts.split(",") if isinstance(shifts, str) else list(shifts)
     if unknown := [name for name in names if name not in SHIFTS]:
         raise ValueError(f"shifts: expected some of {', '.join(SHIFTS)}, found {', '.join(unknown)}.")
-    overlay = CONFIGS / "datasets" / f"{dataset}.json"
-    if not overlay.is_file():
-        raise ValueError(
-            f"dataset: no '{dataset}' among {', '.join(sorted(p.stem for p in overlay.parent.glob('*')))}."
-        )
+    settings = dataset_overlay(dataset)
     if (record := read_record(checkpoint)) is None:
         raise ValueError(f"'{checkpoint}' has no record, which is needed for the number of labelled training cases.")
-    settings = ConfigParser(ConfigParser.load_config_file(overlay))
-    settings["bundle_root"] = str(ROOT)
     keys = ("layout", "splits", "num_classes", "label_values", "class_names", "output_ext")
     layout, own_splits, num_classes, values, class_names, suffix = map(settings.get_parsed_content, keys)
     splits = splits or own_splits
@@ -91,6 +84,8 @@ def main(
                 if shift == "clean"
                 else [case[0] for case in _spread(of_cases, shifted)]
             )
+            if not chosen:  # no case of this part was asked for
+                continue
             folder = Path(output) / part / shift
             for number, item in enumerate(chosen):
                 _write_shifted(item, folder / "images", shift, number, values, suffix == ".png")

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from monai.bundle import ConfigParser
 from numpy.typing import NDArray
 
 from bundle.prepare.survey import load
 from bundle.suggest.selection import Choice, case_features, choose, similarities
-from bundle.workflows import CONFIGS, ROOT
+from bundle.workflows import dataset_overlay
 from scripts.data.images import source_root
 from scripts.data.records import split_cases
 from scripts.handlers.report import aligned
@@ -69,12 +68,7 @@ def main(
     target = Path(os.path.abspath(output)) if output else None
     if target and (target.suffix != ".json" or target == Path(os.path.abspath(dataset_dir))):
         raise ValueError(f"output: expected the name of a new .json file, found '{output}'.")
-    overlay = CONFIGS / "datasets" / f"{dataset}.json"
-    if not overlay.is_file():
-        known = ", ".join(sorted(path.stem for path in overlay.parent.glob("*.json")))
-        raise ValueError(f"dataset: expected one of {known}, found '{dataset}'.")
-    parser = ConfigParser(ConfigParser.load_config_file(overlay))
-    parser["bundle_root"] = str(ROOT)
+    parser = dataset_overlay(dataset)
     parts = split_cases(parser["layout"], dataset_dir, splits or parser.get_parsed_content("splits")).parts
     cases = parts["train"]
     names = list(cases)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
-from scripts.losses import MaskedDice, PseudoLabel, pseudo_label
+from scripts.draws import Draws
+from scripts.losses import DiceCE, MaskedDice, PseudoLabel, pseudo_label
 from scripts.methods.teacher import MovingAverage
 from scripts.networks import UNet
 from scripts.utils.options import check_switches
@@ -62,17 +62,24 @@ class Objective(nn.Module):
         requires_unlabeled: whether the objective learns from unlabeled images.
         requires_labeled: whether it needs labeled images in every batch; if False it accepts batches without ``image``
             and ``label``, such as those of a federated site without labels.
+        capturable: whether a CUDA graph can replay the step: nothing comes from the host but the batch, :attr:`draws`,
+            the learning rate and :attr:`progress`. Each class says so itself; it is not inherited.
         iteration: number of the current iteration, from 0; set by the trainer, also after resuming.
         total_iterations: length of the training; set by the trainer.
+        draws: the random numbers of this step's views; set by the trainer. None: each view draws its own.
+        progress: :meth:`passed` as a tensor on the device; set by the trainer. None: computed from the iteration.
         supervised_iterations: number of iterations at the start that use labeled images only, for every objective; set
             by the trainer.
     """
 
     requires_unlabeled = True
     requires_labeled = True
+    capturable = False
     iteration = 0
     total_iterations = 1
     supervised_iterations = 0
+    draws: Draws | None = None
+    progress: Tensor | None = None
 
     def __init__(
         self,
@@ -93,14 +100,7 @@ class Objective(nn.Module):
         self.strong = strong or StrongView()
         self.threshold = threshold
         self.per_image_dice = per_image_dice
-        self.loss = loss or DiceCELoss(
-            softmax=True,
-            to_onehot_y=True,
-            squared_pred=True,
-            batch=not per_image_dice,
-            lambda_dice=0.5,
-            lambda_ce=0.5,
-        )
+        self.loss = loss or DiceCE(batch=not per_image_dice)
         self.dice = MaskedDice(per_image_dice)
         self.teacher_decay = teacher_decay
         if teacher_decay is not None:
@@ -108,7 +108,7 @@ class Objective(nn.Module):
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch: of :meth:`forward`, or of the labeled images in the supervised iterations."""
-        if self.iteration >= self.supervised_iterations or "image" not in batch:
+        if self.phase != "labeled" or "image" not in batch:
             return cast("dict[str, Tensor]", super().__call__(batch))
         image, label = self.labeled_view(batch)
         learners = self.learners()
@@ -117,6 +117,11 @@ class Objective(nn.Module):
         busy = {id(parameter) for network in learners for parameter in network.parameters()}
         idle = [p.sum() for p in self.parameters() if p.requires_grad and id(p) not in busy]
         return {"loss": loss + 0 * torch.stack(idle).sum() if idle else loss}
+
+    @property
+    def phase(self) -> str:
+        """What this step does: ``labeled``, the beginning from labeled images alone, or ``all``."""
+        return "labeled" if self.iteration < self.supervised_iterations else "all"
 
     def learners(self) -> tuple[nn.Module, ...]:
         """The networks that learn segmentation, the deployed one first; all train in the supervised iterations."""
@@ -163,20 +168,30 @@ class Objective(nn.Module):
         if self.teacher_decay is not None:
             self.teacher.update_parameters(self.network)
 
-    def ramp_up(self) -> float:
+    def passed(self) -> float:
+        """Completed share of the training, in [0, 1]."""
+        return min(1.0, self.iteration / self.total_iterations)
+
+    def ramp_up(self) -> float | Tensor:
         """Gaussian ramp ``exp(-5 (1 - t)^2)`` from exp(-5) to 1, t the completed share of the training.
 
         Source: Laine and Aila, ICLR 2017.
         """
-        t = min(1.0, self.iteration / self.total_iterations)
-        return math.exp(-5 * (1 - t) ** 2)
+        if self.progress is None:
+            return math.exp(-5 * (1 - self.passed()) ** 2)
+        return torch.exp(-5 * (1 - self.progress) ** 2)
 
-    def labeled_view(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Weak views of the labeled images ``[B, C, H, W]`` and their labels ``[B, H, W]``; B may be 0."""
+    def labeled_view(self, batch: Mapping[str, Tensor], draws: Draws | None = None) -> tuple[Tensor, Tensor]:
+        """Weak views of the labeled images ``[B, C, H, W]`` and their labels ``[B, H, W]``; B may be 0.
+
+        Args:
+            batch: see the class.
+            draws: of the view; default :attr:`draws`.
+        """
         if "image" not in batch:
             none = batch["unlabeled"][:0]
             return none, none[:, 0].to(torch.uint8)
-        image, label = self.weak.labeled(batch["image"], batch["label"])
+        image, label = self.weak.labeled(batch["image"], batch["label"], draws or self.draws)
         return image, label[:, 0]
 
     def weak_views(self, batch: Mapping[str, Tensor]) -> WeakViews:
@@ -184,9 +199,11 @@ class Objective(nn.Module):
 
         An entry ``hidden`` of the batch, ``[B', 1, H, W]``, is seen under the unlabeled images' draws.
         """
-        state = torch.get_rng_state()
-        image, label = self.labeled_view(batch)
+        unlabeled, device = batch["unlabeled"], batch["unlabeled"].device
+        first = second = self.draws or Draws(device)
         if self.weak.shared:
-            torch.set_rng_state(state)
-        unlabeled, hidden = self.weak(batch["unlabeled"], batch.get("hidden"))
+            numbers = first.rand(self.weak.shared_numbers)
+            first, second = Draws(device, numbers), Draws(device, numbers)
+        image, label = self.labeled_view(batch, first)
+        unlabeled, hidden = self.weak(unlabeled, batch.get("hidden"), second)
         return WeakViews(image, label, unlabeled, None if hidden is None else hidden[:, 0])

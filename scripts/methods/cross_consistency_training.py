@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from scripts.methods.consistency import RampedConsistency
 from scripts.methods.perturbations import feature_dropout, feature_noise
 from scripts.networks import UNet
+from scripts.networks.dropout import dropout
 
 __all__ = ["CrossConsistencyTraining"]
 
@@ -44,7 +45,7 @@ class CrossConsistencyTraining(RampedConsistency):
         features = self.network.encode(torch.cat([image, unlabeled]))
         perturbed = (
             [feature_noise(f) for f in features],
-            [F.dropout(f, self.dropout) for f in features],
+            [dropout(f, self.dropout) for f in features],
             [feature_dropout(f) for f in features],
         )
         main = self.network.decode(features).float()

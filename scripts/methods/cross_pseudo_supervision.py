@@ -35,6 +35,8 @@ class CrossPseudoSupervision(RampedConsistency):
         ValueError: if both networks are the same object.
     """
 
+    capturable = True
+
     def __init__(self, *, second: UNet, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if second is self.network:

@@ -66,7 +66,7 @@ class DiffRect(RampedConsistency):
         image, label, unlabeled, _ = self.weak_views(batch)
         n = len(image)
         weak = torch.cat([image, unlabeled])
-        view = self.strong(weak)
+        view = self.strong(weak, self.draws)
         weak_logits, strong_logits = self.network(weak).float(), self.network(view.image).float()
         weak_label = self.hard(weak_logits)
         strong_label = self.hard(strong_logits)

@@ -24,6 +24,8 @@ class EntropyMinimization(RampedConsistency):
     implemented here.
     """
 
+    capturable = True
+
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch."""
         image, label, unlabeled, _ = self.weak_views(batch)

@@ -24,11 +24,12 @@ class FixMatch(Objective):
     """
 
     requires_labeled = False
+    capturable = True
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch."""
         views = self.weak_views(batch)
-        strong = self.strong(views.unlabeled)
+        strong = self.strong(views.unlabeled, self.draws)
 
         with torch.no_grad():
             target = self.pseudo_labels(views)["decoder"]

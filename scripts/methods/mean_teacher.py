@@ -32,6 +32,8 @@ class MeanTeacher(TaughtConsistency):
         ValueError: for a negative noise.
     """
 
+    capturable = True
+
     def __init__(self, *, noise: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if noise < 0:

@@ -48,6 +48,7 @@ class SemSim(Objective):
     """
 
     dropout_rate = 0.5
+    capturable = True
 
     def __init__(
         self,
@@ -128,7 +129,7 @@ class SemSim(Objective):
 
         # S1: the decoder's prediction p^s, and p^in, refined by the affinity within the image.
         if self.lambda_decoder > 0 or self.lambda_intra > 0:
-            view = self.strong(weak)
+            view = self.strong(weak, self.draws)
             logits, stages = self._decode(self._encode_strong(view))
             if self.lambda_decoder > 0:
                 losses["loss_decoder"] = self._dice_to(logits, view, targets["decoder"])
@@ -138,7 +139,7 @@ class SemSim(Objective):
 
         # S2: p^cr, from querying the labeled images.
         if prototypes is not None:
-            view = self.strong(weak)
+            view = self.strong(weak, self.draws)
             features = self._fuse(self._encode_strong(view))
             losses["loss_cross"] = self._cross_loss(features, prototypes, view, targets["cross"])
 

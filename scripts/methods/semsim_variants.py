@@ -58,6 +58,8 @@ class SemSimVariants(SemSim):
         ValueError: for an unknown choice, a view outside 1 to 3, or a negative weight.
     """
 
+    capturable = True
+
     def __init__(
         self,
         *,
@@ -219,7 +221,7 @@ class SemSimVariants(SemSim):
         losses: dict[str, Tensor] = {}
         decoder: list[Tensor] = []
         for number in sorted({*self.decoder_views, *intra, *cross}):
-            view = self.strong(weak)
+            view = self.strong(weak, self.draws)
             encoded = self._encode_strong(view)
             logits, stages = None, encoded
             if self.features == "decoder" or number in (*self.decoder_views, *intra):

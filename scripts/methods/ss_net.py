@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from scripts.losses import dice_loss
 from scripts.methods.consistency import RampedConsistency
 
 __all__ = ["SSNet"]
@@ -121,7 +122,7 @@ class SSNet(RampedConsistency):
         return self._distance(images + scale * self.magnitude * _unit(gradient), target)
 
     def _distance(self, images: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = self.dice.dice(self.network(images).float().softmax(dim=1), target)
+        loss: Tensor = dice_loss(self.network(images).float().softmax(dim=1), target, self.dice.batch)
         return loss
 
     @torch.no_grad()

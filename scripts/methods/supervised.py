@@ -18,6 +18,7 @@ class Supervised(Objective):
     """
 
     requires_unlabeled = False
+    capturable = True
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch."""

@@ -44,7 +44,12 @@ class MovingAverage(nn.Module):
                     module.p = 0.0
         self.decay = decay
         self._average = get_ema_multi_avg_fn(decay)
-        self._updates = 0
+        self._started = False
+
+    @property
+    def started(self) -> bool:
+        """Whether the student was copied."""
+        return self._started
 
     def forward(self, image: Tensor) -> Tensor:
         """Prediction of the averaged network."""
@@ -54,18 +59,18 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def update_parameters(self, student: nn.Module) -> None:
         """Average the student's weights and copy its buffers."""
-        if self._updates == 0:
-            self.module.load_state_dict(student.state_dict())
-        else:
-            self._average(list(self.module.parameters()), list(student.parameters()), self._updates)
+        if self._started:
+            self._average(list(self.module.parameters()), list(student.parameters()), 1)
             for buffer, other in zip(self.module.buffers(), student.buffers(), strict=True):
                 buffer.copy_(other)
-        self._updates += 1
+        else:
+            self.module.load_state_dict(student.state_dict())
+        self._started = True
 
     def get_extra_state(self) -> dict[str, int]:
-        """The number of updates, for a checkpoint."""
-        return {"updates": self._updates}
+        """Whether the student was copied, for a checkpoint."""
+        return {"updates": int(self._started)}
 
     def set_extra_state(self, state: Any) -> None:
-        """Restore the number of updates from a checkpoint."""
-        self._updates = int(state["updates"])
+        """Restore it from a checkpoint; an older one holds the number of updates."""
+        self._started = int(state["updates"]) > 0

@@ -35,6 +35,8 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
         ValueError: for less than one pass.
     """
 
+    capturable = True
+
     def __init__(self, *, passes: int = 8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if passes < 1:

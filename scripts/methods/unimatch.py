@@ -30,6 +30,7 @@ class UniMatch(Objective):
     """
 
     requires_labeled = False
+    capturable = True
 
     def __init__(self, *, feature_dropout: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -38,7 +39,7 @@ class UniMatch(Objective):
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch."""
         image, label, weak, _ = self.weak_views(batch)
-        views = [self.strong(weak), self.strong(weak)]
+        views = [self.strong(weak, self.draws), self.strong(weak, self.draws)]
 
         features = self.network.encode(weak)
         with torch.no_grad():

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from scripts.methods.consistency import RampedConsistency
 from scripts.methods.perturbations import feature_dropout, feature_noise
+from scripts.networks.dropout import dropout
 
 __all__ = ["URPC", "rectified_consistency"]
 
@@ -54,7 +55,7 @@ class URPC(RampedConsistency):
     def pyramid(self, image: Tensor) -> list[Tensor]:
         """Logits ``[B, C, H, W]``, float32, of every scale: the network's own, then from the coarsest to the finest."""
         coarse, middle, fine, full = self.network.decode_levels(self.network.encode(image))
-        perturbed = (F.dropout(coarse, self.dropout), feature_dropout(middle), feature_noise(fine))
+        perturbed = (dropout(coarse, self.dropout), feature_dropout(middle), feature_noise(fine))
         size = image.shape[-2:]
         heads = [F.interpolate(head(f).float(), size=size) for head, f in zip(self.heads, perturbed, strict=True)]
         return [self.network.head(full).float(), *heads]

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 __all__ = ["attention"]
@@ -34,7 +33,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor
         return _fused(query, key, value, scale)
     flat = (x.reshape(-1, *x.shape[-2:]).contiguous() for x in (query, key, value))
     with torch.autocast("cpu", enabled=False):
-        out: Tensor = _ChunkedAttention.apply(*flat, scale)
+        out: Tensor = _chunked(*flat, scale)
     return out.view(*query.shape[:-1], value.shape[-1])
 
 
@@ -45,34 +44,55 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., : value.shape[-1]]
 
 
-class _ChunkedAttention(torch.autograd.Function):
+def _values(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Attention over ``[N, L, D]``; the backward pass recomputes each chunk's scores."""
+    out = query.new_empty(*query.shape[:-1], value.shape[-1])
+    for batch, rows in _chunks(query, key):
+        weights = _weights(query[batch, rows], key[batch], scale)
+        torch.bmm(weights, value[batch], out=out[batch, rows])
+    return out
 
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.scale = scale
-        out = query.new_empty(*query.shape[:-1], value.shape[-1])
-        for batch, rows in _chunks(query, key):
-            weights = _weights(query[batch, rows], key[batch], scale)
-            torch.bmm(weights, value[batch], out=out[batch, rows])
-        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value = ctx.saved_tensors
-        grads = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for batch, rows in _chunks(query, key):
-            q, k, g = query[batch, rows], key[batch], grad[batch, rows]
-            of_query, of_key, of_value = grads[0][batch, rows], grads[1][batch], grads[2][batch]
-            weights = _weights(q, k, ctx.scale)
-            of_weights = torch.bmm(g, value[batch].mT)
-            of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            torch.baddbmm(of_query, of_scores, k, beta=0, alpha=ctx.scale, out=of_query)
-            torch.baddbmm(of_key, of_scores.mT, q, alpha=ctx.scale, out=of_key)
-            torch.baddbmm(of_value, weights.mT, g, out=of_value)
-        return *grads, None
+def _gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values."""
+    grads = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    for batch, rows in _chunks(query, key):
+        q, k, g = query[batch, rows], key[batch], grad[batch, rows]
+        of_query, of_key, of_value = grads[0][batch, rows], grads[1][batch], grads[2][batch]
+        weights = _weights(q, k, scale)
+        of_weights = torch.bmm(g, value[batch].mT)
+        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        torch.baddbmm(of_query, of_scores, k, beta=0, alpha=scale, out=of_query)
+        torch.baddbmm(of_key, of_scores.mT, q, alpha=scale, out=of_key)
+        torch.baddbmm(of_value, weights.mT, g, out=of_value)
+    return grads
+
+
+# To a compiler the chunks are one operation.
+_chunked = torch.library.custom_op("semsim::attention", _values, mutates_args=())
+_chunked_backward = torch.library.custom_op("semsim::attention_backward", _gradients, mutates_args=())
+
+
+@_chunked.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+@_chunked_backward.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return *_chunked_backward(grad.contiguous(), *ctx.saved_tensors, ctx.scale), None
+
+
+_chunked.register_autograd(_backward, setup_context=_keep)
 
 
 def _weights(query: Tensor, key: Tensor, scale: float) -> Tensor:

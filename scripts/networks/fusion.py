@@ -115,7 +115,8 @@ class SpatialAwareFusion(nn.Module):
         for window, position in zip(windows, self.position, strict=True):
             if position.shape[-2:] != window.shape[1:3]:
                 position = F.interpolate(position, size=window.shape[1:3], mode="bicubic", align_corners=False)
-            parts.append((window + position.permute(0, 2, 3, 1)).flatten(1, 2))
+            # In the window's dtype: one float32 part would make the whole token stream float32 under autocast.
+            parts.append((window + position.permute(0, 2, 3, 1).to(window.dtype)).flatten(1, 2))
         tokens = self.block(torch.cat(parts, dim=1))
         fused = []
         for part, window, x in zip(tokens.split([p.shape[1] for p in parts], dim=1), windows, maps, strict=True):

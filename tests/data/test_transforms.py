@@ -164,7 +164,7 @@ def test_training_leaves_image_and_label_in_one_place(tmp_path: Path, image_size
     ("stored", "expected"),
     [([0, 255, 0], [0, 1, 0]), ([0, 1, 0], [0, 1, 0]), ([0, 0, 0], [0, 0, 0]), ([1, 255, 0], None), ([0, 2, 1], None)],
 )
-def test_viewers_write_classes_where_files_store_other_values(stored: list[int], expected: list[int] | None) -> None:
+def test_viewers_labels_with_class_numbers_are_accepted(stored: list[int], expected: list[int] | None) -> None:
     transform = LabelValuesd("label", [0, 255])
     label = {"label": torch.tensor(stored, dtype=torch.float32)}
     if expected is None:

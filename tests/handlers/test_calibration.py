@@ -51,7 +51,7 @@ def test_evaluation_fits_on_validation_cases(
 
 
 @pytest.mark.parametrize("part", ["test", "train", "all"])
-def test_other_parts_teach_nothing(part: str) -> None:
+def test_calibration_refuses_other_parts(part: str) -> None:
     with pytest.raises(ValueError, match=f"calibrate: expected part val, .* found part {part}"):
         CalibrationFit(SliceInferer(roi_size=(4, 4)), "model.pt", part, 2, list, lambda x: x, 1)  # type: ignore[arg-type]
 

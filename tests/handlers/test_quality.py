@@ -64,7 +64,7 @@ def calibrated(weights: Path) -> Path:
     return weights
 
 
-def test_inference_writes_what_its_results_are_worth(
+def test_inference_writes_the_quality_of_its_results(
     tmp_path: Path, trained: Callable[..., Path], infer: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, name in enumerate(("a/one.nii.gz", "b/two.nii.gz")):

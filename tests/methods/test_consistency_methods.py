@@ -151,7 +151,7 @@ def test_interpolation_consistency_by_hand(name: str, monkeypatch: pytest.Monkey
     assert found["loss_consistency"] == pytest.approx(squared_distance(p, targets), rel=1e-4)
 
 
-def test_who_is_blended_with_whom() -> None:
+def test_pairs_of_blended_images() -> None:
     ict, med = build("interpolation_consistency"), build("ict_med")
     for batch in range(1, 6):
         first, second, share = ict.pairs(batch)

@@ -65,7 +65,7 @@ def trained_gradients_are_there(objective: Any) -> bool:
     return all(grad is not None and grad.isfinite().all() for grad in found)
 
 
-def test_none_is_forgotten() -> None:
+def test_every_method_is_covered() -> None:
     assert sorted(METHODS) == method_names()
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from scripts.augmentation import AugmentedView
+from scripts.draws import Draws
 from scripts.methods import FixMatch, Objective, SemSim, Supervised, UniMatch
 from scripts.views import MixedView, StrongView, WeakView
 from tests.methods.common import build, make_batch, run, values
@@ -354,7 +356,7 @@ def test_unimatch_drops_half_of_the_channels_of_the_weak_features(monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["semsim_minus", "semsim"])
-def test_which_loss_teaches_which_part(name: str) -> None:
+def test_gradients_of_each_loss(name: str) -> None:
     objective = build(name, threshold=0.0, lambda_query=0.5)
     losses = run(objective)
     taught = {
@@ -386,8 +388,8 @@ def test_nothing_in_the_weak_branch_carries_a_gradient(name: str, options: dict[
     class Cut(StrongView):
         """Strong views that block the gradient: the rest can only come through the targets."""
 
-        def forward(self, image: Tensor) -> MixedView:
-            return super().forward(image.detach())
+        def forward(self, image: Tensor, draws: Draws | None = None) -> MixedView:
+            return super().forward(image.detach(), draws)
 
     objective = build(name, strong=Cut(), threshold=0.0, **options).eval()  # no shared batch statistics
     batch = make_batch()
@@ -397,6 +399,27 @@ def test_nothing_in_the_weak_branch_carries_a_gradient(name: str, options: dict[
     assert batch["image"].grad is not None
     assert batch["image"].grad.any()
     assert batch["unlabeled"].grad is None or not batch["unlabeled"].grad.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "weak"),
+    [
+        *((name, WeakView("rotate_flip")) for name in SEMI),
+        ("semsim_minus", WeakView("flip", shared=True)),
+        ("fixmatch", AugmentedView()),
+    ],
+)
+def test_a_compiler_follows_the_whole_step(name: str, weak: WeakView) -> None:
+    """Views included, without a break; ``fullgraph`` on a GPU demands it."""
+    objective, batch = build(name, weak=weak, dropout=0.5, in_channels=3), make_batch(channels=3)
+    torch._dynamo.reset()
+
+    def step(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+            return objective(batch)
+
+    found = torch._dynamo.explain(step)(batch)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
 # --- SemSim's switches

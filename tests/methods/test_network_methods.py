@@ -114,7 +114,7 @@ def test_cct_against_its_equations() -> None:
         assert not kept.all()
 
 
-def test_cct_teaches_both_sides() -> None:
+def test_cct_has_gradients_on_both_sides() -> None:
     objective = build("cross_consistency_training")
     run(objective)["loss_consistency"].backward()
     assert objective.network.head.weight.grad.any()
@@ -203,7 +203,7 @@ def test_discriminator() -> None:
     assert discriminator(torch.rand(1, 2, 16, 20), torch.rand(1, 3, 16, 20)).shape == (1, 2)
 
 
-def test_the_network_learns_to_pass_for_labelled() -> None:
+def test_the_network_learns_to_be_classified_as_labelled() -> None:
     objective = build("adversarial", weak=WeakView("none"))
     batch = make_batch()
     reference, judge = copy.deepcopy(objective.network), copy.deepcopy(objective.discriminator).eval()

@@ -119,7 +119,7 @@ def test_a_training_ends_when_its_time_is_up(length: int, slower_from: int, cloc
     assert rates[-1] < 0.25
 
 
-def test_iterations_with_unlabelled_images_are_reckoned_with_before_they_come(clock: Clock, tmp_path: Path) -> None:
+def test_the_plan_includes_the_cost_of_unlabelled_iterations(clock: Clock, tmp_path: Path) -> None:
     begin = clock.now
     trainer, method, _ = train(tmp_path, clock, 15, 1000, 250, slower_from=0, supervised_share=0.6)
     assert clock.now - begin == pytest.approx(900, abs=100)
@@ -152,6 +152,6 @@ def test_the_log_says_how_far_it_is(clock: Clock, tmp_path: Path, caplog: pytest
 
 
 @pytest.mark.parametrize("minutes", [-1, float("nan"), float("inf"), "15", True, None])
-def test_what_is_no_time_is_refused(minutes: Any) -> None:
+def test_invalid_times_are_refused(minutes: Any) -> None:
     with pytest.raises(ValueError, match="minutes: expected a number of at least 0"):
         TimeBudget(minutes, Studies([]))

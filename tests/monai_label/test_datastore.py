@@ -129,7 +129,7 @@ def test_a_label_from_an_archive_without_names_is_left_out(tmp_path: Path) -> No
     assert [record["image"] for record in studies.labeled] == [records[1]["image"]]
 
 
-def test_a_segment_that_nobody_drew_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_segment_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     records = fill(tmp_path / "studies", ["a"], ["z"])
     label = np.random.default_rng(0).integers(0, 3, (6, 6, 9)).astype(np.uint8)
     save(Path(records[0]["label"]), label)
@@ -141,7 +141,7 @@ def test_a_segment_that_nobody_drew_is_said(tmp_path: Path, caplog: pytest.LogCa
     np.testing.assert_array_equal(volume.label, np.moveaxis(np.array([0, 2, 3])[label], -1, 0))
 
 
-def test_what_cannot_be_used_is_left_out_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unusable_studies_are_left_out_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "studies"
     records = fill(root, ["a", "b", "c", "v", "w"], ["cine", "broken", "z"])
     save(root / "cine.nii.gz", np.zeros((6, 6, 9, 4), np.int16))

@@ -93,5 +93,5 @@ def test_fused_kernel_never_holds_all_scores(value_width: int, channels_last: bo
 def test_gradients_are_not_differentiated_again() -> None:
     q, k, v = (x.requires_grad_() for x in tensors(torch.float64))
     (grad,) = torch.autograd.grad(attention(q, k, v, scale=1.0).square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="no autograd formula"):
         grad.sum().backward()

@@ -43,7 +43,7 @@ def test_another_field_of_view(ranges: dict[str, list[float]]) -> None:
     assert found == ["field of view unlike the training images'"]
 
 
-def test_one_field_of_view_for_all_bears_rounding(ranges: dict[str, list[float]]) -> None:
+def test_a_common_field_of_view_tolerates_rounding(ranges: dict[str, list[float]]) -> None:
     features = {**image_features(image(0)), "width_mm": 192.00002}
     assert unlike(features, {"width_mm": [192.0, 192.0]}) == []
 

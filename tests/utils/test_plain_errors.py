@@ -36,7 +36,7 @@ def wrapped(error: BaseException) -> BaseException:
     return outer
 
 
-def test_what_the_machine_refuses_is_one_line() -> None:
+def test_errors_of_the_system_are_one_line() -> None:
     scripts = ROOT / "scripts"
     assert plain_line(wrapped(PermissionError(errno.EACCES, "Permission denied", "/x")), scripts) == (
         "/x: Permission denied."

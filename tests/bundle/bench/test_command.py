@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from bundle.__main__ import main
 from bundle.bench import command as bench
-from bundle.bench import measurements
+from bundle.bench import gpu_check, measurements
 from bundle.workflows import isolated
+from scripts.networks import UNet
 from scripts.networks.attention import attention
 
 SMALL = {"image_size": 32, "batch_size": 2, "repeats": 1, "device": "cpu"}
@@ -116,3 +119,31 @@ def test_command_prints_every_part(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_choice_is_named(option: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{option}: expected .*{value}"):
         bench.main(**{option: value})
+
+
+def test_gpu_check_tries_every_part_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_check, "_tests", lambda folder, left: gpu_check._run(["true"], left, folder / "tests.log"))
+    monkeypatch.setattr(gpu_check, "INFERENCE_MINUTES", 0.1)
+    options = {"device": "cpu", "image_size": 32, "steps": 1, "volumes": 2, "methods": "fixmatch"}
+    gpu_check.main(str(tmp_path), minutes=0.5, **options)
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["part"] for line in lines] == ["machine", "tests", "step", "step", "protocol", "inference"]
+    assert [line["way"] for line in lines[2:4]] == ["eager", "graph"]
+    assert all(line["milliseconds"] > 0 for line in lines[2:4])
+    assert lines[-1]["ended"] in (0, "stopped in time"), lines[-1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="expected a CUDA device, found none"):
+        gpu_check.main(str(tmp_path))
+
+
+def test_the_peers_step_does_the_passes_of_its_description() -> None:
+    """A forward pass; with gradients two encoders and four decoders of a batch, then two whole networks."""
+    network, image = UNet(), torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        features = network.encode(image)
+        decoder = measurements._flops(lambda: network.decode(features)) / measurements._flops(lambda: network(image))
+    peer = measurements.peer(32, 2, 1, "cpu")["flops"]
+    supervised = measurements.training_step("supervised", torch.float32, True, **SMALL, count=True)["flops"]
+    assert peer == pytest.approx(supervised * (1 / 3 + 2 * (1 - decoder) + 4 * decoder + 2), rel=0.02)

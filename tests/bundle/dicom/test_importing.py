@@ -78,7 +78,7 @@ def test_the_datalist_names_images_and_patients(tmp_path: Path) -> None:
     assert len({record["case"] for record in records}) == 1
 
 
-def test_the_table_leads_back_is_its_owners_and_keeps_names(tmp_path: Path) -> None:
+def test_the_table_maps_names_is_private_and_keeps_names(tmp_path: Path) -> None:
     study = archive(tmp_path / "in")
     options = ("--source", str(tmp_path / "in"), "--phase", "ed", "--table", str(tmp_path / "table.csv"))
     names = []

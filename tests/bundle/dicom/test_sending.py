@@ -117,7 +117,7 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[type[Archive], st
     ("answers", "stored"),
     [([takes], 1), ([busy, busy, takes], 1), ([takes_but_does_not_say], 1)],
 )
-def test_it_is_tried_again_and_never_sent_twice(
+def test_a_failed_send_is_retried_and_never_duplicated(
     archive: tuple[type[Archive], str], file: Path, answers: list, stored: int
 ) -> None:
     handler, url = archive
@@ -131,7 +131,7 @@ def test_it_is_tried_again_and_never_sent_twice(
     ("answers", "message"),
     [([refuses], "answer 409"), ([busy] * 4, "answer 503")],
 )
-def test_what_an_archive_does_not_take_is_one_line(
+def test_a_refusal_by_the_archive_is_one_line(
     archive: tuple[type[Archive], str], file: Path, answers: list, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler, url = archive

@@ -203,7 +203,7 @@ class TestNifti:
             expected = reference(bundle, cohort[names[-1]][0], tmp_path / model)
             assert same(server.infer(model, names[-1], tmp_path / f"{model}.nrrd"), expected)
 
-    def test_what_cannot_be_used_is_left_out_by_name(
+    def test_unusable_studies_are_left_out_by_name(
         self, server: LabelServer, bundles: tuple[Path, Path], cohort: dict, tmp_path: Path
     ) -> None:
         """A damaged study, a cine, a label without a name; a label with another order of segments is used."""

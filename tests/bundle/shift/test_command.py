@@ -108,12 +108,17 @@ def test_command_on_phantoms(
     assert "with quality" in out
     assert "without quality" in out
 
+    given |= {"output": tmp_path / "validation", "cases": 0}  # no training case is asked for
+    main(["shift", *(f"--{k}={v}" for k, v in given.items()), f"--splits={splits}", "--shifts=inversion"])
+    with (tmp_path / "validation" / "quality_against_truth.csv").open() as stream:
+        assert {row["part"] for row in csv.DictReader(stream)} == {"val"}
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"shifts": "fog"}, "shifts: expected some of clean, noise"),
-        ({"dataset": "mine"}, "dataset: no 'mine' among"),
+        ({"dataset": "mine"}, "dataset: expected one of acdc"),
         ({"checkpoint": "none.pt"}, "'none.pt' has no record"),
     ],
 )

@@ -29,7 +29,7 @@ def covered(similarity: np.ndarray, chosen: Any) -> float:
     return float(similarity[:, list(chosen)].max(1).sum())
 
 
-def test_one_of_each_heap_is_chosen_the_largest_first() -> None:
+def test_one_case_of_each_cluster_is_chosen_the_largest_first() -> None:
     choices = choose(similarities(groups()), 3)
     heaps = [int(np.searchsorted([12, 18, 21], choice.case, side="right")) for choice in choices]
     assert heaps[0] == 0
@@ -50,7 +50,7 @@ def test_labelled_cases_are_covered_and_never_suggested() -> None:
     assert len(choose(similarities(groups()), 99, covered=range(20))) == 2
 
 
-def test_bad_results_draw_the_choice() -> None:
+def test_cases_with_bad_results_are_preferred() -> None:
     weights = np.full(22, 0.05)
     weights[18:21] = 1.0
     assert 18 <= choose(similarities(groups()), 1, weights=weights)[0].case < 21

@@ -155,7 +155,7 @@ def test_a_phase_that_lacks_a_slice_is_named_and_the_others_are_read(tmp_path: P
     check(found, study, [0, 2, 3])
 
 
-def test_what_lacks_neither_pixels_nor_place_is_a_scan_whatever_its_class(tmp_path: Path) -> None:
+def test_any_object_with_pixels_and_position_is_a_scan(tmp_path: Path) -> None:
     study = Study(phases=1)
     datasets = study.cine()
     for ds in datasets:
@@ -196,7 +196,7 @@ def test_an_enhanced_ct_is_read_in_its_units(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.affine, study.affine, atol=1e-9)
 
 
-def test_names_tell_nothing_and_hang_on_the_salt(tmp_path: Path) -> None:
+def test_names_are_pseudonyms_that_depend_on_the_salt(tmp_path: Path) -> None:
     archive(tmp_path)
     names = [{str(v) for v in find_volumes(tmp_path, "ed", salt=salt).volumes} for salt in (b"a", b"b", b"a")]
     assert names[0] == names[2] != names[1]
