@@ -173,9 +173,9 @@ def test_finished_runs_are_not_repeated_and_other_lengths_stand_apart(
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("labeled", 1, "settings.json: was begun with other settings: labeled was 2, is 1. Choose another --output."),
+        ("labeled", 1, "settings.json: was started with other settings: labeled was 2, is 1. Choose another --output."),
         ("learning_rate", 0.5, "learning_rate was 0.01, is 0.5"),
-        ("train#trainer#max_epochs", 3, "seed0/train.json: was begun with other settings: train#trainer#max_epochs"),
+        ("train#trainer#max_epochs", 3, "seed0/train.json: was started with other settings: train#trainer#max_epochs"),
     ],
 )
 def test_other_settings_are_refused_and_nothing_is_written(
