@@ -132,7 +132,8 @@ class Folder:
             self.restore(*needed)
         if "--splits" in given:  # of real data
             del given[given.index("--splits") : given.index("--splits") + 2]
-        given += [option for option in self.shorter(line, given) if option.partition("=")[0] not in given]
+        shorter = self.shorter(line, given)  # of an option that is given twice the last one counts
+        given += [word for word in shorter if word.startswith("--train#") or word.partition("=")[0] not in given]
         paths = [self.root / path for path in variables.get("PYTHONPATH", "").split(":") if path]
         before = partial(_begin, paths, given[0] == "compare")
         code, log = run_module(module, given, self.log, folder=self.root, before=before)

@@ -89,11 +89,11 @@ def kill(method: str, cohort: Path, folder: Path, epochs: int, kills: int, chanc
     while len(hits) < kills and tries < kills + 5:
         tries += 1
         if len(hits) % 2 == 0:  # at any time, which on a busy machine is mostly before the first epoch has ended
-            moment: dict[str, Any] = {"after": chance.uniform(0.02, 1.0) * took}
+            moment: dict[str, Any] = {"after": chance.uniform(0.02, 0.8) * took}
         else:
             left = epochs - (hits[-1] if hits else 0)
-            more = chance.randint(1, max(1, left - 1))
-            moment = {"until": Stored(killed, more), "after": chance.uniform(0, 0.5) * took / epochs}
+            more = chance.randint(1, max(1, left // 2))
+            moment = {"until": Stored(killed, more), "after": chance.uniform(0, 0.1) * took / epochs}
         code, log = train(method, cohort, killed, epochs, end=signal.SIGKILL, **moment)
         if code == 0:  # it was faster than the undisturbed one: again from the beginning
             shutil.rmtree(killed)
