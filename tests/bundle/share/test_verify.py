@@ -183,20 +183,20 @@ def link(bundle: Path) -> None:
         ),
         (pickled, "no_pickled_code", "models/model.pt contains more than finite tensors"),
         (module, "no_pickled_code", "models/best_model.pt contains more than finite tensors"),
-        (flipped, "no_pickled_code", "its checksum does not match"),
+        (flipped, "no_pickled_code", "does not match"),
         (endless, "no_pickled_code", "has values that are not finite"),
         (lambda b: (b / "models" / "model.ts").write_bytes(b""), "no_pickled_code", "does not list it"),
-        (lambda b: (b / "docs" / "x.png").write_bytes(pickle.dumps({})), "no_pickled_code", "x.png is no .png file"),
-        (lambda b: (b / "docs" / "x.md").write_bytes(pickle.dumps({})), "no_pickled_code", "x.md is no file that"),
+        (lambda b: (b / "docs" / "x.png").write_bytes(pickle.dumps({})), "no_pickled_code", "x.png is not a .png file"),
+        (lambda b: (b / "docs" / "x.md").write_bytes(pickle.dumps({})), "no_pickled_code", "x.md is not a file"),
         *[
             (
                 lambda b, n=n: (b / "models" / n).write_bytes(pickle.dumps({})),
                 "no_pickled_code",
-                f"models/{n} is no file",
+                f"models/{n} is not a file",
             )
             for n in ("optim.pickle", "net.joblib", "w.npy", "x.pth.tar", "cache.dat", "weights")
         ],
-        (shorter, "label_server_takes_the_weights", "it takes a.pt"),
+        (shorter, "label_server_takes_the_weights", "it uses a.pt"),
         (
             lambda b: edit(b / "models" / "model.json", lambda r: r.update(sha256="0" * 64)),
             "weights_have_a_record",
@@ -282,7 +282,7 @@ def test_torchscript_passes_where_the_bundle_names_it(copy: Path) -> None:
     torch.jit.script(torch.nn.Linear(1, 1)).save(str(file))
     check(copy)
     torch.save({}, file)
-    with pytest.raises(ValueError, match=r"model\.ts is no TorchScript file"):
+    with pytest.raises(ValueError, match=r"model\.ts is not a TorchScript file"):
         check(copy)
 
 
@@ -292,7 +292,7 @@ def test_torchscript_passes_where_the_bundle_names_it(copy: Path) -> None:
         ("{", "configs/train.json: expected a training config, a JSON object, found invalid JSON"),
         ("{}", "configs/train.json: lacks layout, in_channels"),
         ("[]", "configs/train.json: expected a training config, a JSON object, found []"),
-        ('{"a":' * 50_000, "configs/train.json: expected a training config, a JSON object, found JSON that is nested"),
+        ('{"a":' * 50_000, "configs/train.json: expected a training config, a JSON object, found too deeply nested"),
         (None, "configs/train.json"),
     ],
 )
