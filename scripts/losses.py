@@ -81,17 +81,17 @@ def one_hot(label: Tensor, num_classes: int) -> Tensor:
     return (label[:, None] == classes[:, None, None]).float()
 
 
-def dice_loss(probabilities: Tensor, onehot: Tensor, batch: bool) -> Tensor:
+def dice_loss(probabilities: Tensor, target: Tensor, batch: bool) -> Tensor:
     """``1 - 2 sum(p y) / (sum(p^2) + sum(y^2))``, mean over the classes.
 
     Args:
         probabilities: p, ``[B, C, h, w]``.
-        onehot: y, likewise, 0 or 1.
+        target: y, likewise: one-hot labels, or probabilities.
         batch: sums over the batch instead of over each image, whose mean is then taken too.
     """
     pixels = (0, 2, 3) if batch else (2, 3)
-    overlap = (probabilities * onehot).sum(pixels)
-    size = (probabilities * probabilities).sum(pixels) + onehot.sum(pixels)
+    overlap = (probabilities * target).sum(pixels)
+    size = (probabilities * probabilities).sum(pixels) + (target * target).sum(pixels)
     return (1 - (2 * overlap + 1e-5) / (size + 1e-5)).mean()  # the constant is MONAI's
 
 
