@@ -22,12 +22,14 @@ from monai.engines.utils import IterationEvents
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
+from bundle.workflows import method_names
 from scripts.engine import SemiSupervisedTrainer, autocast_dtype, flag, poly_schedule
 from scripts.handlers.checkpoints import RunCheckpoint, guard_output
 from scripts.methods import FixMatch, Objective, Supervised
 from scripts.networks import UNet
 from scripts.utils.errors import root_cause
 from scripts.views import WeakView
+from tests.methods.common import THIN_SAM, needs_sam
 from tests.workflows import workflow as base_workflow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -352,9 +354,11 @@ def workflow(*overlays: str, **kwargs: Any) -> ConfigWorkflow:
     )
 
 
-@pytest.mark.parametrize("method", sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.json")))
+@pytest.mark.parametrize("method", [pytest.param(n, marks=needs_sam if n == "cpc_sam" else ()) for n in method_names()])
 def test_every_method_trains_by_its_overlay(method: str, phantom: Path, tmp_path: Path) -> None:
-    short = {"image_size": 64, "train#trainer#max_epochs": 1}
+    short: dict[str, Any] = {"image_size": 64, "train#trainer#max_epochs": 1}
+    if method == "cpc_sam":
+        short |= {f"network_def#{key}": value for key, value in THIN_SAM.items()}
     flow = workflow(f"methods/{method}.json", **arguments(phantom, tmp_path, **short))
     flow.initialize()
     flow.run()
@@ -362,7 +366,7 @@ def test_every_method_trains_by_its_overlay(method: str, phantom: Path, tmp_path
     assert engine.state.iteration == 2
     assert math.isfinite(engine.state.output[0]["loss"])
     weights = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
-    assert weights.keys() == UNet().state_dict().keys()
+    assert weights.keys() == flow.parser.get_parsed_content("network").state_dict().keys()
 
 
 def test_properties_from_another_directory(phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import torch
 from bundle.workflows import method_names
 from scripts.augmentation import AugmentedView
 from scripts.methods import Objective
+from tests.methods.common import THIN_SAM, needs_sam
 from tests.workflows import workflow
 
 SHORT = {
@@ -68,9 +69,11 @@ def test_recipe_reaches_inference_by_the_record(phantom: Path, tmp_path: Path) -
     np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", [pytest.param(n, marks=needs_sam if n == "cpc_sam" else ()) for n in method_names()])
 def test_every_method_starts_and_goes_on_under_the_recipe(name: str, phantom: Path, tmp_path: Path) -> None:
     given = {**data(phantom, tmp_path), **SHORT, "image_size": 64, "validate#dataset#data": []}
+    if name == "cpc_sam":
+        given |= {f"network_def#{key}": value for key, value in THIN_SAM.items()}
     flow = workflow("train", "train.json", "recipe.json", f"methods/{name}.json", **given, output_dir=str(tmp_path))
     flow.run()
     engine = flow.parser.get_parsed_content("train#trainer")

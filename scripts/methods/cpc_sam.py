@@ -107,6 +107,11 @@ class CPCSAM(Objective):
         """The deployed network, with the first decoder."""
         return cast(SAM, self.network)
 
+    def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named losses of one batch; the points' embedding has a gradient, for which DistributedDataParallel waits."""
+        losses = super().__call__(batch)
+        return {**losses, "loss": losses["loss"] + 0 * self.sam.class_points.weight.sum()}
+
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses of one batch."""
         image, label, unlabeled, _ = self.weak_views(batch)
@@ -116,8 +121,7 @@ class CPCSAM(Objective):
         free = [self.sam.decode(embedding, both.shape[-2:], decoder=decoder).float() for decoder in decoders]
         supervised = torch.stack([self.supervised_loss(logits[:n], label) for logits in free]).sum()
         if self.iteration < self.warm_up * self.total_iterations:
-            idle = 0 * self.sam.class_points.weight.sum()  # DistributedDataParallel waits for its gradient
-            return {"loss": supervised + idle, "loss_supervised": supervised}
+            return {"loss": supervised, "loss_supervised": supervised}
         prompted, consistency, stability = [], [], []
         for logits, decoder in zip(free, reversed(decoders), strict=True):
             best, random = self.prompted(embedding, logits, decoder)

@@ -55,6 +55,7 @@ METHODS: dict[str, type[Objective]] = {
 VARIANT_OPTIONS = {*inspect.signature(SemSimVariants.__init__).parameters} - {"self", "fusion", "kwargs"}
 THIN = (4, 6, 8, 10, 12)
 WITHOUT_SAM = "" if importlib.util.find_spec("transformers") else "needs transformers (pip install transformers)"
+THIN_SAM = {"input_size": 64, "width": 24, "depth": 3, "heads": 2, "window": 3, "decoder_width": 32}
 needs_sam = pytest.mark.skipif(bool(WITHOUT_SAM), reason=WITHOUT_SAM)
 
 
@@ -83,7 +84,7 @@ def thin_hybrid(seed: int = 0, in_channels: int = 1, dropout: float = 0.0) -> Fr
 
 def thin_sam(seed: int = 0, in_channels: int = 1) -> SAM:
     torch.manual_seed(seed)
-    network = SAM(in_channels, input_size=64, width=24, depth=3, heads=2, window=3, decoder_width=32)
+    network = SAM(in_channels, **THIN_SAM)
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(module.weight, std=0.2)  # zeros let no gradient through, and near them all looks alike

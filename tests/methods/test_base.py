@@ -27,7 +27,7 @@ def test_supervised_start_is_the_supervised_loss_of_all_learners(name: str) -> N
         if parameter.requires_grad:
             assert parameter.grad is not None
             assert id(parameter) in learned or not parameter.grad.any()
-    assert any(p.grad.any() for p in objective.network.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in objective.network.parameters())
 
 
 @pytest.mark.parametrize("name", ["fixmatch", "semsim"])

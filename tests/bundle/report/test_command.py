@@ -154,7 +154,7 @@ def test_several_runs_stand_side_by_side(
         (["--millimetres=maybe"], "millimetres: expected True or False"),
         (["--config_file=none.json"], "config_file: no file none.json"),
         (["--network=last"], "expected a run's folder with model_last.pt"),
-        (["--evaluation=EMPTY", "--part=test"], "is an evaluation with part val"),
+        (["--evaluation=EMPTY", "--part=test"], "expected an evaluation with part test, found val"),
         (["--dataset_dir=EMPTY"], "no case in dataset_dir"),
     ],
 )
@@ -185,7 +185,7 @@ def test_an_evaluation_of_other_weights_is_refused(
     write_record(other / "model.pt", json.loads((run / "model.json").read_text()))
     with pytest.raises(SystemExit):
         main(["report", str(other), *options])
-    assert "is an evaluation with weights_sha256" in capsys.readouterr().err
+    assert "expected an evaluation with weights_sha256" in capsys.readouterr().err
 
 
 def test_photographs_have_pixels_and_no_millimetres(trained: Callable[..., Path], tmp_path: Path) -> None:
