@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ class SAM(nn.Module):
         self.in_channels, self.num_classes = in_channels, num_classes
         self.input_size, self.rank, self.window = input_size, rank, window
         self.width, self.depth, self.heads, self.decoder_width = width, depth, heads, decoder_width
-        model = SamModel(
+        model: Any = SamModel(
             SamConfig(
                 vision_config={
                     "hidden_size": width,
