@@ -78,6 +78,7 @@ def main(
     left = end - time.monotonic() - 60 * INFERENCE_MINUTES
     training = ["training", "configs/train.json", "--dataset_dir", data, *splits, "--labeled=3", "--resume=True"]
     training += ["--output_dir", str(folder / "run"), "--cache_dir", str(folder / "cache"), *common]
+    training.append(f"--compile={device == 'cuda'}")
     note("protocol", **_bundle(training, left, folder / "protocol.log"), **_place(folder / "run"))
     weights = next(path for path in (folder / "run" / "model.pt", ROOT / "models" / "model.pt") if path.is_file())
     begin = time.monotonic()
