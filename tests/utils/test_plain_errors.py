@@ -145,11 +145,16 @@ def test_a_training_that_cannot_write_ends_in_one_line(phantom: Path, tmp_path: 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows interrupts in another way")
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupted_training_ends_in_one_line(phantom: Path, tmp_path: Path) -> None:
     line = train(phantom, tmp_path, "--train#trainer#max_epochs=9999", "--train#trainer#epoch_length=1")
     log = tmp_path / "log.txt"
     with log.open("w") as stream:
-        process = subprocess.Popen(line, cwd=ROOT, stdout=stream, stderr=stream)
+        # A runner in a shell's background ignores SIGINT, and what it starts inherits that.
+        process = subprocess.Popen(line, cwd=ROOT, stdout=stream, stderr=stream, preexec_fn=_heed_interrupts)  # noqa: PLW1509
         try:
             for _ in range(6000):
                 if (tmp_path / "run" / "checkpoint.pt").is_file() or process.poll() is not None:
