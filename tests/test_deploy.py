@@ -12,8 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from bundle.workflows import CONFIGS, ROOT
-from scripts.networks import UNet
-from tests.workflows import workflow
+from tests.workflows import random_network, workflow
 
 SIZE = 48
 
@@ -46,12 +45,7 @@ def test_a_volume_in_memory_gets_the_classes_of_run_inference(tmp_path: Path) ->
     volume = np.kron(generator.integers(0, 1000, (5, 7, 3)), np.ones((8, 8, 2))).astype(np.int16)
     affine = np.array([[0, -1.5, 0, 10], [1.25, 0, 0, -33], [0, 0, 8, 7], [0, 0, 0, 1.0]])
     nib.save(nib.Nifti1Image(volume, affine), tmp_path / "case.nii.gz")
-    torch.manual_seed(0)
-    network = UNet(num_classes=4)
-    with torch.no_grad():
-        network.head.weight *= 50
-        network.head.bias.zero_()
-    torch.save(network.state_dict(), tmp_path / "model.pt")
+    torch.save(random_network().state_dict(), tmp_path / "model.pt")
     workflow(
         "infer",
         "inference.json",

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from torch.nn import functional as F  # noqa: N812
 
 from scripts.data.images import evaluation_records, find_images, find_labeled, source_root
@@ -18,8 +17,8 @@ from scripts.handlers.weights import load_network_weights
 from scripts.networks import UNet
 from scripts.utils.errors import one_line
 from scripts.utils.provenance import write_record
+from tests.workflows import ROOT, random_network, workflow
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZE = 48
 
 
@@ -62,16 +61,6 @@ def oblique_affine():
     return affine
 
 
-def random_network(num_classes=4):
-    """A network that predicts several classes."""
-    torch.manual_seed(0)
-    network = UNet(num_classes=num_classes).eval()
-    with torch.no_grad():
-        network.head.weight *= 50
-        network.head.bias.zero_()
-    return network
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.pt"
@@ -85,20 +74,11 @@ def infer(tmp_path, model, monkeypatch):
 
     def run(source, **options):
         monkeypatch.chdir(tmp_path)
-        options = {"checkpoint": str(model), "image_size": SIZE, "device": "cpu", **options}
-        workflow = ConfigWorkflow(
-            config_file=str(ROOT / "configs" / "inference.json"),
-            logging_file=False,
-            workflow_type="infer",
-            bundle_root=str(ROOT),
-            dataset_dir=str(source),
-            output_dir=str(tmp_path / "out"),
-            **options,
-        )
-        workflow.initialize()
-        assert workflow.check_properties() == []
+        options = {"checkpoint": str(model), "image_size": SIZE, "output_dir": str(tmp_path / "out"), **options}
+        flow = workflow("infer", "inference.json", dataset_dir=str(source), **options)
+        assert flow.check_properties() == []
         try:
-            workflow.run()
+            flow.run()
         except RuntimeError as error:  # the bundle wraps an expression's error
             raise error.__cause__ or error from None
         return tmp_path / "out"

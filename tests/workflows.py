@@ -1,15 +1,27 @@
-"""The bundle's workflows for the tests."""
+"""The bundle's workflows for the tests, and a network for them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from monai.bundle import ConfigWorkflow
 
 from bundle.workflows import CONFIGS, ROOT
+from scripts.networks import UNet
 
 QUIET = ("train#handlers#3", "validate#handlers#0")
 """The handlers of ``train.json`` that print or log."""
+
+
+def random_network(num_classes: int = 4) -> UNet:
+    """A network with random weights whose predictions have several classes, in every test the same."""
+    torch.manual_seed(0)
+    network = UNet(num_classes=num_classes).eval()
+    with torch.no_grad():
+        network.head.weight *= 50
+        network.head.bias.zero_()
+    return network
 
 
 def workflow(kind: str, *files: str, **overrides: Any) -> ConfigWorkflow:

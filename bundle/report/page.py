@@ -81,28 +81,22 @@ class Text:
     text: str
 
 
-@dataclass(frozen=True)
-class Heading:
+class Heading(Text):
     """A heading within a section."""
 
     kind: ClassVar = "heading"
-    text: str
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(Text):
     """A highlighted paragraph."""
 
     kind: ClassVar = "note"
-    text: str
 
 
-@dataclass(frozen=True)
-class Code:
+class Code(Text):
     """A command."""
 
     kind: ClassVar = "code"
-    text: str
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A U-Net and a Swin-UNet whose encoders exchange features in the frequency domain, MedFCT's network."""
+"""MedFCT's network: a U-Net and a Swin-UNet whose encoders exchange features in the frequency domain."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from scripts.networks.swin_unet import SwinUNet
-from scripts.networks.unet import UNet
+from scripts.networks.unet import DROPOUT, WIDTHS, UNet
 
 __all__ = ["Branch", "FrequencyHybrid", "SpectralFusion"]
 
 
 class Branch(NamedTuple):
-    """What one branch of a hybrid network gives.
+    """Output of one branch of a hybrid network.
 
     Attributes:
         logits: ``[B, C, H, W]``.
-        features: ``[B, D, h, w]``, what the branch's logits are made of, at the resolution of its last layer.
+        features: ``[B, D, h, w]``, the branch's last features, from which the logits are computed.
     """
 
     logits: Tensor
@@ -28,11 +28,11 @@ class Branch(NamedTuple):
 
 
 class SpectralFusion(nn.Module):
-    """Exchange between two feature maps of one size, frequency by frequency, over the whole spectrum.
+    """Exchange of features between two maps of the same size, frequency by frequency, over the whole spectrum.
 
-    The real and imaginary parts of both Fourier transforms pass a 1x1 convolution, batch norm and LeakyReLU together;
-    each map gets its share of the inverse transform added. A frequency depends on all positions, so that every
-    position of either map sees the other map as a whole.
+    The real and imaginary parts of both Fourier transforms are concatenated and pass a 1x1 convolution, batch norm and
+    LeakyReLU; the inverse transform is split and added to the maps. Each frequency depends on all positions, so every
+    position of one map receives features of the whole other map.
 
     Args:
         first: channels of the first map.
@@ -46,7 +46,7 @@ class SpectralFusion(nn.Module):
         self.mix = nn.Sequential(nn.Conv2d(parts, parts, 1, bias=False), nn.BatchNorm2d(parts), nn.LeakyReLU())
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Both maps ``[B, first, h, w]`` and ``[B, second, h, w]`` after the exchange; transforms are in float32."""
+        """The maps ``[B, first, h, w]`` and ``[B, second, h, w]`` after the exchange, with transforms in float32."""
         both = torch.cat([first, second.to(first.dtype)], dim=1).float()
         with torch.autocast(both.device.type, enabled=False):
             spectrum = torch.fft.rfft2(both.contiguous(), norm="ortho")
@@ -60,8 +60,8 @@ class SpectralFusion(nn.Module):
 class FrequencyHybrid(nn.Module):
     """U-Net and Swin-UNet with a :class:`SpectralFusion` after each encoder level of the same resolution.
 
-    With the defaults these are the U-Net's levels 3 to 5 and the Swin-UNet's 1 to 3: 31,137,064 parameters for 1 input
-    channel and 4 classes. Its prediction is the mean of both branches' logits.
+    With the defaults the U-Net's levels 3 to 5 meet the Swin-UNet's levels 1 to 3, and there are 31,137,064 parameters
+    for 1 input channel and 4 classes. The prediction is the mean of both branches' logits.
 
     Args:
         in_channels: channels of the input image (1 grey, 3 RGB).
@@ -80,8 +80,8 @@ class FrequencyHybrid(nn.Module):
         self,
         in_channels: int = 1,
         num_classes: int = 4,
-        channels: Sequence[int] = (16, 32, 64, 128, 256),
-        dropout: float | Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
+        channels: Sequence[int] = WIDTHS,
+        dropout: float | Sequence[float] = DROPOUT,
         embed_dim: int = 96,
         depths: Sequence[int] = (2, 2, 2, 2),
         heads: Sequence[int] = (3, 6, 12, 24),
@@ -96,7 +96,7 @@ class FrequencyHybrid(nn.Module):
         )
         widths = zip(channels[self.first :], (embed_dim * 2**i for i in range(len(depths))), strict=False)
         self.fusions = nn.ModuleList(SpectralFusion(first, second) for first, second in widths)
-        # What is needed to build the network anew stands in the record of its weights.
+        # The record of the weights has these options, from which the network is built again.
         self.in_channels, self.num_classes, self.channels = in_channels, num_classes, tuple(channels)
         self.dropout, self.embed_dim, self.depths = self.cnn.dropout, embed_dim, tuple(depths)
         self.heads, self.window, self.drop_path = tuple(heads), window, drop_path
@@ -109,7 +109,7 @@ class FrequencyHybrid(nn.Module):
         return (cnn.logits + transformer.logits) / 2
 
     def branches(self, image: Tensor) -> tuple[Branch, Branch]:
-        """What the convolutional branch and the transformer give for an image ``[B, in_channels, H, W]``."""
+        """Outputs of the U-Net and of the Swin-UNet for an image ``[B, in_channels, H, W]``."""
         height, width = image.shape[-2:]
         multiple = self.transformer.multiple
         y = F.pad(image, (0, -width % multiple, 0, -height % multiple), mode="replicate")

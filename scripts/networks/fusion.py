@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from scripts.networks.attention import attention
+from scripts.networks.unet import WIDTHS
 
 __all__ = ["PixelProjection", "SpatialAwareFusion"]
 
@@ -72,7 +73,7 @@ class SpatialAwareFusion(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int] = (16, 32, 64, 128, 256),
+        channels: Sequence[int] = WIDTHS,
         stages: Sequence[int] = (2, 3, 4),
         windows: int = 4,
         dim: int = 128,
@@ -151,7 +152,7 @@ class PixelProjection(nn.Sequential):
         dim: width of the features, D.
     """
 
-    def __init__(self, channels: Sequence[int] = (16, 32, 64, 128, 256), dim: int = 128) -> None:
+    def __init__(self, channels: Sequence[int] = WIDTHS, dim: int = 128) -> None:
         super().__init__(nn.Conv2d(channels[2], dim, 1), nn.BatchNorm2d(dim), nn.ReLU(inplace=True))
 
     def forward(self, features: list[Tensor]) -> Tensor:

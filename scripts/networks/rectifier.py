@@ -12,7 +12,7 @@ from monai.networks.schedulers import DDIMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from scripts.networks.unet import UNet
+from scripts.networks.unet import WIDTHS, UNet
 
 __all__ = ["LabelRectifier", "class_colors"]
 
@@ -52,7 +52,7 @@ class LabelRectifier(nn.Module):
         self,
         in_channels: int,
         num_classes: int,
-        channels: Sequence[int] = (16, 32, 64, 128, 256),
+        channels: Sequence[int] = WIDTHS,
         denoiser: Sequence[int] = (192, 256),
         groups: int = 32,
         time_steps: int = 10,

@@ -10,7 +10,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from scripts.networks.dropout import Dropout
 
-__all__ = ["UNet"]
+__all__ = ["DROPOUT", "WIDTHS", "UNet"]
+
+WIDTHS = (16, 32, 64, 128, 256)
+"""Default channels of the encoder levels, finest first."""
+DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
+"""Default dropout probabilities of the encoder levels."""
 
 
 class ConvBlock(nn.Sequential):
@@ -55,8 +60,8 @@ class UNet(nn.Module):
         self,
         in_channels: int = 1,
         num_classes: int = 4,
-        channels: Sequence[int] = (16, 32, 64, 128, 256),
-        dropout: float | Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
+        channels: Sequence[int] = WIDTHS,
+        dropout: float | Sequence[float] = DROPOUT,
     ) -> None:
         super().__init__()
         rates = [float(dropout)] * len(channels) if isinstance(dropout, (int, float)) else list(dropout)

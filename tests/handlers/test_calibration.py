@@ -7,35 +7,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
 from monai.inferers import SliceInferer
 
 from scripts.handlers.calibration import CalibrationFit, CalibrationReport, _Voxels
 from scripts.quality.record import read_calibration
 from scripts.utils.provenance import read_record
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.workflows import workflow
 
 
 def test_evaluation_fits_on_validation_cases(
     tmp_path: Path, phantom: Path, trained: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = trained()
-    workflow = ConfigWorkflow(
-        config_file=[str(ROOT / "configs" / name) for name in ("train.json", "evaluate.json")],
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(ROOT),
+    workflow(
+        "infer",
+        "train.json",
+        "evaluate.json",
         dataset_dir=str(phantom),
         splits=str(phantom / "splits.json"),
         output_dir=str(tmp_path / "eval"),
         checkpoint=str(weights),
         image_size=48,
-        device="cpu",
         calibrate=True,
-    )
-    workflow.initialize()
-    workflow.run()
+    ).run()
     calibration = read_calibration(weights)
     record = read_record(weights)
     assert record is not None

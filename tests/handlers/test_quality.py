@@ -10,7 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 
@@ -18,8 +17,7 @@ from scripts.handlers.quality import PASSES, QualityReport, ViewPasses
 from scripts.quality.fit import fit_dice
 from scripts.quality.record import Calibration, write_calibration
 from tests.dicom_study import Study, write
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.workflows import workflow
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -31,20 +29,8 @@ def read(path: Path) -> list[dict[str, str]]:
 def infer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     def run(source: Path, weights: Path, **options: Any) -> Path:
         monkeypatch.chdir(tmp_path)
-        workflow = ConfigWorkflow(
-            config_file=str(ROOT / "configs" / "inference.json"),
-            logging_file=False,
-            workflow_type="infer",
-            bundle_root=str(ROOT),
-            dataset_dir=str(source),
-            output_dir=str(tmp_path / "out"),
-            checkpoint=str(weights),
-            device="cpu",
-            quality=True,
-            **options,
-        )
-        workflow.initialize()
-        workflow.run()
+        options |= {"dataset_dir": str(source), "output_dir": str(tmp_path / "out"), "checkpoint": str(weights)}
+        workflow("infer", "inference.json", quality=True, **options).run()
         return tmp_path / "out"
 
     return run

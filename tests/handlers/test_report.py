@@ -14,15 +14,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from ignite.engine import Engine
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
 from scripts.handlers.report import SegmentationReport
 from scripts.metrics import segmentation_scores
-from scripts.networks import UNet
 from scripts.utils.provenance import write_record
+from tests.workflows import ROOT, random_network, workflow
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZE = 48
 
 
@@ -180,31 +179,15 @@ def cohort(tmp_path):
         nib.save(nib.Nifti1Image(label, affine), folder / f"{name}_gt.nii.gz")
     splits = {"train": ["patient002"], "val": ["patient001"], "test": []}
     (tmp_path / "splits.json").write_text(json.dumps(splits))
-    torch.manual_seed(0)
-    network = UNet().eval()
-    with torch.no_grad():
-        network.head.weight *= 50
-        network.head.bias.zero_()
-    torch.save(network.state_dict(), tmp_path / "model.pt")
+    torch.save(random_network().state_dict(), tmp_path / "model.pt")
     return tmp_path
 
 
 def run_bundle(folder, configs, output, **options):
-    workflow = ConfigWorkflow(
-        config_file=[str(ROOT / "configs" / name) for name in configs],
-        logging_file=False,
-        workflow_type="evaluation",
-        bundle_root=str(ROOT),
-        dataset_dir=options.pop("dataset_dir", str(folder / "data")),
-        output_dir=str(folder / output),
-        checkpoint=str(folder / "model.pt"),
-        image_size=SIZE,
-        device=torch.device("cpu"),
-        **options,
-    )
-    workflow.initialize()
-    assert workflow.check_properties() == []
-    workflow.run()
+    files = {"dataset_dir": str(folder / "data"), "checkpoint": str(folder / "model.pt"), **options}
+    flow = workflow("evaluation", *configs, output_dir=str(folder / output), image_size=SIZE, **files)
+    assert flow.check_properties() == []
+    flow.run()
     return folder / output
 
 

@@ -11,12 +11,11 @@ import pytest
 import torch
 from filelock import FileLock
 
-from scripts.engine import SemiSupervisedTrainer, poly_schedule
+from scripts.engine import SemiSupervisedTrainer
 from scripts.handlers.checkpoints import RunCheckpoint, guard_output
 from scripts.handlers.resume import claim
 from scripts.methods import FixMatch
-from scripts.networks import UNet
-from tests.test_engine import Batches
+from tests.methods.common import thin_network, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,19 +29,8 @@ time.sleep(600)
 
 
 def engine(folder: Path, resume: bool, epochs: int) -> SemiSupervisedTrainer:
-    torch.manual_seed(0)
-    network = UNet(num_classes=3)
-    method = FixMatch(network)
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9)
-    return SemiSupervisedTrainer(
-        device="cpu",
-        max_epochs=epochs,
-        train_data_loader=Batches(),
-        method=method,
-        optimizer=optimizer,
-        lr_scheduler=poly_schedule(optimizer, 6),
-        train_handlers=[RunCheckpoint(str(folder), network, resume)],
-    )
+    network = thin_network()
+    return trainer(FixMatch(network), epochs, handlers=[RunCheckpoint(str(folder), network, resume)])
 
 
 def test_one_training_works_in_a_folder_and_a_killed_one_leaves_it(tmp_path: Path) -> None:
@@ -94,7 +82,7 @@ def put(content: dict[str, Any], value: Any, *keys: Any) -> None:
     content[keys[-1]] = value
 
 
-WEIGHT = next(iter(FixMatch(UNet(num_classes=3)).state_dict()))
+WEIGHT = next(iter(FixMatch(thin_network()).state_dict()))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
 
 from scripts.utils.errors import root_cause
 from scripts.utils.provenance import (
@@ -18,8 +17,7 @@ from scripts.utils.provenance import (
     trained_size,
     write_record,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.workflows import workflow
 
 
 @pytest.fixture
@@ -94,26 +92,12 @@ def test_code_version_is_the_commit_or_the_metadata(tmp_path: Path) -> None:
     assert code_version(tmp_path / "inside") == "unknown", "a folder inside a checkout is no part of it"
 
 
-def workflow(kind: str, files: list[str], **overrides: object) -> None:
-    flow = ConfigWorkflow(
-        config_file=[str(ROOT / "configs" / name) for name in files],
-        workflow_type=kind,
-        logging_file=False,
-        bundle_root=str(ROOT),
-        device="cpu",
-        **overrides,
-    )
-    flow.initialize()
-    flow.run()
-    flow.finalize()
-
-
 def test_training_writes_the_record_and_what_reads_the_weights_follows_it(phantom: Path, tmp_path: Path) -> None:
     data = {"dataset_dir": str(phantom), "splits": str(phantom / "splits.json"), "cache_dir": str(tmp_path / "cache")}
     size = {"image_size": 48, "batch_size": 2, "labeled": 2}
     run = tmp_path / "run"
     steps = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2}
-    workflow("train", ["train.json", "methods/semsim_minus.json"], output_dir=str(run), **data, **size, **steps)
+    workflow("train", "train.json", "methods/semsim_minus.json", output_dir=str(run), **data, **size, **steps).run()
     record = read_record(run / "model.pt")
     assert record is not None
     assert {key: record[key] for key in ("method", "fusion", "seed", "iteration", "iterations", "batch_size")} == {
@@ -133,12 +117,14 @@ def test_training_writes_the_record_and_what_reads_the_weights_follows_it(phanto
     # the size is not given: inference reads it, evaluation refuses another
     patient = json.loads((phantom / "splits.json").read_text())["val"][0]
     checkpoint = {"checkpoint": str(run / "model.pt")}
-    workflow("infer", ["inference.json"], dataset_dir=str(phantom / patient), output_dir=str(tmp_path), **checkpoint)
+    workflow(
+        "infer", "inference.json", dataset_dir=str(phantom / patient), output_dir=str(tmp_path), **checkpoint
+    ).run()
     evaluation = {**data, **checkpoint, "output_dir": str(tmp_path / "eval")}
     with pytest.raises(Exception) as info:  # noqa: PT011 - MONAI wraps it; what started the chain is looked at
-        workflow("infer", ["train.json", "evaluate.json"], **evaluation)
+        workflow("infer", "train.json", "evaluate.json", **evaluation).run()
     assert "trained on slices of 48 px, this run takes 224 px" in str(root_cause(info.value))
-    workflow("infer", ["train.json", "evaluate.json"], **evaluation, **size)
+    workflow("infer", "train.json", "evaluate.json", **evaluation, **size).run()
     about = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
     assert (about["part"], about["weights_sha256"]) == ("val", record["sha256"])
 

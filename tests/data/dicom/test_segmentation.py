@@ -15,16 +15,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
-from monai.bundle import ConfigWorkflow
 from pydicom import Dataset, dcmread
 
 from scripts.data.dicom.find import find_volumes
 from scripts.data.dicom.segmentation import SegmentationWriter, segment_codes
 from scripts.data.dicom.volume import DicomVolume
-from scripts.networks import UNet
 from tests.dicom_study import OBLIQUE, PATIENT, Study, write
+from tests.workflows import ROOT, random_network, workflow
 
-ROOT = Path(__file__).resolve().parents[3]
 ACDC = json.loads((ROOT / "configs" / "datasets" / "acdc.json").read_text())
 ISIC = json.loads((ROOT / "configs" / "datasets" / "isic.json").read_text())
 FORMS: dict[str, Callable[[Study], list[Dataset]]] = {
@@ -183,25 +181,9 @@ def test_a_class_without_a_code_is_named(weights: Path) -> None:
 
 
 def infer(tmp_path: Path, **options: object) -> Path:
-    torch.manual_seed(0)
-    network = UNet(num_classes=4).eval()
-    with torch.no_grad():
-        network.head.weight *= 50
-        network.head.bias.zero_()
-    torch.save(network.state_dict(), tmp_path / "net.pt")
-    workflow = ConfigWorkflow(
-        config_file=str(ROOT / "configs" / "inference.json"),
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(ROOT),
-        dataset_dir=str(tmp_path / "in"),
-        checkpoint=str(tmp_path / "net.pt"),
-        image_size=48,
-        device="cpu",
-        **options,
-    )
-    workflow.initialize()
-    workflow.run()
+    torch.save(random_network().state_dict(), tmp_path / "net.pt")
+    given = {"dataset_dir": str(tmp_path / "in"), "checkpoint": str(tmp_path / "net.pt"), "image_size": 48, **options}
+    workflow("infer", "inference.json", **given).run()
     return Path(str(options["output_dir"]))
 
 
