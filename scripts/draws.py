@@ -1,4 +1,4 @@
-"""The random numbers of a step: drawn once on the CPU, copied once, taken in order."""
+"""Random numbers of a training step: drawn on the CPU, copied to the device at once, used in order."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["Draws"]
 
 
 class Draws:
-    """Random numbers in the order in which they are taken; every kind is a function of uniform ones.
+    """Random numbers, used in order; every distribution is a function of uniform numbers.
 
-    They come from the CPU, so that one seed gives the same views on every device. A step whose numbers are known
-    beforehand takes them from one tensor, which is one copy to the device; the same generator gives the same numbers,
-    bit for bit, where they are drawn as they are taken.
+    They are drawn on the CPU, so that a seed gives the same views on every device. All numbers of a step can be given
+    as one tensor, which takes a single copy to the device; drawing them one call at a time from the same generator
+    gives the same numbers, bit for bit.
 
     Args:
-        device: where they are needed.
-        numbers: ``[N]`` float32 in [0, 1), on the device. None: drawn as they are taken.
-        generator: of the CPU, draws them where ``numbers`` is None; default PyTorch's global one.
+        device: device of the numbers.
+        numbers: ``[N]`` float32 in [0, 1), on the device. None: each call draws its own.
+        generator: CPU generator that draws if ``numbers`` is None; default PyTorch's global one.
 
     Attributes:
-        taken: how many numbers were taken so far.
+        taken: how many numbers have been used.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Draws:
         """Uniform numbers in [0, 1).
 
         Raises:
-            IndexError: if fewer are left.
+            IndexError: if too few are left in ``numbers``.
         """
         begin, self.taken = self.taken, self.taken + math.prod(size)
         if self.numbers is None:
@@ -56,13 +56,13 @@ class Draws:
         return self.uniform(math.log(low), math.log(high), *size).exp()
 
     def normal(self, *size: int) -> Tensor:
-        """Normal numbers of mean 0 and deviation 1, within 5.3 deviations: the quantiles of uniform ones."""
-        # float32 ends there: the quantiles of 0 and 1 are infinite
+        """Standard normal numbers, at most 5.3 in size, as quantiles of uniform ones."""
+        # the quantiles of 0 and 1 are infinite
         share = self.rand(*size).clamp(2**-24, 1 - 2**-24)
         return math.sqrt(2) * torch.erfinv(2 * share - 1)
 
     def coin(self, probability: float, batch: int) -> Tensor:
-        """``[B, 1, 1, 1]`` boolean, true with the given probability, drawn per image."""
+        """``[B, 1, 1, 1]`` booleans, one per image, true with the given probability."""
         return self.rand(batch, 1, 1, 1) < probability
 
     def below(self, end: int, *size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pseudo-labels held against labels that the training does not see."""
+"""Comparison of pseudo-labels with labels that the training does not use."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MEASURES = ("coverage", "precision", "recall", "dice", "dice_passing")
 
 
 def hidden_records(data: Sequence[Mapping[str, Any]], annotated: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The records of ``annotated`` whose image is unlabelled in ``data``, without those that lack a label.
+    """The records of ``annotated`` with a label whose image is unlabelled in ``data``.
 
     Args:
         data: training records of the run.
-        annotated: the same cases with all labels of the data set.
+        annotated: records of the same cases with all labels of the data set.
 
     Raises:
         ValueError: if no record of ``data`` is unlabelled.
@@ -45,12 +45,12 @@ def hidden_records(data: Sequence[Mapping[str, Any]], annotated: Sequence[Mappin
 def with_hidden(
     loader: SemiSupervisedLoader, hidden: SemiSupervisedLoader, batches: int
 ) -> Iterator[dict[str, Tensor]]:
-    """A run's labelled images with unlabelled ones whose labels are at hand, under ``hidden``.
+    """Batches of a run in which the unlabelled images have labels, under ``hidden``.
 
     Args:
-        loader: of the run's batches.
-        hidden: of batches of images that the run has no labels of, with their labels.
-        batches: how many, the first ones of both.
+        loader: loader of the run.
+        hidden: loader of images that are unlabelled in the run, with their labels.
+        batches: number of batches, the first ones of both loaders.
     """
     for index, batch in zip(range(batches), hidden, strict=False):
         yield loader.batch(index) | {"unlabeled": batch["image"], "hidden": batch["label"]}

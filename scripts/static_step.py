@@ -1,7 +1,7 @@
-"""Training steps on tensors that stay where they are, so that one CUDA graph holds a whole step.
+"""Training steps on tensors with fixed addresses, so that one CUDA graph can record a whole step.
 
-A step of hundreds of small kernels takes a GPU less time than the host needs to start them. A graph starts them all
-with one call, and the host then has time to prepare the next batch; nothing in a step waits for it.
+A step has hundreds of small kernels, which a GPU computes in less time than the host needs to start them. A graph
+starts them all with one call; the host then prepares the next batch, and nothing in a step waits for it.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from scripts.utils.errors import one_line
 __all__ = ["CaptureError", "Losses", "StaticSteps", "cuda_graph"]
 
 WARM_UP = 3
-"""Steps before a capture: a compiler, libraries and the allocator do in them what they do once."""
+"""Steps before a capture, in which the compiler, libraries and the allocator do their one-time work."""
 
 Step = Callable[[], Tensor]
 
 
 class CaptureError(RuntimeError):
-    """A step cannot be recorded; nothing of the training has changed."""
+    """A step cannot be recorded; the state of the training is unchanged."""
 
 
 @dataclass
 class Losses:
-    """Named losses of a step that may still be computed.
+    """Named losses of a step that the device may still compute.
 
     Attributes:
         iteration: number of the step, from 1.
-        names: of the losses.
-        values: theirs ``[len(names)]`` float32, in memory that the device copies to.
-        ready: when they are there; None: at once.
+        names: names of the losses.
+        values: ``[len(names)]`` float32 in the host's memory, to which the device copies them.
+        ready: CUDA event at the end of the copy; None: the values are complete.
     """
 
     iteration: int
@@ -49,7 +49,7 @@ class Losses:
     ready: Any = None
 
     def read(self) -> dict[str, float]:
-        """The losses by name; the host waits for them."""
+        """The losses by name; waits for the device."""
         if self.ready is not None:
             self.ready.synchronize()
         return dict(zip(self.names, self.values.tolist(), strict=True))
@@ -57,7 +57,7 @@ class Losses:
 
 @dataclass
 class _Program:
-    """A step of one kind: what it reads, what replays it, and what its losses are called."""
+    """A recorded step: its input tensors, the function that replays it, and the names of its losses."""
 
     inputs: dict[str, Tensor]
     replay: Step
@@ -65,22 +65,22 @@ class _Program:
 
 
 class StaticSteps:
-    """Steps of an objective: one program for each of its phases and each form of a batch.
+    """Recorded training steps of an objective, one for each phase of the objective and shape of the batch.
 
-    A program reads its batch, the views' random numbers, the learning rate and the progress of the training from
-    tensors that stay in place, and checks on the device that the loss is finite: the weights stay as they are where it
-    is not. The first step of a training is not among these: it makes the optimizer's state and the teachers.
+    A recorded step reads its batch, the views' random numbers, the learning rate and the progress of the training from
+    tensors with fixed addresses. It checks on the device whether the loss is finite, and leaves the weights unchanged
+    if it is not. The first step of a training is never recorded: it creates the optimizer's state and the teachers.
 
     Args:
         objective: a :class:`scripts.methods.Objective` with ``capturable``, on its device.
         optimizer: SGD over its parameters.
-        autocast: makes the context of the forward pass.
-        record: makes what replays a step out of the step; default :func:`cuda_graph`.
-        compiler: makes the forward pass out of the forward pass; default on CUDA ``torch.compile``, elsewhere none: on
-            a CPU it made the step slower.
+        autocast: returns the context of the forward pass.
+        record: returns a function that replays the given step; default :func:`cuda_graph`.
+        compiler: returns a compiled forward pass of the objective; default ``torch.compile`` on CUDA and none on a CPU,
+            where it made the step slower.
 
     Raises:
-        ValueError: if the objective cannot be captured, or the optimizer is another.
+        ValueError: if the objective cannot be captured or the optimizer is not SGD.
     """
 
     def __init__(
@@ -109,15 +109,15 @@ class StaticSteps:
 
     @staticmethod
     def obstacle(objective: Objective, optimizer: torch.optim.Optimizer) -> str | None:
-        """Why a training's steps cannot be captured; None where they can."""
-        if not vars(type(objective)).get("capturable"):  # a class speaks for itself, not for those made from it
+        """Reason why the steps cannot be captured; None if they can."""
+        if not vars(type(objective)).get("capturable"):  # not inherited: a subclass may use numbers from the host
             return f"{type(objective).__name__} takes numbers from the host in every step"
         if type(optimizer) is not SGD:
             return f"the optimizer is {type(optimizer).__name__}, expected SGD"
         return None
 
     def takes(self, iteration: int) -> bool:
-        """Whether a step, numbered from 1, can be one of these; the first makes what they work on."""
+        """Whether a step, numbered from 1, can be recorded; the first one creates the state that it needs."""
         return iteration > 1 and all(average.started for average in self.averages)
 
     def __call__(self, batch: Mapping[str, Tensor], generator: torch.Generator, iteration: int) -> Losses:
@@ -125,11 +125,11 @@ class StaticSteps:
 
         Args:
             batch: see :class:`scripts.methods.Objective`, on the host.
-            generator: of the views' random numbers.
-            iteration: its number, from 1.
+            generator: generator of the views' random numbers.
+            iteration: number of the step, from 1.
 
         Raises:
-            CaptureError: if it is the first of its kind and cannot be recorded.
+            CaptureError: if the step is the first of its kind and cannot be recorded.
         """
         for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
@@ -181,7 +181,7 @@ class StaticSteps:
         return _Program(inputs, replay, names)
 
     def _fill(self, inputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
-        """Copy a batch into its place; on a GPU beside the step that still computes, then behind it."""
+        """Copy a batch into the step's inputs; on a GPU the transfer overlaps with the step that still runs."""
         if self.copying is None:
             for name, value in batch.items():
                 inputs[name].copy_(value)
@@ -196,7 +196,7 @@ class StaticSteps:
             inputs[name].copy_(value)
 
     def _optimize(self, skipped: Tensor) -> None:
-        """A fused step with the learning rates in tensors, left out where ``skipped`` is 1."""
+        """A fused optimizer step with the learning rates in tensors; without effect if ``skipped`` is 1."""
         groups = self.optimizer.param_groups
         kept = [{name: group[name] for name in ("lr", "fused", "foreach")} for group in groups]
         for group, rate in zip(groups, self.rates, strict=True):
@@ -212,7 +212,7 @@ class StaticSteps:
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:
-        """Weights, averages, momenta and random states are afterwards as before: a warm-up is no part of a training."""
+        """Restore weights, averages, momenta and random states at the end: a warm-up is not part of the training."""
         state = [value for values in self.optimizer.state.values() for value in values.values()]
         tensors = [
             value.detach()
@@ -232,7 +232,7 @@ def cuda_graph(step: Step) -> Step:
     """Record a step as a CUDA graph.
 
     Args:
-        step: reads and writes tensors that stay in place, and returns one.
+        step: reads and writes tensors with fixed addresses, and returns one.
     """
     side, present = torch.cuda.Stream(), torch.cuda.current_stream()
     side.wait_stream(present)
@@ -252,7 +252,7 @@ def cuda_graph(step: Step) -> Step:
 
 
 def _compiled(objective: Objective) -> Callable[..., Any]:
-    # A function around the module: compiled itself, a module would be called past its own ``__call__``.
+    # A function around the module, because compiling the module itself would bypass its own ``__call__``.
     def forward(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return objective(batch)
 

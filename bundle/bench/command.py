@@ -52,7 +52,7 @@ def main(
     """Measure and print.
 
     Args:
-        image_size: side of the slices, pixels, or several; all that is no training step is measured at the last.
+        image_size: side of the slices in pixels, or several; all but the training steps is measured at the last.
         batch_size: labelled slices of a step, and as many unlabelled ones.
         repeats: timed repetitions, after an untimed one; medians are printed.
         methods: names of overlays in ``configs/methods``, or ``all``.

@@ -1,8 +1,8 @@
-"""What to measure on the day a CUDA device is at hand: ``make gpu-check``, at most twelve minutes.
+"""Checks and measurements on a CUDA device: ``make gpu-check``, at most twelve minutes.
 
-In this order, each result on disk as soon as it is there: the tests that need a GPU; times and peak memory of training
-steps, eager, compiled and as a graph; the full protocol of SemSim with three labelled patients for the time that is
-left, which the same command continues; inference of a folder of volumes.
+In this order: the tests that need a GPU; times and peak memory of training steps, eager, compiled and as a graph; the
+full protocol of SemSim with three labelled patients in the remaining time, continued when the command runs again;
+inference of a folder of volumes. Each result is written as soon as it is known.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ def main(
     """Run all parts.
 
     Args:
-        output: folder of the results; ``results.jsonl`` there gets a line as soon as it is known.
+        output: folder of the results; each is a line of ``results.jsonl``.
         dataset_dir: ACDC as distributed; None: synthetic hearts of the same layout.
-        minutes: of all parts together.
-        device: ``cuda``; ``cpu`` to try the command itself.
+        minutes: time limit of all parts together.
+        device: ``cuda``, or ``cpu`` to test the command itself.
         image_size: side of the slices, pixels.
         steps: timed steps of each objective and way.
-        volumes: that inference segments.
+        volumes: number of volumes to segment.
         methods: objectives whose steps are timed.
 
     Raises:
-        ValueError: if there is no such device.
+        ValueError: if there is no CUDA device but ``device`` is ``cuda``.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: expected a CUDA device, found none; --device cpu tries the command itself.")
+        raise ValueError("device: expected a CUDA device, found none; --device cpu tests the command itself.")
     end = time.monotonic() + 60 * minutes
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def main(
 
 
 def _tried(work: Callable[[], dict[str, float]]) -> dict[str, Any]:
-    """A result, or what went wrong: the other parts are worth having without it."""
+    """A result, or the error, so that the other parts still run."""
     try:
         return dict(work())
     except Exception as error:
@@ -110,7 +110,7 @@ def _bundle(arguments: list[str], left: float, log: Path) -> dict[str, Any]:
 
 
 def _run(command: list[str], seconds: float, log: Path) -> dict[str, Any]:
-    """A command's end, time and last line; it is stopped when its time is over."""
+    """Run a command for at most ``seconds``; return its end, time and last line."""
     begin = time.monotonic()
     with log.open("a") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
@@ -125,7 +125,7 @@ def _run(command: list[str], seconds: float, log: Path) -> dict[str, Any]:
 
 
 def _place(run: Path) -> dict[str, Any]:
-    """How far a training came, by the record beside its last weights."""
+    """Progress of a training, from the record of its last weights."""
     record = run / "model_last.json"
     if not record.is_file():
         return {}
@@ -134,7 +134,7 @@ def _place(run: Path) -> dict[str, Any]:
 
 
 def _volumes(data: Path, folder: Path, count: int) -> Path:
-    """A folder of ``count`` volumes: links to those that are there, again and again."""
+    """A folder of ``count`` volumes: links to the existing ones, repeated as often as needed."""
     found = sorted(path for path in data.rglob("*_frame??.nii.gz"))
     for number in range(count):
         link = folder / f"volume{number:03}.nii.gz"

@@ -1,10 +1,10 @@
 """A training step of the open code that SemSim follows, as a reference for this bundle's steps.
 
-UniMatch's medical code (LiheYoung/UniMatch, ``more-scenarios/medical``), written anew from its description: one pass
-without gradient in evaluation mode over a second unlabelled batch, whose images are pasted; one pass over labelled and
-weak images together, whose decoder sees the features a second time with half of the channels dropped; one over both
-strong views together. Everything in float32 with channels first and PyTorch's own dropout, as that loop does. Views
-are not part of the step: its loader makes them.
+A re-implementation of UniMatch's medical code (LiheYoung/UniMatch, ``more-scenarios/medical``) from its description:
+one pass without gradient in evaluation mode over a second unlabelled batch, whose images are pasted; one pass over
+labelled and weak images together, whose decoder gets the features a second time with half of the channels dropped; one
+pass over both strong views together. As in that code, everything is in float32 with channels first and PyTorch's own
+dropout, and the loader makes the views, so they are not part of the step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ THRESHOLD = 0.95
 
 
 def peer_step(batch: dict[str, Tensor]) -> Callable[[], None]:
-    """One step on a batch ``image``, ``label``, ``unlabeled``; both strong views and the pasted images are its own."""
+    """A step on a batch ``image``, ``label``, ``unlabeled``, from which it makes the strong views and pasted images."""
     network: UNet = cast(Any, UNet()).to(batch["image"].device, memory_format=torch.contiguous_format)
     for block, rate in zip(network.encoder, network.dropout, strict=True):
         cast(Any, block)[3] = nn.Dropout(rate)

@@ -1,4 +1,4 @@
-"""The trainer's step on tensors that stay in place, timed beside the eager one."""
+"""Time and memory of the trainer's step: eager, compiled and recorded as a graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def static_step(name: str, way: str, image_size: int, batch_size: int, repeats: 
         image_size: side of the slices, pixels.
         batch_size: labelled slices, and as many unlabelled ones.
         repeats: timed steps.
-        device: ``cpu`` or ``cuda``; on a CPU a graph is a step on the same tensors that is not captured.
+        device: ``cpu`` or ``cuda``; on a CPU ``graph`` is a step on fixed tensors without a capture.
     """
     parser = config(device, "train.json", f"methods/{name}.json")
     method = parser.get_parsed_content("method").to(device, memory_format=torch.channels_last).train()
@@ -39,7 +39,7 @@ def static_step(name: str, way: str, image_size: int, batch_size: int, repeats: 
         optimizer.step()
         method.after_step()
 
-    eager()  # makes what the others work on
+    eager()  # creates the optimizer's state and the teachers
     record = cuda_graph if device == "cuda" and "graph" in way else lambda step: step
     compiler = None if "compiled" in way else lambda objective: objective
     static = StaticSteps(method, optimizer, lambda: autocast(dtype, device), record, compiler)

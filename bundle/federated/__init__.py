@@ -1,1 +1,1 @@
-"""Hospitals that share weights and no images: simulated in one process, under NVFlare, and the model that comes out."""
+"""Federated training, in which sites share weights but no images: simulation, NVFlare client and global model."""

@@ -1,4 +1,4 @@
-"""A site under NVFlare's client API; ``bundle.federated.demo`` has NVFlare start it at every site."""
+"""A site as a client of NVFlare, which starts this script at every site (``bundle.federated.demo``)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train in every round from the weights that come, and send what came of it, until the server ends the job.
+    """In every round, train from the received weights and send the result, until the server ends the job.
 
     Args:
-        argv: command line; default: that of this process.
+        argv: command line; default: this process's.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--bundle_root", required=True, help="the repository, or a copy of it, at this site")
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
             flare.FLModel(
                 params=weights,
                 params_type=flare.ParamsType.FULL,
-                # NVFlare averages by this number, which it takes for a count of steps
+                # the weight in NVFlare's average, which NVFlare calls a number of steps
                 meta={"NUM_STEPS_CURRENT_ROUND": share},
             )
         )

@@ -1,4 +1,4 @@
-"""The demonstration behind ``make federated-demo``: two hospitals under NVFlare's simulator, one without any label."""
+"""``make federated-demo``: two sites in NVFlare's simulator, one of them without labels."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ NETWORK = {"image_size": 48, "batch_size": 2, "learning_rate": 0.05}
 
 
 def main(output: Path = ROOT / "federated-demo") -> None:
-    """Make two sites of a synthetic cohort, train over both and at the labelled one alone, evaluate both networks.
+    """Split a synthetic cohort into two sites, train at both and at the labelled one alone, evaluate both networks.
 
     Args:
-        output: folder of the cohort, the sites, NVFlare's workspace and the weights; made anew.
+        output: folder of the cohort, the sites, NVFlare's workspace and the weights; removed first.
     """
     start = time.perf_counter()
     shutil.rmtree(output, ignore_errors=True)
@@ -47,7 +47,7 @@ def main(output: Path = ROOT / "federated-demo") -> None:
     files = {name: _site(output, cohort, name, part) for name, part in parts.items()}
 
     torch.manual_seed(0)
-    save_tensors(UNet().state_dict(), output / "initial.pt")  # the server makes a network of its own from the class
+    save_tensors(UNet().state_dict(), output / "initial.pt")  # or the server draws other weights
     recipe = FedAvgRecipe(
         name=JOB,
         model=UNet(),
@@ -58,7 +58,7 @@ def main(output: Path = ROOT / "federated-demo") -> None:
     )
     arguments = {name: f"--bundle_root {ROOT} --options {file}" for name, file in files.items()}
     set_per_site_config(recipe, {name: {"train_args": words} for name, words in arguments.items()})
-    # the server builds the network by its class, whose code lies here
+    # the server imports the network's class from here
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     run = recipe.execute(SimEnv(clients=list(files), workspace_root=str(output / "nvflare")))
     (weights,) = Path(run.get_result()).rglob("FL_global_model.pt")
@@ -83,7 +83,7 @@ def main(output: Path = ROOT / "federated-demo") -> None:
 
 
 def _site(output: Path, cohort: Path, name: str, cases: Sequence[str]) -> Path:
-    """Give a site its cases, without labels where it has none, and its options, whose file is returned."""
+    """Write a site's cases, for the unlabelled site without labels, and its options; return the file of the options."""
     place = output / name
     labeled = len(cases) if name == "labelled" else 0
     for case in cases:
@@ -101,7 +101,7 @@ def _site(output: Path, cohort: Path, name: str, cases: Sequence[str]) -> Path:
         "cache_dir": str(place / "cache"),
         "output_dir": str(place / "run"),
         "train#trainer#epoch_length": STEPS,
-        "val_interval": ROUNDS + 1,  # no site has cases to validate with
+        "val_interval": ROUNDS + 1,  # no site has validation cases
         **NETWORK,
     }
     write_text(place / "site.json", json.dumps(options, indent=4))

@@ -1,4 +1,4 @@
-"""``python -m bundle global_model``: the network that a federation's server wrote, as weights with a record."""
+"""``python -m bundle global_model``: weights with a record from the network of a federation's server."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SHARED = (
     "largest_component",
     "class_names",
 )
-"""What the sites' records must agree on: how the network's input is made and what its output means."""
+"""Entries in which the sites' records must agree: preparation of the input and meaning of the output."""
 COUNTS = ("labeled_cases", "labeled_slices", "unlabeled_cases", "unlabeled_slices")
 OWN = ("sha256", "validation_dice", "calibration", "missing_cases", "labeled_sha256", "continues_sha256")
-"""What a record says of its site's own weights or cases alone."""
+"""Entries about the weights or cases of a single site."""
 
 
 def main(weights: str, records: str | Sequence[str], output: str) -> None:
-    """Write a federation's network as ``model.pt``, and its record beside it, which evaluation and inference go by.
+    """Write a federation's network as ``model.pt``, and beside it the record that evaluation and inference need.
 
     Args:
         weights: ``FL_global_model.pt`` or ``best_FL_global_model.pt`` of an NVFlare server, or a file with the
@@ -42,20 +42,20 @@ def main(weights: str, records: str | Sequence[str], output: str) -> None:
         output: the file to write, such as ``models/model.pt``.
 
     Raises:
-        ValueError: if a file is damaged, holds more than tensors and plain values or no network of this bundle, or if
-            the sites' records do not belong together.
+        ValueError: if a file is damaged, contains objects other than tensors and plain values or no network of this
+            bundle, or if the sites' records differ where they must agree.
         FileNotFoundError: if a file is missing.
     """
     files = [records] if isinstance(records, str) else [*records]
     record = write_global_model(read_network(weights), files, output)
     print(
         f"{output}: {record['labeled_cases']} labelled and {record['unlabeled_cases']} unlabelled cases of "
-        f"{len(files)} sites; {Path(output).with_suffix('.json').name} beside it is their record."
+        f"{len(files)} sites; record: {Path(output).with_suffix('.json').name} beside it."
     )
 
 
 def read_network(path: str | Path) -> dict[str, Tensor]:
-    """The network of a server's file, its tensors in the types that this bundle's networks have.
+    """The weights in a server's file, cast to the dtypes of this bundle's network.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -63,11 +63,11 @@ def read_network(path: str | Path) -> dict[str, Tensor]:
     """
     content = load_tensors(path)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]  # beside it NVFlare keeps what trained it
+        content = content["model"]  # NVFlare adds other entries
     state = dict(content) if isinstance(content, Mapping) else {}
     try:
         network = UNet(state["encoder.0.0.weight"].shape[1], state["head.bias"].shape[0])
-        network.load_state_dict(state)  # an average of whole numbers is none: this casts
+        network.load_state_dict(state)  # casts averages of integers back to integers
     except (KeyError, IndexError, AttributeError, TypeError, RuntimeError):
         found = ", ".join(map(str, state)) or type(content).__name__
         raise ValueError(
@@ -81,10 +81,10 @@ def read_network(path: str | Path) -> dict[str, Tensor]:
 def write_global_model(
     network: Mapping[str, Tensor], records: Sequence[str | Path], output: str | Path
 ) -> dict[str, Any]:
-    """Write a network and the record that its sites' records make together, which is returned.
+    """Write a network and the joint record of its sites; return the record.
 
     Raises:
-        ValueError: if the records do not belong together.
+        ValueError: if the records differ where they must agree.
     """
     record = joint_record(records)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
@@ -94,13 +94,13 @@ def write_global_model(
 
 
 def joint_record(files: Sequence[str | Path]) -> dict[str, Any]:
-    """The record of weights that several sites trained: what all say alike, and their cases added up.
+    """Joint record of weights that several sites trained: entries in which all agree, and sums of their cases.
 
     Args:
         files: the sites' records.
 
     Raises:
-        ValueError: if there is none, or they differ in what must be alike.
+        ValueError: if there is none, or if they differ where they must agree.
         FileNotFoundError: if one is missing.
     """
     found = [read_json(file, "record") for file in files]
@@ -112,7 +112,7 @@ def joint_record(files: Sequence[str | Path]) -> dict[str, Any]:
             if record.get(name) != first.get(name):
                 raise ValueError(
                     f"{file}: {name}: expected {first.get(name)!r}, as in {files[0]}, found {record.get(name)!r}: "
-                    "the sites' networks see other images and cannot be one."
+                    "the sites' networks cannot be averaged."
                 )
     licenses = list(dict.fromkeys(text for record in found for text in recorded_licenses(record)))
     alike = {name: value for name, value in first.items() if all(record.get(name) == value for record in found)}

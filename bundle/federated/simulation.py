@@ -1,8 +1,8 @@
-"""What a hospital without labels adds to one with few: ``python -m bundle.federated.simulation``.
+"""Benefit of a site without labels for a site with few: ``python -m bundle.federated.simulation``.
 
-One process trains the sites in turn and averages, with MONAI's client and without a federated engine. Three arms make
-the same number of steps per network: the labelled site alone, the two sites together, and one training on the pooled
-data.
+One process trains the sites in turn with MONAI's client and averages their networks, without a federated engine. The
+arms are the labelled site alone, both sites together (with :func:`scripts.federated.site_weight` and with equal
+weights), and one training on the pooled data. Each network makes the same number of steps.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ def main(
     splits: str = str(ROOT / "scripts" / "data" / "splits" / "acdc.json"),
     **options: Any,
 ) -> None:
-    """Train all arms and print the mean DSC of each one's last network over the validation cases.
+    """Train all arms and print the mean DSC of their last networks over the validation cases.
 
-    An arm whose result is there is not trained again.
+    An arm that already has a result is not trained again.
 
     Args:
         dataset_dir: the data set's folder.
         output: folder of the runs and of ``results.json``.
-        labeled: cases of the site with labels: the first of the training list. The second site has all others.
-        seeds: of the trainings.
-        rounds: of the federation.
-        steps: of a site in a round.
-        method: overlay of the unlabelled images' objective; the labelled site has none and trains supervised.
-        splits: the split.
+        labeled: number of labelled cases, the first of the training list; the second site has all others.
+        seeds: seeds of the trainings.
+        rounds: rounds of the federation.
+        steps: steps of a site in a round.
+        method: overlay of the unlabelled site's objective; the labelled site trains supervised.
+        splits: file of the split.
         **options: further values by config id, for all arms and the evaluation.
     """
     folder = Path(output).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     train = read_split(splits)["train"]
-    # the validation cases choose nothing and are no site's
+    # no site has the validation cases: they select no weights
     parts = {"a": train[:labeled], "b": train[labeled:], "pooled": train}
     for name, cases in parts.items():
         write_text(folder / f"{name}.json", json.dumps({"train": cases, "val": []}))
@@ -80,12 +80,12 @@ def main(
 
 
 def federate(sites: Sequence[Site], rounds: int, equal: bool = False) -> dict[str, torch.Tensor]:
-    """Rounds of federated averaging; returns the global network.
+    """Train by federated averaging; return the global network.
 
     Args:
-        sites: begin with the first one's network.
-        rounds: how many.
-        equal: average equally, not by :func:`scripts.federated.site_weight`.
+        sites: the sites; all begin with the first one's network.
+        rounds: number of rounds.
+        equal: average with equal weights, not with :func:`scripts.federated.site_weight`.
     """
     network = sites[0].network
     for _ in range(rounds):
@@ -97,7 +97,7 @@ def federate(sites: Sequence[Site], rounds: int, equal: bool = False) -> dict[st
 def _arms(
     folder: Path, common: Mapping[str, Any], method: str, labeled: int, rounds: int, steps: int
 ) -> dict[str, Callable[[Path], None]]:
-    """What each arm does in its folder, to ``model.pt`` there."""
+    """The work of each arm by name: train in a folder and write ``model.pt`` there."""
     length = {"train#trainer#epoch_length": steps}
 
     def train(run: Path, part: str, name: str) -> None:

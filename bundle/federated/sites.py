@@ -1,4 +1,4 @@
-"""A site of a federation, as MONAI's client runs it, whoever averages."""
+"""A site of a federation, trained by MONAI's client, for NVFlare and for the simulation."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Site:
     """A site's training over all rounds.
 
     Args:
-        name: of the site, for the log.
+        name: name of the site in the log.
         files: config files after ``train.json``, relative to ``configs``; ``federated.json`` is added.
-        local_epochs: of a round.
+        local_epochs: epochs of a round.
         **options: values by config id: ``rounds``, ``dataset_dir``, ``output_dir``, ``labeled`` ...
     """
 
@@ -44,17 +44,17 @@ class Site:
 
     @property
     def network(self) -> dict[str, Tensor]:
-        """The network's weights as they are now."""
+        """Copies of the network's current weights, on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self.trainer.network.state_dict().items()}
 
     def train(self, received: Mapping[str, Any]) -> tuple[dict[str, Tensor], float]:
-        """One round.
+        """Train for one round.
 
         Args:
             received: the global network's weights, tensors or arrays by name.
 
         Returns:
-            The site's weights after the round, and what they count for in the average.
+            The network's weights after the round, and the site's weight in the average.
         """
         self.client.train(ExchangeObject(weights=dict(received)))
         return self.network, site_weight(self.trainer)
@@ -64,8 +64,8 @@ def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) ->
     """The weighted mean of networks (FedAvg: McMahan et al., AISTATS 2017), batch norm's averages included.
 
     Args:
-        states: of the sites, with the same names and shapes.
-        weights: of the sites, not negative and not all 0.
+        states: state dicts of the sites' networks, with the same names and shapes.
+        weights: weights of the sites, not negative and not all 0.
     """
     total = sum(weights)
     return {

@@ -1,4 +1,4 @@
-"""How long "annotate two studies, train, next" takes with the weights in ``models/``, and what it reaches."""
+"""Time and Dice of one round of annotation, training and drafts, starting from the weights in ``models/``."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ ANNOTATED, DRAFTS = 2, 10
 
 
 def main(unlabeled: int = 10, minutes: float | None = None, output: str = str(ROOT / "label-round")) -> None:
-    """Annotate two synthetic hearts, train in the time that the server gives, segment the next ten.
+    """Annotate two synthetic hearts, train in the server's time limit, segment the next ten.
 
-    The bundle is packed as a user packs it. Studies are the end-diastolic frames of phantom patients; the first two
-    are annotated and the next ten segmented, the same ones however many there are.
+    The bundle is packed as users pack it. The studies are end-diastolic frames of phantom patients: the first two are
+    annotated and the next ten segmented, for any number of studies.
 
     Args:
         unlabeled: number of studies without a label, at least ten.
-        minutes: time for the training; None: the server's default.
-        output: folder to work in; synthetic hearts that it has are used again.
+        minutes: time limit of the training; None: the server's default.
+        output: working folder; its synthetic hearts are used again.
     """
     folder = Path(output).resolve()
     studies = folder / "studies"

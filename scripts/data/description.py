@@ -1,4 +1,4 @@
-"""The data that weights were trained on, described for the record of the weights."""
+"""Description of the training data for the record of the weights."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def describe_data(
     fold: int = 0,
     class_names: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The data's entries in a record of weights: names and digests, no path, and case names of public data only.
+    """The training data's entries in a record of weights: names and digests, no paths, and no cases of private data.
 
     Args:
         layout: the data set's layout.
-        dataset_dir: its folder, which is not recorded, or its datalist, which is then also the split.
+        dataset_dir: its folder, which is not recorded, or its datalist, which also defines the split.
         splits: file of the split; None: the seeded split of the cases in the folder.
         allow_missing: whether cases of the split may be missing from the folder.
         fold: the validation fold.
         class_names: names of the foreground classes by their number as text.
 
     Returns:
-        ``{"data", "split", "split_sha256"}``; also ``fold`` unless it is 0, ``class_names`` if given and, if cases may
-        be and are missing, ``missing_cases``: their names or, for private data, their number.
+        ``{"data", "split", "split_sha256"}``; also ``fold`` unless it is 0, ``class_names`` if given and, with
+        ``allow_missing``, ``missing_cases``: the names of missing cases or, for private data, their number.
     """
     more: dict[str, Any] = {"fold": fold} if fold else {}
     if class_names:

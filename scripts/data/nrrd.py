@@ -1,6 +1,6 @@
-"""NRRD: headers are checked and the voxels' bytes counted before ITK reads them.
+"""Checks of an NRRD before ITK reads it: its header and the number of its voxels' bytes.
 
-ITK allocates all memory that a header claims, and accepts voxels of a gzip stream with a wrong checksum.
+ITK allocates as much memory as a header claims, and accepts a gzip stream with a wrong checksum.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ __all__ = ["NrrdHeader", "check_nrrd_voxels", "read_nrrd_header"]
 
 BYTES = {"char": 1, "int8": 1, "short": 2, "int16": 2, "int": 4, "int32": 4, "float": 4}
 BYTES |= {"longlong": 8, "long long": 8, "int64": 8, "double": 8}
-LONGEST = 1 << 16  # bytes of a header
+LONGEST = 1 << 16  # of a header, in bytes
 _FIELD = re.compile(rb"^([^:#]+): ?(.*?)[ \t\r]*$")
 
 
 class NrrdHeader(NamedTuple):
-    """The voxels of an image according to its header.
+    """Storage of an image's voxels according to its header.
 
     Attributes:
-        size: their bytes, with all channels.
-        start: their offset in the file, in bytes.
-        compressed: whether they are.
+        size: bytes of all voxels and channels, uncompressed.
+        start: offset of the voxels in the file, in bytes.
+        compressed: whether they are a gzip stream.
     """
 
     size: int
@@ -42,9 +42,9 @@ def read_nrrd_header(path: Path) -> NrrdHeader:
         path: ``.nrrd`` file.
 
     Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if it is none or cannot be opened, its voxels are in another file, changes of which the cache would
-            not notice, or they are stored in another way than raw or by gzip.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not an NRRD or cannot be opened, if its voxels are neither raw nor a gzip stream, or if
+            they are in another file, whose changes the cache would not notice.
     """
     check_readable(path)
     with path.open("rb") as stream:
@@ -76,8 +76,8 @@ def check_nrrd_voxels(path: Path) -> None:
     """Check that a file has exactly as many voxels as its header claims, and that a compressed stream is undamaged.
 
     Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if they are not; see also :func:`read_nrrd_header`.
+        FileNotFoundError: if the file is missing.
+        ValueError: if the voxels are too few, too many or damaged; see also :func:`read_nrrd_header`.
     """
     header = read_nrrd_header(path)
     found = path.stat().st_size - header.start

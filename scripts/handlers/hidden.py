@@ -1,4 +1,4 @@
-"""The quality of the pseudo-labels over the training, where hidden labels are at hand."""
+"""Quality of the pseudo-labels during training, measured with labels that the training does not use."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["HiddenLabels"]
 
 
 class HiddenLabels:
-    """Handler that logs how good the pseudo-labels are at the end of every epoch.
+    """Handler that logs the quality of the pseudo-labels after every epoch.
 
-    The hidden labels are read for this alone; no loss sees them, and the training goes on as it would without this
-    handler. Each kind of pseudo-label gets two TensorBoard curves of the foreground classes: ``pseudo_KIND_dice``, the
-    mean Dice over all pixels, and ``pseudo_KIND_precision``, the share of right ones among those that pass the
-    threshold. Batches and draws are the same in every epoch.
+    Only this handler reads the hidden labels; the training is the same as without it. Each kind of pseudo-label has two
+    TensorBoard curves of the foreground classes: ``pseudo_KIND_dice``, the mean Dice over all pixels, and
+    ``pseudo_KIND_precision``, the share of correct pixels among those that pass the threshold. Batches and random
+    numbers are the same in every epoch.
 
     Args:
         output_dir: folder of the TensorBoard events.
         dataset: the training slices.
         annotated: records of the training cases with every label that the data set holds.
-        preprocessing: of the training slices.
-        cache_dir: for the slices with their labels.
+        preprocessing: preprocessing of the training slices.
+        cache_dir: cache of the slices with hidden labels.
         num_classes: classes, background included.
         batches: number of batches per epoch.
 

@@ -1,4 +1,4 @@
-"""CnT-B (Huang et al., ACM MM 2023): a CNN and a Transformer learn from the surer of the two, at two levels."""
+"""CnT-B (Huang et al., ACM MM 2023): the more certain of a CNN and a Transformer teaches the other, at two levels."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["CnTB", "Geometry", "class_geometry", "pixel_uncertainty"]
 
 
 class Geometry(NamedTuple):
-    """How a branch's features lie, image by image.
+    """Geometry of the classes in a branch's features, for each image.
 
     Attributes:
-        cosines: of the classes' mean features with one another, ``[B, C, C]``.
-        spread: of each class, ``[B, C]``: one minus the mean cosine of its features with their mean, in [0, 2].
+        cosines: ``[B, C, C]``, cosines between the classes' mean features.
+        spread: ``[B, C]``, one minus the mean cosine between a class's features and their mean, in [0, 2].
     """
 
     cosines: Tensor
@@ -30,29 +30,29 @@ class Geometry(NamedTuple):
 
 
 class CnTB(CrossTeaching):
-    """``L_s1 + L_s2 + w(t) (L_pixel + L_feature)``: cross teaching in which the less sure side learns.
+    """``L_s1 + L_s2 + w(t) (L_pixel + L_feature)``: cross teaching in which the less certain branch learns.
 
-    A re-implementation from the description: there is no public code, and what was at hand is the abstract (doi
-    10.1145/3581783.3611821) and the number of parameters in SemSim's Table I.
+    There is no public code: this is a re-implementation from the abstract (doi 10.1145/3581783.3611821) and the number
+    of parameters in SemSim's Table I.
 
-    - Known: a CNN and a Transformer; uncertainty is estimated at two levels; at the level of features the "statistical
-      and geometrical properties of features" give an alignment, at the level of pixels the influence of unreliable
-      pseudo-labels is reduced.
-    - Inferred: the branches are the U-Net and the Swin-UNet of cross teaching, since the reported 29.11 M are exactly
-      theirs, so that neither level has parameters of its own; both terms as below; weight and ramp are those of cross
-      teaching; the U-Net is deployed, as there.
+    - Known: a CNN and a Transformer; uncertainty is estimated at two levels; at the feature level the "statistical and
+      geometrical properties of features" are aligned, at the pixel level the influence of unreliable pseudo-labels is
+      reduced.
+    - Inferred: the branches are the U-Net and the Swin-UNet of cross teaching, which have exactly the reported 29.11 M
+      parameters, so neither level has parameters of its own; both terms have the definitions below; weight, ramp and
+      the deployed U-Net are those of cross teaching.
 
-    With u the entropy of a branch's prediction in units of log C, branch i learns pixel by pixel from the hard label
-    of branch j where that is surer:
+    With u the entropy of a branch's prediction in units of log C, branch i learns from the hard label of branch j at
+    the pixels where j is more certain:
 
         L_pixel = sum over i of mean over pixels of [u_j < u_i] (1 - u_j) CE(p_i, arg max p_j)
 
-    The branches' features have different widths, so what is aligned is how the classes lie to one another
-    (:func:`class_geometry`); the sum of both classes' spreads is the uncertainty s of their cosine g:
+    The branches' features have different widths, so the cosines g between classes are aligned, not the features
+    themselves (:func:`class_geometry`). The uncertainty s of a cosine is the sum of both classes' spreads:
 
         L_feature = sum over i of mean over images and pairs of classes of [s_j < s_i] (g_i - g_j)^2
 
-    Both are over the unlabeled images; no gradient reaches the side that teaches.
+    Both terms are over the unlabeled images; the teaching branch gets no gradient.
 
     Trained: 28,982,184 parameters (1 channel, 4 classes), the U-Net and a Swin-UNet; on the paper's 29.11 M see
     :class:`scripts.methods.CrossTeaching`. Deployed: the U-Net, 1,813,764.
@@ -84,11 +84,11 @@ def pixel_uncertainty(logits: Tensor) -> Tensor:
 
 
 def class_geometry(features: Tensor, probabilities: Tensor) -> Geometry:
-    """How the classes lie in a branch's features.
+    """Geometry of the classes in a branch's features.
 
     Args:
         features: ``[B, D, h, w]``.
-        probabilities: ``[B, C, H, W]``; they say how much a position counts for a class.
+        probabilities: ``[B, C, H, W]``, the weights of the positions for each class.
     """
     means = F.normalize(class_means(features, probabilities), dim=2)
     with torch.autocast(features.device.type, enabled=False):
@@ -98,13 +98,13 @@ def class_geometry(features: Tensor, probabilities: Tensor) -> Geometry:
 
 
 def learn_pixels(learner: Tensor, teacher: Tensor) -> Tensor:
-    """L_pixel of one side: logits ``[B, C, H, W]`` against the other side's hard labels, where that is surer."""
+    """L_pixel of one branch: logits ``[B, C, H, W]`` against the other's hard labels where that is more certain."""
     own, other = pixel_uncertainty(learner), pixel_uncertainty(teacher)
     weight = (other < own) * (1 - other)
     return (weight * F.cross_entropy(learner, teacher.detach().argmax(dim=1), reduction="none")).mean()
 
 
 def learn_geometry(learner: Geometry, teacher: Geometry) -> Tensor:
-    """L_feature of one side: its cosines against the other side's, where those are surer."""
+    """L_feature of one branch: its cosines against the other's where that is more certain."""
     own, other = (side.spread.detach()[:, :, None] + side.spread.detach()[:, None] for side in (learner, teacher))
     return ((other < own) * (learner.cosines - teacher.cosines.detach()) ** 2).mean()

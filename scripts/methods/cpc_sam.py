@@ -19,11 +19,11 @@ __all__ = ["CPCSAM", "Points", "class_points"]
 
 logger = logging.getLogger(__name__)
 
-DEEPEST = 32  # pixels: points further inside than this count alike
+DEEPEST = 32  # pixels; larger distances from a class's border count as equal
 
 
 class Points(NamedTuple):
-    """One point for each class of each image.
+    """One point per class and image.
 
     Attributes:
         places: ``[B, C, 2]``, x and y in [0, 1].
@@ -35,38 +35,38 @@ class Points(NamedTuple):
 
 
 class CPCSAM(Objective):
-    """Two mask decoders of Segment Anything prompt each other; each learns from what the other's prompts bring out.
+    """Two mask decoders of Segment Anything prompt each other and learn from the prompted predictions.
 
-    Both decoders read the embedding of one image encoder, frozen but for LoRA. Without prompts decoder i predicts p_i.
-    From p_i come two points per class, the innermost and a random one (:func:`class_points`); prompted by them, the
-    other decoder j predicts q_j and r_j. With y_j, the arg max of (q_j + r_j) / 2, the loss is
+    Both decoders read the embedding of one image encoder, which is frozen except for LoRA. Decoder i predicts p_i
+    without prompts. Each class of p_i gives two points, its innermost and a random one (:func:`class_points`); prompted
+    by them, the other decoder j predicts q_j and r_j. With y_j = arg max of (q_j + r_j) / 2, the loss is
 
-        sum over i of L_s(p_i),  and from the share ``warm_up`` of the training on
+        sum over i of L_s(p_i),  and from the share ``warm_up`` of the training on also
         sum over i of L_s(q_j) + L_s(r_j) + consistency_weight L(p_i, y_j) + prompt_weight L(r_j, y_j)
 
-    L_s over the labeled and L, which is L_s with y_j as the label, over the unlabeled images. ``loss_prompted``,
-    ``loss_unprompted`` (of p) and ``loss_stability`` (of r) are the sums over both directions.
+    L_s is over the labeled images. L is L_s over the unlabeled images with y_j as the label. ``loss_prompted`` (L_s of
+    q and r), ``loss_unprompted`` (L of p) and ``loss_stability`` (L of r) are the sums over both directions.
 
-    Trained: 8,000,704 parameters (4 classes): LoRA, both decoders, the embeddings of prompts. Deployed: encoder and
-    first decoder without prompts, 91,493,632; SemSim's Table I has 93.75 M,
-    about what SAM itself has at its own input size.
+    Trained: 8,000,704 parameters (4 classes): LoRA, both decoders and the embeddings of prompts. Deployed: encoder and
+    first decoder without prompts, 91,493,632; SemSim's Table I has 93.75 M, about SAM's number at its own input size.
 
-    Deviations from the reference code (JuzhengMiao/CPC-SAM): one optimiser step for all losses, where the code takes
-    three per iteration, each with a pass of the encoder; SAM's own decoder with masks at a quarter of the encoder's
-    input, which the code replaces by one with masks at its full size; the innermost point of a class by its distance
-    to the class's border in steps of pixels, in the whole image, not by Euclidean distance in the largest component; a
-    random point from the whole class likewise; no padding point beside the prompts; all foreground classes' points
-    start from SAM's positive point, the code's from SAM's positive point and box corners; weights of cross-entropy and
-    Dice are those of L_s everywhere here, the code has .2 and .8 for labels; and its learning rate rises over the
-    first 250 iterations. In the iterations that see labeled images alone (``supervised_share``) the second decoder
-    rests.
+    Deviations from the reference code (JuzhengMiao/CPC-SAM):
+
+    - One optimiser step for all losses; the code takes three per iteration, each with its own pass of the encoder.
+    - SAM's own decoder, with masks at a quarter of the input size; the code's decoder has masks at the full size.
+    - The innermost point of a class has the largest distance from its border in steps of pixels, in the whole image;
+      the code measures Euclidean distance in the largest component. The random point too is from the whole class.
+    - No padding point is added to the prompts.
+    - All foreground classes' points start from SAM's positive point; the code's start from that and the box corners.
+    - Cross-entropy and Dice have the weights of L_s everywhere; the code has .2 and .8 for labels.
+    - The learning rate has no warm-up; the code's rises over the first 250 iterations.
+    - Iterations with labeled images only (``supervised_share``) do not train the second decoder.
 
     Args:
         network: a :class:`scripts.networks.SAM`.
-        warm_up: share of the training in which decoders learn from labels without prompts; the reference's 5,000 of
-            30,000 iterations.
-        consistency_weight: of an unprompted prediction's consistency with the prompted one.
-        prompt_weight: of the consistency of the random points' prediction.
+        warm_up: share of the training that has no prompts; the reference's 5,000 of 30,000 iterations.
+        consistency_weight: weight of L of the unprompted predictions.
+        prompt_weight: weight of L of the predictions that random points prompt.
         **kwargs: of :class:`Objective`. Threshold and strong view are not used.
 
     Raises:
@@ -92,14 +92,14 @@ class CPCSAM(Objective):
         for part in (self.second.mask_tokens, self.second.output_hypernetworks_mlps):
             for module in part.modules():
                 if isinstance(module, (nn.Linear, nn.Embedding)):
-                    module.reset_parameters()  # where the decoders differ at first
+                    module.reset_parameters()  # the only initial difference between the decoders
         self.warm_up = warm_up
         self.consistency_weight = consistency_weight
         self.prompt_weight = prompt_weight
         if network.begins_with == "random weights":
             logger.warning(
-                "SAM begins with RANDOM weights: nothing of Segment Anything is in it, and what it reaches says "
-                "nothing about CPC-SAM. Name its weights by --network_def#pretrained."
+                "SAM begins with RANDOM weights, not those of Segment Anything: the results say nothing about CPC-SAM. "
+                "Name its weights by --network_def#pretrained."
             )
 
     @property
@@ -108,7 +108,7 @@ class CPCSAM(Objective):
         return cast(SAM, self.network)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Named losses of one batch; the points' embedding has a gradient, for which DistributedDataParallel waits."""
+        """Named losses of one batch; the points' embedding always has a gradient, as DistributedDataParallel needs."""
         losses = super().__call__(batch)
         return {**losses, "loss": losses["loss"] + 0 * self.sam.class_points.weight.sum()}
 
@@ -139,15 +139,15 @@ class CPCSAM(Objective):
         return {"loss": total + self.prompt_weight * losses["loss_stability"], **losses}
 
     def prompted(self, embedding: Tensor, logits: Tensor, decoder: nn.Module) -> tuple[Tensor, Tensor]:
-        """What a decoder says, prompted by the innermost and by random points of the other decoder's prediction.
+        """A decoder's predictions, prompted by the innermost and by random points of the other decoder's prediction.
 
         Args:
-            embedding: of the images.
-            logits: the other decoder's, ``[B, C, H, W]``.
-            decoder: the one that is prompted.
+            embedding: embedding of the images.
+            logits: logits ``[B, C, H, W]`` of the other decoder.
+            decoder: the decoder to prompt.
 
         Returns:
-            Logits ``[B, C, H, W]``, float32, by innermost and by random points.
+            Logits ``[B, C, H, W]``, float32, for innermost and for random points.
         """
         best, random = (
             self.sam.decode(embedding, logits.shape[-2:], self.sam.prompt(*points), decoder).float()
@@ -156,7 +156,7 @@ class CPCSAM(Objective):
         return best, random
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
-        """``decoder``: the deployed branch's; ``prompted``: the first decoder's with the second one's prompts."""
+        """``decoder``: of the deployed network; ``prompted``: of the first decoder with the second one's prompts."""
         embedding = self.sam.encode(views.unlabeled)
         size = views.unlabeled.shape[-2:]
         first = self.sam.decode(embedding, size).float()
@@ -166,17 +166,17 @@ class CPCSAM(Objective):
 
 
 def prompted_target(best: Tensor, random: Tensor) -> PseudoLabel:
-    """Pseudo-label by the mean of two predictions, logits ``[B, C, H, W]``."""
+    """Pseudo-label from the mean probabilities of two predictions, logits ``[B, C, H, W]``."""
     return pseudo_label((best.softmax(dim=1) + random.softmax(dim=1)) / 2)
 
 
 @torch.no_grad()
 def class_points(logits: Tensor) -> tuple[Points, Points]:
-    """Prompts from a prediction ``[B, C, H, W]``: for each class its innermost pixel and a random one.
+    """Point prompts from a prediction ``[B, C, H, W]``: each class's innermost pixel and a random one.
 
-    The innermost pixel is the farthest from the class's border, in steps to any of eight neighbours, beyond
-    :data:`DEEPEST` steps any; of equally far ones it is drawn. Where a class is not predicted its point is the
-    background's, as a point of the background.
+    The innermost pixel has the largest distance from the class's border, in steps to one of eight neighbours and at
+    most :data:`DEEPEST`; ties are broken at random. A class that is not predicted gets the background's point and
+    class.
     """
     batch, classes, height, width = logits.shape
     masks = F.one_hot(logits.argmax(dim=1), classes).movedim(-1, 1).float()

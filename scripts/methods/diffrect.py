@@ -20,18 +20,19 @@ __all__ = ["DiffRect", "contrasted_label"]
 class DiffRect(RampedConsistency):
     """``L_s + w(t) L_c + L_rect``: a diffusion model that learns to rectify pseudo-labels teaches the network.
 
-    The rectifier is trained jointly, by ``L_s' + L_lat + w(t) (L_c' + L_lat')``. With y_w and y_s, the hard labels of
-    weak and strong views (:func:`contrasted_label`), and the mean of cross-entropy and Dice as the loss between logits
-    and labels:
+    The rectifier is trained jointly with ``L_s' + L_lat + w(t) (L_c' + L_lat')``. y_w and y_s are the hard labels of
+    weak and strong views (:func:`contrasted_label`); the loss between logits and labels is the mean of cross-entropy
+    and Dice.
 
-    - L_s, L_c: of the labeled weak views against their labels, of the unlabeled strong views against y_w.
+    - L_s, L_c: the labeled weak views against their labels, the unlabeled strong views against y_w.
     - L_s', L_lat: the rectifier maps y_w to the labels; for unlabeled images to y_w itself.
     - L_c', L_lat': the rectifier maps y_s to y_w; its logits are compared with the labels that it made from y_w.
     - L_rect, after ``warm_up`` of the training: the unlabeled weak views against the labels that the
       rectifier samples from noise, conditioned on y_w.
 
-    L_lat is the mean squared error of the denoised bottleneck. The guidance is the Dice loss between start and end, of
-    the labeled images in the first case, of the unlabeled ones in the second.
+    L_lat and L_lat' are the mean squared error of the denoised bottleneck. The guidance is the Dice loss between the
+    labels that the rectifier starts from and those it should reach: of the labeled images for L_s' and L_lat, of the
+    unlabeled ones for L_c' and L_lat'.
 
     Trained: 19,730,840 parameters (1 channel, 4 classes), the U-Net and the rectifier; the paper's Table I has 19.37 M.
     Deployed: the U-Net, 1,813,764. Deviations from the reference code (CUHK-AIM-Group/DiffRect): the denoiser is
@@ -47,7 +48,7 @@ class DiffRect(RampedConsistency):
         **kwargs: of :class:`RampedConsistency`. The threshold is not used.
 
     Raises:
-        ValueError: for a share or contrast outside [0, 1].
+        ValueError: if ``contrast`` or ``warm_up`` is outside [0, 1].
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""MedFCT (Xie et al., ICME 2023): a hybrid student and its moving average agree at three levels."""
+"""MedFCT (Xie et al., ICME 2023): consistency of a hybrid student with its moving average at three levels."""
 
 from __future__ import annotations
 
@@ -21,25 +21,24 @@ __all__ = ["MedFCT"]
 class MedFCT(MeanTeacher):
     """``L_s + w(t) (L_pixel + L_feature + L_class)``: a mean teacher whose student has two branches.
 
-    A re-implementation from the description: there is no public code, and what was at hand is the abstract (doi
-    10.1109/ICME55011.2023.00328) and the number of parameters in SemSim's Table I.
+    There is no public code: this is a re-implementation from the abstract (doi 10.1109/ICME55011.2023.00328) and the
+    number of parameters in SemSim's Table I.
 
-    - Known: a mean teacher; the student's branches, a CNN and a Transformer, run side by side and meet in a
-      "frequency domain cross-fusion" over the full spectrum; the teacher guides at the level of pixels, features and
-      classes.
-    - Inferred: the branches are the U-Net and the Swin-UNet of cross teaching, whose number of parameters leaves
-      2.07 M of the reported 31.18 M to the fusion; the fusion is a learned exchange between both spectra at the three
-      resolutions that the encoders share (:class:`scripts.networks.frequency_hybrid.SpectralFusion`, 2.15 M); the
-      three terms as below; weight, ramp and noise are the mean teacher's of SSL4MIS.
+    - Known: a mean teacher; the student has a CNN and a Transformer in parallel with a "frequency domain cross-fusion"
+      over the full spectrum; the teacher guides the student at the levels of pixels, features and classes.
+    - Inferred: the branches are the U-Net and the Swin-UNet of cross teaching, which leave 2.07 M of the reported
+      31.18 M parameters for the fusion; the fusion is a learned exchange between both spectra at the three resolutions
+      that the encoders share (:class:`scripts.networks.frequency_hybrid.SpectralFusion`, 2.15 M); the three terms have
+      the definitions below; weight, ramp and noise are those of SSL4MIS's mean teacher.
 
-    L_s is the sum over both branches. The others compare each branch with the same branch of the teacher, which sees
-    the unlabeled image under noise, and are means over both branches: L_pixel is the mean squared error of the class
-    probabilities, L_feature one minus the cosine of the features of the last layer, mean over positions, and L_class
-    one minus the cosine of the classes' mean features (:func:`scripts.similarity.class_means`), mean over images and
-    classes.
+    L_s is the sum over both branches. The other terms compare each branch with the same branch of the teacher, whose
+    input is the unlabeled image with noise, and are means over both branches. L_pixel is the mean squared error of the
+    class probabilities. L_feature is one minus the cosine of the last features, the mean over positions. L_class is
+    one minus the cosine of the classes' mean features (:func:`scripts.similarity.class_means`), the mean over images
+    and classes.
 
-    Trained: 31,137,064 parameters (1 channel, 4 classes); the paper has 31.18 M; as many are averaged, not trained.
-    Deployed: the student, both branches, whose prediction is the mean of their logits.
+    Trained: 31,137,064 parameters (1 channel, 4 classes); the paper has 31.18 M. The teacher has as many, which are
+    averaged, not trained. Deployed: the student; its prediction is the mean of both branches' logits.
 
     Args:
         network: a :class:`scripts.networks.FrequencyHybrid`.
@@ -63,7 +62,7 @@ class MedFCT(MeanTeacher):
 
     @torch.no_grad()
     def teacher_branches(self, image: Tensor) -> list[Branch]:
-        """The teacher's branches on images under one draw of the noise, float32, cut from the graph."""
+        """Outputs of the teacher's branches for images with noise, float32, without gradient."""
         teacher = cast(FrequencyHybrid, self.teacher.module)
         return [Branch(*(value.float() for value in branch)) for branch in teacher.branches(noisy(image, self.noise))]
 

@@ -1,4 +1,4 @@
-"""Dropout of single values, on a CPU with one random byte per value."""
+"""Element-wise dropout that draws one random byte per value on a CPU."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ __all__ = ["Dropout", "dropout"]
 
 
 class Dropout(nn.Dropout):
-    """PyTorch's dropout of single values, computed by :func:`dropout`."""
+    """PyTorch's element-wise dropout, computed by :func:`dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Dropout's name
-        """The values with some of them 0, in evaluation mode the values as they are."""
-        if torch.jit.is_scripting() or not self.training:  # TorchScript does not know words of bytes
+        """Dropout in training mode, the input unchanged in evaluation mode."""
+        if torch.jit.is_scripting() or not self.training:  # TorchScript cannot view integers as bytes
             return F.dropout(input, self.p, self.training)
         else:
             return dropout(input, self.p)
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Each value 0 with a probability, all others divided by the share that stays.
+    """Set each value to 0 with a probability and scale the others so that the expectation stays.
 
-    PyTorch draws a random number of 32 bits and a Bernoulli variable of it for each value, one after another: on a CPU
-    that takes several times as long as a convolution's activation. Here a word of 64 bits decides on eight values. The
-    probability is therefore a multiple of 1/256, the one nearest to ``rate``, and the share that stays is exactly
-    what is divided by, so that the expectation is the value itself.
+    PyTorch draws a Bernoulli variable from a 32-bit random number for one value after another, which takes a CPU
+    several times as long as an activation function. Here one 64-bit random number decides on eight values. The
+    probability is therefore rounded to a multiple of 1/256, and the scale follows the rounded one.
 
     Args:
-        x: any shape and floating dtype.
+        x: values of any shape and floating dtype.
         rate: the probability, in [0, 1].
     """
     limit = round(256 * rate)

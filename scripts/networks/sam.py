@@ -15,17 +15,17 @@ from scripts.utils.tensors import load_state
 __all__ = ["SAM", "LowRankAdapted"]
 
 PATCH = 16  # side of an encoder's patch in pixels
-HEADS = ("mask_tokens.", "output_hypernetworks_mlps.", "iou_prediction_head.")  # by masks of SAM, not by classes
+HEADS = ("mask_tokens.", "output_hypernetworks_mlps.", "iou_prediction_head.")  # one for each of SAM's masks
 
 
 class LowRankAdapted(nn.Module):
-    """A linear layer for queries, keys and values that is not trained; queries and values get a trained low-rank term.
+    """A frozen projection to queries, keys and values; queries and values get a trained low-rank term.
 
-    LoRA (Hu et al., 2022). The term is 0 at first.
+    LoRA (Hu et al., 2022). The low-rank term starts at 0.
 
     Args:
         linear: maps ``[..., D]`` to ``[..., 3 D]``.
-        rank: of the added maps.
+        rank: rank of the added maps.
     """
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
@@ -47,30 +47,30 @@ class LowRankAdapted(nn.Module):
 class SAM(nn.Module):
     """Segment Anything (Kirillov et al., 2023), ViT-B, with one mask per class and without prompts.
 
-    The parts are those of ``transformers``' ``SamModel``, an optional package. The image encoder is frozen but for
-    LoRA in its attention; the mask decoder is trained. Images are resized to ``input_size`` and masks back, so that
-    any image goes in. Of the decoder's mask tokens the first, SAM's for a single mask, has no class; its head is left
-    frozen, and SAM's estimate of a mask's quality is left out.
+    The parts are those of ``SamModel`` in ``transformers``, an optional package. The image encoder is frozen except for
+    LoRA in its attention; the mask decoder is trained. Images of any size are resized to ``input_size`` and the masks
+    back. The decoder's first mask token, which SAM uses for a single mask, has no class and its head stays frozen.
+    SAM's prediction of a mask's quality is not used.
 
-    91,493,632 parameters with the defaults and 4 classes, for grey and RGB images alike; at SAM's own input size, 1024,
-    there are 2.4 M more in the tables of positions.
+    The network has 91,493,632 parameters with the defaults and 4 classes, for grey and for RGB images; SAM's own input
+    size of 1024 adds 2.4 M to the position tables.
 
     Args:
         in_channels: channels of the input image (1 grey, 3 RGB).
         num_classes: classes of the output, background included.
-        input_size: side in pixels of what the encoder sees, a multiple of 16.
-        rank: of LoRA.
-        width: of the image encoder.
+        input_size: side of the encoder's input in pixels, a multiple of 16.
+        rank: rank of LoRA.
+        width: width of the image encoder.
         depth: blocks of the image encoder; every third one attends to the whole image.
-        heads: of the image encoder's attention.
-        window: side in patches within which the other blocks attend.
+        heads: attention heads of the image encoder.
+        window: window side of the other blocks in patches.
         decoder_width: channels of the image embedding and of the mask decoder, a multiple of 16.
         pretrained: file of SAM's weights in the naming of ``transformers``, see :meth:`load_pretrained`. None: random
-            weights, with which this network is of no use but to test it.
+            weights, for tests only.
 
     Raises:
         ModuleNotFoundError: if ``transformers`` is not installed.
-        ValueError: for an input size that is no multiple of 16.
+        ValueError: if ``input_size`` is not a multiple of 16.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class SAM(nn.Module):
         self.positions = model.shared_image_embedding.requires_grad_(False)
         self.no_mask = model.prompt_encoder.no_mask_embed
         self.decoder = model.mask_decoder
-        self.class_points = nn.Embedding(num_classes, decoder_width)  # what a point prompt says of its class
+        self.class_points = nn.Embedding(num_classes, decoder_width)  # the class of a point prompt
         if pretrained is not None:
             self.load_pretrained(pretrained)
         self.decoder.iou_prediction_head = nn.Identity()
@@ -150,10 +150,10 @@ class SAM(nn.Module):
         """Class logits ``[B, num_classes, H, W]`` of an image embedding.
 
         Args:
-            embedding: of :meth:`encode`.
+            embedding: output of :meth:`encode`.
             size: H and W.
-            prompts: of :meth:`prompt`; None: without.
-            decoder: a mask decoder in the network's own one's place.
+            prompts: output of :meth:`prompt`; None: no prompts.
+            decoder: mask decoder to use instead of the network's own.
         """
         batch, width, rows, columns = embedding.shape
         device = embedding.device
@@ -169,20 +169,20 @@ class SAM(nn.Module):
         return F.interpolate(masks[:, 0], size=size, mode="bilinear")
 
     def prompt(self, points: Tensor, classes: Tensor) -> Tensor:
-        """Embeddings ``[B, N, decoder_width]`` of points ``[B, N, 2]``, x and y in [0, 1], of classes ``[B, N]``."""
+        """Embeddings ``[B, N, decoder_width]`` of points ``[B, N, 2]`` (x and y in [0, 1]) with classes ``[B, N]``."""
         return self._encode_positions(points) + self.class_points(classes)
 
     def _encode_positions(self, points: Tensor) -> Tensor:
-        # They go into sines of many periods, for which bf16 is too coarse.
+        # Sines of high frequency encode the positions: bf16 is too coarse for them.
         with torch.autocast(points.device.type, enabled=False):
             encoded: Tensor = self.positions(points)
         return encoded
 
     def load_pretrained(self, path: str) -> None:
-        """Start from SAM's weights; what tells its masks apart, which here are classes, stays as it is.
+        """Load SAM's weights, except the heads of its masks, which are classes here.
 
-        Position tables of another input size are interpolated. A background point starts as SAM's negative point, one
-        of another class as its positive point.
+        Position tables of another input size are interpolated. The background's point embedding starts as SAM's
+        negative point, those of the other classes start as its positive point.
 
         Args:
             path: ``model.safetensors``, or a file of tensors such as ``pytorch_model.bin``, of
@@ -190,7 +190,7 @@ class SAM(nn.Module):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it cannot be read, or holds no SAM of this size.
+            ValueError: if the file cannot be read or has no SAM of this size.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"pretrained: expected a file of SAM's weights, found none at '{path}'.")
@@ -235,7 +235,7 @@ def _load(path: str) -> dict[str, Tensor]:
 
 
 def _fitted(value: Tensor | None, own: Tensor) -> Tensor | None:
-    """A pretrained tensor in the shape of one's own, a position table interpolated; None where it does not fit."""
+    """The pretrained tensor, interpolated to the shape of ``own`` if a position table; None if it does not fit."""
     if value is None or value.shape == own.shape:
         return value
     if value.ndim == own.ndim == 4 and value.shape[-1] == own.shape[-1]:  # [1, rows, columns, D]
