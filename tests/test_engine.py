@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import monai.bundle
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from monai.engines.utils import IterationEvents
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from bundle.workflows import method_names
+from bundle.workflows import CONFIGS, ROOT, method_names
 from scripts.engine import SemiSupervisedTrainer, autocast_dtype, flag, poly_schedule
 from scripts.handlers.checkpoints import RunCheckpoint, guard_output
 from scripts.methods import FixMatch, Objective, Supervised
@@ -31,8 +32,6 @@ from scripts.utils.errors import root_cause
 from scripts.views import WeakView
 from tests.methods.common import THIN_SAM, needs_sam
 from tests.workflows import workflow as base_workflow
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Batches:
@@ -602,3 +601,33 @@ def test_torchrun_trains_and_one_process_writes(phantom: Path, tmp_path: Path) -
     events = list((tmp_path / "run").glob("events.out.tfevents.*"))
     assert len({path.name.split(".")[-2] for path in events}) == 1, "one process, by its number, writes the curves"
     assert (tmp_path / "run" / "model.pt").exists()
+
+
+@pytest.mark.parametrize("run_id", ["run", "training", ""])
+@pytest.mark.parametrize("overlay", [None, "multi_gpu_train.json"])
+def test_training_runs_once(
+    run_id: str, overlay: str | None, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3D Slicer asks a MONAI Label server for the empty id, with which MONAI evaluates the whole config."""
+    trained = []
+
+    def run(trainer: SemiSupervisedTrainer) -> None:
+        trained.append(trainer)
+
+    monkeypatch.setattr(SemiSupervisedTrainer, "run", run)
+    rendezvous = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in rendezvous.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monai.bundle.run(
+        run_id=run_id,
+        config_file=[str(CONFIGS / name) for name in ("train.json", overlay) if name],
+        bundle_root=str(CONFIGS.parent),
+        dataset_dir=str(phantom),
+        splits=str(phantom / "splits.json"),
+        cache_dir=str(tmp_path / "cache"),
+        output_dir=str(tmp_path / "run"),
+        image_size=32,
+    )
+    assert len(trained) == 1
+    assert not torch.distributed.is_initialized()

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
-import os
-
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,30 +9,12 @@ import torch
 from monai.bundle import ConfigParser
 from torch.nn import functional as F  # noqa: N812
 
-from scripts.data.images import evaluation_records, find_images, find_labeled, source_root
-from scripts.data.layouts.custom import custom_cases
-from scripts.handlers.weights import load_network_weights
-from scripts.networks import UNet
+from scripts.inference import CohortEvaluator
 from scripts.utils.errors import one_line
 from scripts.utils.provenance import write_record
 from tests.workflows import ROOT, random_network, workflow
 
 SIZE = 48
-
-
-def touch(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-def names(records, folder):
-    return [os.path.relpath(record["image"], folder) for record in records]
-
-
-def pairs(records, folder):
-    return [(os.path.relpath(record["image"], folder), os.path.relpath(record["label"], folder)) for record in records]
 
 
 def rotation():
@@ -88,176 +68,6 @@ def infer(tmp_path, model, monkeypatch):
 
 def load(path):
     return np.asarray(nib.load(path).dataobj)
-
-
-# --- which images
-
-
-def test_folder_is_searched_for_images_only(tmp_path):
-    touch(tmp_path, "b/x.nii.gz", "a/x.nii.gz", "a/y.mhd", "a/y.raw", "photo.JPG", "deep/er/z.nii")
-    touch(tmp_path, "a/x_gt.nii.gz", "photo_segmentation.png", "a/x_seg.nii.gz", "a/x_prob.nii.gz", "a/p_4d.nii.gz")
-    touch(tmp_path, ".hidden.nii.gz", ".cache/x.nii.gz", "notes.txt", "Info.cfg")
-    assert names(find_images(tmp_path), tmp_path) == [
-        "a/x.nii.gz",
-        "a/y.mhd",
-        "b/x.nii.gz",
-        "deep/er/z.nii",
-        "photo.JPG",
-    ]
-
-
-def test_single_file_is_taken_as_it_is(tmp_path):
-    touch(tmp_path, "x_gt.nii.gz")
-    assert find_images(tmp_path / "x_gt.nii.gz") == [{"image": str(tmp_path / "x_gt.nii.gz")}]
-
-
-@pytest.mark.parametrize(
-    ("parts", "expected"),
-    [
-        ({"training": [{"image": "a.nii", "label": "b.nii"}], "testing": ["c.nii"]}, ["c.nii"]),
-        ({"training": ["a.nii"], "test": [{"image": "c.nii", "label": "not at hand.nii"}]}, ["c.nii"]),
-        ({"training": ["not at hand.nii"], "testing": ["c.nii"], "test": ["b.nii"]}, ["b.nii", "c.nii"]),
-        ({"training": ["a.nii"], "validation": [{"image": "b.nii"}], "testing": []}, ["b.nii"]),
-        ({"training": [{"image": "b.nii", "label": "a.nii"}, {"image": "../list/a.nii"}]}, ["b.nii", "a.nii"]),
-    ],
-)
-def test_datalist_takes_the_part_to_predict(tmp_path, parts, expected):
-    folder = tmp_path / "list"
-    touch(folder, "a.nii", "b.nii", "c.nii")
-    (folder / "datalist.json").write_text(json.dumps(parts))
-    records = find_images(folder / "datalist.json")
-    assert names(records, folder) == expected
-    assert all(list(record) == ["image"] for record in records)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "error", "message"),
-    [
-        ("missing", None, FileNotFoundError, "missing' does not exist"),
-        ("text.txt", "", ValueError, r"text.txt' is not an image"),
-        ("list.json", "{", ValueError, "list.json: expected a datalist, found invalid JSON"),
-        ("list.json", "[]", ValueError, "list.json: expected a datalist, found"),
-        ("list.json", '{"training": [{"label": "a"}]}', ValueError, "list.json: training: entry 1: lacks image"),
-        ("list.json", '{"test": ["gone.nii"]}', ValueError, "gone.nii', which does not exist"),
-        ("list.json", '{"test": [], "training": []}', ValueError, "list.json: the datalist names no image"),
-    ],
-)
-def test_unusable_source_is_named(tmp_path, name, content, error, message):
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(error, match=message):
-        find_images(tmp_path / name)
-
-
-def test_folder_without_images(tmp_path):
-    touch(tmp_path, "sub/x_gt.nii.gz")
-    with pytest.raises(FileNotFoundError, match="No image"):
-        find_images(tmp_path)
-
-
-def test_images_that_would_share_a_result_are_refused(tmp_path):
-    touch(tmp_path, "x.nii", "x.nii.gz")
-    with pytest.raises(ValueError, match="differ only in their suffix"):
-        find_images(tmp_path)
-
-
-def test_labels_are_paired_by_name(tmp_path):
-    touch(tmp_path, "p1/a.nii.gz", "p1/a_gt.nii.gz", "p2/b.jpg", "p2/b_segmentation.png", "p3/c.nii.gz")
-    expected = [("p1/a.nii.gz", "p1/a_gt.nii.gz"), ("p2/b.jpg", "p2/b_segmentation.png")]
-    assert pairs(find_labeled(tmp_path), tmp_path) == expected
-    assert pairs(evaluation_records("no such layout", tmp_path, "all"), tmp_path) == expected
-    with pytest.raises(FileNotFoundError, match="has a label"):
-        find_labeled(tmp_path / "p3")
-    with pytest.raises(FileNotFoundError, match="neither a folder of images nor a datalist"):
-        find_labeled(tmp_path / "p4")
-
-
-@pytest.mark.parametrize(
-    ("image", "label"),
-    [
-        ("p1/visit1.nii.gz", "p1/visit1_seg.nii.gz"),
-        ("images/x.png", "masks/x.png"),
-        ("imagesTr/x_0000.nii.gz", "labelsTr/x.nii.gz"),
-        ("x.mha", "x_LABEL.mha"),
-    ],
-)
-def test_what_training_takes_for_a_label_evaluation_scores_and_inference_leaves(tmp_path, image, label):
-    touch(tmp_path, image, label)
-    assert pairs([r for of_case in custom_cases(tmp_path).values() for r in of_case], tmp_path) == [(image, label)]
-    assert pairs(find_labeled(tmp_path), tmp_path) == [(image, label)]
-    assert names(find_images(tmp_path), tmp_path) == [image]
-
-
-def test_all_labelled_images_of_a_datalist_are_scored(tmp_path):
-    touch(tmp_path, *(f"{name}.nii" for name in "abcdef"))
-    lists = {
-        "training": [{"image": "a.nii", "label": "b.nii"}, "c.nii"],
-        "test": [{"image": "d.nii", "label": "e.nii"}],
-    }
-    (tmp_path / "list.json").write_text(json.dumps({**lists, "validation": ["f.nii"]}))
-    records = evaluation_records("custom", tmp_path / "list.json", "all")
-    assert pairs(records, tmp_path) == [("a.nii", "b.nii"), ("d.nii", "e.nii")]
-
-
-def test_empty_part_is_refused(tmp_path):
-    touch(tmp_path, "patient001/patient001_frame01.nii.gz")
-    (tmp_path / "splits.json").write_text('{"train": [], "val": [], "test": []}')
-    with pytest.raises(ValueError, match=r"'test' of .*splits\.json is empty"):
-        evaluation_records("acdc", tmp_path, "test", tmp_path / "splits.json")
-
-
-def test_source_root_holds_all_images(tmp_path):
-    touch(tmp_path, "data/a/x.nii", "data/b/x.nii")
-    (tmp_path / "lists").mkdir()
-    datalist = tmp_path / "lists" / "l.json"
-    datalist.write_text('{"test": ["../data/a/x.nii", "../data/b/x.nii"]}')
-    assert source_root(tmp_path / "data") == str(tmp_path / "data")
-    assert source_root(tmp_path / "data/a/x.nii") == str(tmp_path / "data/a")
-    assert source_root(datalist) == str(tmp_path / "data")
-    assert source_root(tmp_path / "missing") == str(tmp_path / "missing")
-
-
-# --- weights
-
-
-def test_weights_are_loaded(model):
-    network = UNet()
-    load_network_weights(network, model)
-    expected = random_network().state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (lambda: UNet(num_classes=2).state_dict(), r"it has 2 classes, the network 4 \(num_classes\)"),
-        (lambda: UNet(in_channels=3).state_dict(), r"it takes 3 channels, the network 1 \(in_channels\)"),
-        (
-            lambda: {"method": UNet().state_dict(), "state": {"epoch": 3}},
-            "contains method, state, expected a network's",
-        ),
-        (lambda: {"weight": torch.zeros(1)}, "belongs to another network"),
-        (lambda: [1, 2], "contains list"),
-        (UNet, "cannot be read as tensors"),
-    ],
-    ids=["classes", "channels", "resume", "strange", "list", "pickle"],
-)
-def test_unfit_checkpoint_is_named_and_changes_nothing(tmp_path, content, message):
-    path = tmp_path / "some.pt"
-    torch.save(content(), path)
-    network = UNet()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(ValueError, match=rf"some\.pt.*{message}"):
-        load_network_weights(network, path)
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-def test_missing_or_damaged_checkpoint(tmp_path, model):
-    with pytest.raises(FileNotFoundError, match=r"No checkpoint '.*gone\.pt'"):
-        load_network_weights(UNet(), tmp_path / "gone.pt")
-    (tmp_path / "cut.pt").write_bytes(model.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"cut\.pt: cannot be read"):
-        load_network_weights(UNet(), tmp_path / "cut.pt")
 
 
 # --- the workflow
@@ -395,6 +205,18 @@ def test_preprocessing_is_that_of_training():
     expected = image_steps(train, "train#preprocessing")
     assert image_steps(inference, "preprocessing") == expected
     assert image_steps(train, "validate#preprocessing") == expected
+
+
+@pytest.mark.parametrize("run_id", ["run", "inferring", ""])
+def test_inference_runs_once(tmp_path, model, monkeypatch, run_id):
+    """With the empty id MONAI evaluates the whole config."""
+    ran = []
+    monkeypatch.setattr(CohortEvaluator, "run", ran.append)
+    save_volume(tmp_path / "a.nii.gz", phantom(), np.eye(4))
+    given = {"dataset_dir": str(tmp_path / "a.nii.gz"), "output_dir": str(tmp_path / "out"), "checkpoint": str(model)}
+    config = str(ROOT / "configs" / "inference.json")
+    monai.bundle.run(run_id=run_id, config_file=config, bundle_root=str(ROOT), image_size=SIZE, **given)
+    assert len(ran) == 1
 
 
 def test_transforms_can_be_read_without_data():

@@ -5,9 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from scripts.data import LabelValuesd
 from scripts.data.records import dataset_records, hide_labels, read_split, seeded_split
 
 
@@ -68,10 +66,3 @@ def test_unknown_layouts_and_empty_folders_are_named(tmp_path: Path) -> None:
         dataset_records("cardiac", tmp_path, "train")
     with pytest.raises(FileNotFoundError, match="no case in dataset_dir"):
         dataset_records("acdc", tmp_path, "train")
-
-
-def test_stored_label_values_become_classes() -> None:
-    transform = LabelValuesd("label", [0, 255])
-    assert transform({"label": torch.tensor([0.0, 255.0, 0.0])})["label"].tolist() == [0, 1, 0]
-    with pytest.raises(ValueError, match="must be 0, 255, found 1, 37"):
-        transform({"label": torch.tensor([0.0, 37.0, 1.0])})

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import resource
 from pathlib import Path
 from typing import Any
@@ -144,12 +143,6 @@ def test_a_png_of_more_than_8_bits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"case_seg\.png cannot be written: PNG supports .* 8 bits, found uint16"):
         save(item, tmp_path, ".png", label_values=[0, 600])
     assert not list(tmp_path.iterdir())
-
-
-def test_overlays_know_their_suffixes() -> None:
-    folder = Path(__file__).resolve().parents[2] / "configs" / "datasets"
-    for path in folder.glob("*.json"):
-        SaveImageVolumed("pred", json.loads(path.read_text())["output_ext"])
 
 
 @pytest.mark.parametrize("below", ["", "sub/.."])

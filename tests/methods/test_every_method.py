@@ -17,11 +17,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from ignite.engine import Events
-from monai.bundle import ConfigParser
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bundle.workflows import CONFIGS, method_names
+from bundle.workflows import method_names
 from scripts.handlers.checkpoints import RunCheckpoint, run_settings
 from scripts.methods.teacher import MovingAverage
 from scripts.networks import SwinUNet, UNet
@@ -67,14 +66,6 @@ def trained_gradients_are_there(objective: Any) -> bool:
 
 def test_every_method_is_covered() -> None:
     assert sorted(METHODS) == method_names()
-
-
-@every_method
-def test_overlay(name: str) -> None:
-    files = [str(CONFIGS / "train.json"), str(CONFIGS / "methods" / f"{name}.json")]
-    method = ConfigParser(ConfigParser.load_config_files(files))["method"]
-    assert method["_target_"] == f"scripts.methods.{METHODS[name].__name__}"
-    assert (method["network"], method["weak"]) == ("@network", "@weak_view")
 
 
 @every_method

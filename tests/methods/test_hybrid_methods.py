@@ -83,14 +83,6 @@ def test_medfct_teaches_under_noise_and_without_a_gradient() -> None:
         assert not one.logits.requires_grad
 
 
-@torch.no_grad()
-def test_medfct_deploys_the_mean_of_both_branches() -> None:
-    network = build("medfct").network.eval()
-    image = make_batch()["image"]
-    cnn, transformer = network.branches(image)
-    torch.testing.assert_close(network(image), (cnn.logits + transformer.logits) / 2)
-
-
 def entropy(p: Tensor) -> float:
     return -sum(float(x) * math.log(float(x)) for x in p) / math.log(len(p))
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from scripts.augmentation import AugmentedView
 from scripts.draws import Draws
-from scripts.methods import FixMatch, Objective, SemSim, Supervised, UniMatch
+from scripts.methods import Objective, SemSim
 from scripts.views import MixedView, StrongView, WeakView
 from tests.methods.common import build, make_batch, run, values
 
@@ -104,12 +104,10 @@ def test_a_shared_weak_view_is_the_same_for_labelled_and_unlabelled_images(mode:
         assert all(same) == shared
 
 
-def test_only_supervised_does_without_unlabelled_images() -> None:
+def test_supervised_does_without_unlabelled_images() -> None:
     batch = make_batch()
     del batch["unlabeled"]
-    assert not Supervised.requires_unlabeled
     assert run(build("supervised"), batch)["loss"].isfinite()
-    assert all(kind.requires_unlabeled for kind in (FixMatch, UniMatch, SemSim))
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, 95])

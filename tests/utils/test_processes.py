@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.workflows import CONFIGS, ROOT
+from bundle.workflows import ROOT
 from scripts.utils.processes import worker_method
 
 CODE = """
@@ -48,4 +48,3 @@ def test_predictions_are_inverted_whatever_way_processes_start(tmp_path: Path, m
 def test_workers_are_started_in_a_named_way_where_there_are_any() -> None:
     assert worker_method(0) is None
     assert worker_method(2) in ("fork", "spawn")
-    assert '"multiprocessing_context"' in (CONFIGS / "inference.json").read_text()

@@ -59,7 +59,7 @@ def test_from_an_archive_to_a_network_and_back(
     # the packed bundle, without this repository; a series that cannot be used does not stop the others
     damaged = Study(seed=9, phases=1, patient="PID-4720").cine()
     write([ds for i, ds in enumerate(damaged) if i != 1], tmp_path / "archive" / "9")
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
+    command = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--config_file", "configs/inference.json"]
     command += ["--dataset_dir", at["archive"], "--phase", "ed", "--output_ext", ".dcm", "--quality", "True"]
     place = tmp_path / "packed" / "semsim_acdc_segmentation"
     done = subprocess.run([*command, "--output_dir", at["out"]], cwd=place, capture_output=True, text=True)

@@ -81,15 +81,6 @@ def test_layout_of_the_archive(tmp_path: Path) -> None:
     ]
 
 
-def test_folders_that_are_called_like_files_are_none(tmp_path: Path) -> None:
-    """The layout of an archive of ACDC, with each file in a folder of its name."""
-    _touch_patient(tmp_path / "patient001", {"01": True})
-    (tmp_path / "patient001" / "patient001_frame12.nii.gz").mkdir()
-    assert _names([r for records in acdc_cases(tmp_path).values() for r in records], "image") == [
-        "patient001_frame01.nii.gz"
-    ]
-
-
 def test_a_patient_that_is_there_twice_is_named(cohort: tuple[Path, Path]) -> None:
     root = cohort[0]
     _touch_patient(root / "testing" / "patient002", {"01": True, "12": True})

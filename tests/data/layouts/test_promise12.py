@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from monai.bundle import ConfigParser
 
 from scripts.data import dataset_records
 from scripts.data.description import describe_data
@@ -119,14 +118,6 @@ def test_first_cases_are_labelled(tmp_path: Path, labeled: float, cases: int) ->
 def test_empty_folder_says_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no case in dataset_dir .*CaseNN\.mhd"):
         dataset_records("promise12", tmp_path, "train", SPLIT)
-
-
-def test_overlay_has_the_keys_of_the_others() -> None:
-    overlays = [
-        ConfigParser.load_config_file(str(ROOT / f"configs/datasets/{name}.json")) for name in ("acdc", "promise12")
-    ]
-    assert list(overlays[0]) == list(overlays[1])
-    assert overlays[1]["num_classes"] == 2
 
 
 def test_real_cases(real_data: Callable[[str], Path]) -> None:
