@@ -1,6 +1,6 @@
-"""Strong augmentation of labeled images, batch-wise on the batch's device.
+"""Strong augmentation of labelled images, batch-wise on the batch's device.
 
-A few labeled cases cover few sizes, positions and contrasts; other patients and scanners differ in all of these. The
+A few labelled cases cover few sizes, positions and contrasts; other patients and scanners differ in all of these. The
 ranges follow nnU-Net's (Isensee et al., Nature Methods 2021), with any rotation.
 """
 
@@ -20,9 +20,9 @@ __all__ = ["AugmentedView"]
 
 
 class AugmentedView(WeakView):
-    """Spatial augmentation of every image, and intensity augmentation of the labeled ones.
+    """Spatial augmentation of every image, and intensity augmentation of the labelled ones.
 
-    It replaces :class:`scripts.views.WeakView`. Unlabeled images get the spatial part only, so that pseudo-labels come
+    It replaces :class:`scripts.views.WeakView`. Unlabelled images get the spatial part only, so that pseudo-labels come
     from unaltered intensities; the strong view varies those.
 
     Spatial, each drawn per image: a flip, a rotation by any angle up to ``degrees``, a scale, a stretch of one axis
@@ -95,7 +95,7 @@ class AugmentedView(WeakView):
         return view, turned.to(label.dtype)
 
     def labeled(self, image: Tensor, label: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
-        """Views of labeled images, spatial and in intensity, and of the labels."""
+        """Views of labelled images, spatial and in intensity, and of the labels."""
         draws = draws or Draws(image.device)
         view, turned = cast("tuple[Tensor, Tensor]", self(image, label, draws))
         with torch.autocast(image.device.type, enabled=False):

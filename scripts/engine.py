@@ -89,10 +89,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         method: the objective, or a DistributedDataParallel around it; moved to ``device``, in channels_last format.
         optimizer: over the objective's parameters.
         lr_scheduler: stepped after every iteration.
-        epoch_length: iterations per epoch; default one pass of the loader, i.e. over the unlabeled slices.
+        epoch_length: iterations per epoch; default one pass of the loader, i.e. over the unlabelled slices.
         seed: seed of views, dropout and CutMix.
         amp: mixed precision where the device has it, see :func:`autocast_dtype`.
-        supervised_share: share of the training, at its start, that uses labeled images only. Pseudo-labels of an
+        supervised_share: share of the training, at its start, that uses labelled images only. Pseudo-labels of an
             untrained network teach that everything is background, and a supervised step costs a third.
         train_handlers: MONAI or Ignite handlers.
         compile: on a GPU, compile the objective's steps and replay each phase's as one CUDA graph, see

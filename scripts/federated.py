@@ -45,10 +45,10 @@ def planned_iterations(rounds: int | None, epochs: int, epoch_length: int) -> in
 
 
 def needs_labels(method: Objective, dataset: SliceDataset) -> bool:
-    """Whether there must be labelled slices, which a site may lack with some objectives only.
+    """Whether an objective needs labelled slices; with some objectives a site may have none.
 
     Raises:
-        ValueError: by the objective's name, where it needs labels and there are none.
+        ValueError: if the objective needs labelled slices and there are none.
     """
     if method.requires_labeled and len(dataset) and not len(dataset.labeled):
         raise ValueError(
@@ -59,24 +59,24 @@ def needs_labels(method: Objective, dataset: SliceDataset) -> bool:
 
 
 def site_weight(trainer: SemiSupervisedTrainer) -> float:
-    """What a site's network counts for in the average, as of the round that it has just trained.
+    """Weight of a site's network in the average after a round.
 
-    Pseudo-labels of a network that has learnt little teach it to see background alone, and a site without labels has
-    nothing else. It counts as little at first, as an objective's own term for unlabelled images does, and as much as a
-    site with labels in the end: :meth:`scripts.methods.Objective.ramp_up`, from exp(-5) to 1. All sites are meant to
-    make the same number of steps.
+    A site without labels learns from pseudo-labels only, and those of an untrained network are mostly background. Its
+    weight therefore follows the ramp of an objective's term for unlabelled images,
+    :meth:`scripts.methods.Objective.ramp_up`, from exp(-5) to 1. A site with labels has weight 1. All sites should make
+    the same number of steps.
 
     Args:
-        trainer: the site's.
+        trainer: trainer of the site.
     """
     labeled = len(cast(SemiSupervisedLoader, trainer.data_loader).dataset.labeled)
     return 1.0 if labeled else float(trainer.objective.ramp_up())
 
 
 def rejoin(trainer: SemiSupervisedTrainer, handlers: Sequence[Any], resume: bool | str) -> None:
-    """Resume a site from its checkpoint, except for the network, which the next round brings.
+    """Resume a site from its checkpoint, except for the network, which the next round sends.
 
-    Otherwise the checkpoint's handler would replace the received network by the site's own at every round.
+    Without this the checkpoint's handler would replace the received network by the site's own in every round.
 
     Args:
         trainer: the site's, before its first round.

@@ -1,6 +1,6 @@
 """Semantic similarity within an image and across images: pure functions on tensors, no state.
 
-Symbols follow the paper: ``f~`` features ``[B, D, h, w]``, C classes, J labeled images, N regions per side.
+Symbols follow the paper: ``f~`` features ``[B, D, h, w]``, C classes, J labelled images, N regions per side.
 Everything is differentiable except :func:`agreement`. Computations across images are in float32 under autocast, because
 Eq. 12 multiplies differences of 1e-3 by a thousand; the attention within an image runs in the features' dtype.
 """
@@ -32,11 +32,11 @@ __all__ = [
 
 
 class Prototypes(NamedTuple):
-    """Class prototypes of the regions of labeled images (Eq. 7).
+    """Class prototypes of the regions of labelled images (Eq. 7).
 
     Attributes:
-        vectors: ``[J, rows, columns, C, D]`` float32; zeros for a class that no labeled image shows.
-        present: ``[C]`` boolean, whether any labeled image shows the class.
+        vectors: ``[J, rows, columns, C, D]`` float32; zeros for a class that no labelled image shows.
+        present: ``[C]`` boolean, whether any labelled image shows the class.
     """
 
     vectors: Tensor
@@ -105,7 +105,7 @@ def nearest_divisor(size: int, wanted: int) -> int:
 
 
 def region_prototypes(features: Tensor, labels: Tensor, num_classes: int, regions: int = 4) -> Prototypes:
-    """Mean feature of each class in each region of each labeled image (Eq. 7).
+    """Mean feature of each class in each region of each labelled image (Eq. 7).
 
     If a class is absent from a region, the image's mean of the class replaces it (the paper); if absent from the image,
     the mean over the batch; if absent from all images, it is marked absent.
@@ -135,11 +135,11 @@ def region_prototypes(features: Tensor, labels: Tensor, num_classes: int, region
 
 
 def query_similarity(features: Tensor, prototypes: Prototypes) -> Tensor:
-    """Cosine of each pixel's feature with the prototypes of the same region of every labeled image (Eq. 8).
+    """Cosine of each pixel's feature with the prototypes of the same region of every labelled image (Eq. 8).
 
     Args:
         features: ``[B, D, h, w]``, of the size of the prototypes' features.
-        prototypes: of J labeled images and C classes.
+        prototypes: of J labelled images and C classes.
 
     Returns:
         m, ``[B, J, C, h, w]`` float32 in [-1, 1].
@@ -159,13 +159,13 @@ def query_similarity(features: Tensor, prototypes: Prototypes) -> Tensor:
 def cross_logits(
     similarity: Tensor, present: Tensor, temperature: float = 0.05, exclude: Tensor | None = None
 ) -> Tensor:
-    """Prediction by querying the labeled images (Eq. 9), as logits: ``logsumexp_j m(j, c) / T``.
+    """Prediction by querying the labelled images (Eq. 9), as logits: ``logsumexp_j m(j, c) / T``.
 
     Args:
         similarity: m, ``[B, J, C, h, w]``.
         present: ``[C]`` boolean; absent classes get probability 0.
         temperature: T_c, positive; 1 is the paper's literal reading, under which no pixel reaches confidence .95.
-        exclude: optional ``[B, J]`` boolean, labeled images that a query must not use (at least one must remain).
+        exclude: optional ``[B, J]`` boolean, labelled images that a query must not use (at least one must remain).
 
     Returns:
         ``[B, C, h, w]`` float32; its softmax over the classes is Eq. 9.
@@ -179,7 +179,7 @@ def cross_logits(
 
 @torch.no_grad()
 def agreement(similarity: Tensor, present: Tensor, rate: float = 1000.0) -> Tensor:
-    """Agreement of the labeled images on each pixel (Eqs. 10-12, the paper's uncertainty U): 1 where all agree.
+    """Agreement of the labelled images on each pixel (Eqs. 10-12, the paper's uncertainty U): 1 where all agree.
 
     A softmax over the classes at temperature 1 turns the cosines into the distributions that Eq. 11's divergence needs.
 

@@ -27,7 +27,7 @@ class WeakView(nn.Module):
         mode: ``flip``: both in-plane axes, each with probability .5. ``rotate_flip``: SSL4MIS's recipe, with
             probability .5 a quarter-turn multiple and one flip, else with probability .5 a rotation of at most
             20 degrees. ``none``: no change.
-        shared: one draw for the whole batch instead of one per image (the same for labeled and unlabeled images), so
+        shared: one draw for the whole batch instead of one per image (the same for labelled and unlabelled images), so
             that the regions of Eq. 8 stay aligned.
 
     Raises:
@@ -58,7 +58,7 @@ class WeakView(nn.Module):
             return self._rotate_flip(image, label, batch, draws)
 
     def labeled(self, image: Tensor, label: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
-        """The view of labeled images and of their labels, here the same as for unlabeled images."""
+        """The view of labelled images and of their labels, here the same as for unlabelled images."""
         return cast("tuple[Tensor, Tensor]", self(image, label, draws))
 
     @property

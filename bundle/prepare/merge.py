@@ -68,17 +68,17 @@ def merge_listed(path: Path, folder: Path) -> Path:
     """Merge the masks that a datalist names, and list the label maps in their place.
 
     Args:
-        path: datalist whose entries may have a list as ``label``: the mask of each class from 1, in their order, None
-            where the image does not show the class.
-        folder: where label maps and datalist are written, created if need be.
+        path: datalist whose entries may have a list as ``label``: the masks of the classes in order from 1, None if
+            the image does not show the class.
+        folder: folder for label maps and datalist, created if missing.
 
     Returns:
-        The new datalist, with everything else that the old one says; the old one where no entry lists masks, or
-        something is wrong with it, which whoever reads it will say.
+        The new datalist with all other keys of the old one; the old one if no entry lists masks, or if the datalist is
+        invalid, which :func:`scripts.data.layouts.datalist.read_datalist` reports.
 
     Raises:
-        ValueError: when it is no JSON, or says what label files store, which masks of one class each do not.
-        FaultsError: files that are not there, masks on another grid than their image, or that overlap; all of them.
+        ValueError: if the file is not JSON, or has ``label_values``, which masks of one class each do not store.
+        FaultsError: all missing masks, masks on another grid than their image, and masks that overlap.
     """
     content = parse_json(read_text(path), path, "datalist") if path.is_file() else None
     if content is None or faults_of(content, "datalist"):

@@ -73,7 +73,7 @@ def _by_case(scores: Mapping[str, Scores]) -> list[Block]:
     return [Table(["case", *(f"mean DSC, {name}" for name in found)], rows, "Click a title to sort.")]
 
 
-def _labelled(case: Case, k: int, at: Window, colours: Sequence[str]) -> Markup:
+def _labeled(case: Case, k: int, at: Window, colours: Sequence[str]) -> Markup:
     """A slice with the contours of its label only."""
     rows, columns = at
     aspect = case.spacing[0] / case.spacing[1] if case.spacing else 1.0
@@ -127,7 +127,7 @@ def grid_section(subjects: Mapping[str, Subject]) -> list[Section]:
         same = {run: next(case for case in one.cases if case.name == name) for run, one in subjects.items()}
         at = window(list(same.values()))
         slices = first.cases[index].largest_slice
-        pictures = [Chart(_labelled(first.cases[index], slices, at, list(first.run.colours.values())), "label")]
+        pictures = [Chart(_labeled(first.cases[index], slices, at, list(first.run.colours.values())), "label")]
         for run, case in same.items():
             dice = subjects[run].scores.values[MEAN]["dsc"][subjects[run].scores.cases.index(name)]
             (shown,) = case_pictures(case, list(first.run.colours.values()), 1, WIDTH, at, only=slices)

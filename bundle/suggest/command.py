@@ -140,10 +140,10 @@ def _stem(path: str) -> str:
     return Path(path).as_posix().removesuffix(".gz").rsplit(".", 1)[0]
 
 
-def _reason(choice: Choice, total: int, labelled: Sequence[int], scores: NDArray[np.float64] | None) -> str:
+def _reason(choice: Choice, total: int, labeled: Sequence[int], scores: NDArray[np.float64] | None) -> str:
     others = len(choice.members) - 1
     like = f"nearest to {others} other{'' if others == 1 else 's'} of {total}" if others else "unlike all others"
-    parts = [f"{like}, covers {choice.gain:.0%} more" if labelled or others else like]
+    parts = [f"{like}, covers {choice.gain:.0%} more" if labeled or others else like]
     if scores is not None:
         rank = int((scores < scores[choice.case]).sum()) + 1
         parts.append(f"score {scores[choice.case]:.2f}, number {rank} from the worst")

@@ -102,9 +102,9 @@ def choose(
         chosen.append(best)
         gains.append(float(gain[best] / max(weights.sum(), 1e-9)))
         near = np.maximum(near, similarity[:, best])
-    labelled = [*covered, *chosen]
-    owner = np.asarray(labelled)[similarity[:, labelled].argmax(1)] if labelled else np.array([])
-    owner[labelled] = labelled
+    labeled = [*covered, *chosen]
+    owner = np.asarray(labeled)[similarity[:, labeled].argmax(1)] if labeled else np.array([])
+    owner[labeled] = labeled
     return [
         Choice(case, gain, tuple(np.flatnonzero(owner == case).tolist()))
         for case, gain in zip(chosen, gains, strict=True)

@@ -17,11 +17,11 @@ __all__ = ["Adversarial"]
 
 
 class Adversarial(RampedConsistency):
-    """``L_s + w(t) CE(D(p, x), labeled)``: segmentations of unlabeled images should look like those of labeled ones.
+    """``L_s + w(t) CE(D(p, x), labeled)``: segmentations of unlabelled images should look like those of labelled ones.
 
     The discriminator D takes an image and its class probabilities. After each step of the network, D's own Adam
-    minimises ``CE(D(p, x), origin)`` over both batches: D learns which images are labeled. ``loss_consistency`` is the
-    network's adversarial term, over the unlabeled images, D without dropout.
+    minimises ``CE(D(p, x), origin)`` over both batches: D learns which images are labelled. ``loss_consistency`` is the
+    network's adversarial term, over the unlabelled images, D without dropout.
 
     Trained: 4,576,518 parameters (1 channel, 4 classes), the U-Net and D's 2,762,754. Deployed: the U-Net, 1,813,764
     (SemSim's Table I cites this figure alone). Deviations from SSL4MIS (``train_adversarial_network_2D.py``): D learns
@@ -54,7 +54,7 @@ class Adversarial(RampedConsistency):
         logits = self.network(images).float()
         probabilities = logits.softmax(dim=1)
         n = len(image)
-        origin = (torch.arange(len(images), device=images.device) < n).long()  # 1: labeled
+        origin = (torch.arange(len(images), device=images.device) < n).long()  # 1: labelled
         self._judged = probabilities.detach(), images, origin
 
         self.discriminator.eval()

@@ -23,10 +23,10 @@ class WeakViews(NamedTuple):
     """Weak views of a batch.
 
     Attributes:
-        image: labeled images ``[B, C, H, W]``.
+        image: labelled images ``[B, C, H, W]``.
         label: their labels ``[B, H, W]``.
-        unlabeled: unlabeled images ``[B', C, H, W]``.
-        hidden: true labels of the unlabeled images ``[B', H, W]``, if the batch has them; they serve to evaluate
+        unlabeled: unlabelled images ``[B', C, H, W]``.
+        hidden: true labels of the unlabelled images ``[B', H, W]``, if the batch has them; they serve to evaluate
             pseudo-labels and enter no loss.
     """
 
@@ -41,13 +41,13 @@ class Objective(nn.Module):
 
     It contains the deployed network and everything else that it trains, so one optimiser over ``parameters()``, one
     DistributedDataParallel wrapper and one checkpoint entry serve every objective. A batch holds ``image``
-    ``[B, C, H, W]`` in [0, 1], its ``label`` ``[B, 1, H, W]`` and, with unlabeled slices, ``unlabeled``
+    ``[B, C, H, W]`` in [0, 1], its ``label`` ``[B, 1, H, W]`` and, with unlabelled slices, ``unlabeled``
     ``[B', C, H, W]``. The trainer minimises the entry ``loss`` of the result; all other entries are scalars for the log
     (``loss_*``: its terms, ``coverage_*``: shares of pixels whose pseudo-label is used).
 
     Args:
         network: the deployed network.
-        weak: weak view of labeled and unlabeled images.
+        weak: weak view of labelled and unlabelled images.
         strong: strong view, drawn on the weak one.
         threshold: minimum confidence tau of a pseudo-label.
         teacher_decay: decay of a moving average of the network, which makes the pseudo-labels, without dropout, instead
@@ -59,8 +59,8 @@ class Objective(nn.Module):
             cross-entropy and Dice.
 
     Attributes:
-        requires_unlabeled: whether the objective learns from unlabeled images.
-        requires_labeled: whether it needs labeled images in every batch; if False it accepts batches without ``image``
+        requires_unlabeled: whether the objective learns from unlabelled images.
+        requires_labeled: whether it needs labelled images in every batch; if False it accepts batches without ``image``
             and ``label``, such as those of a federated site without labels.
         capturable: whether a CUDA graph can replay the step: nothing comes from the host but the batch, :attr:`draws`,
             the learning rate and :attr:`progress`. Each class says so itself; it is not inherited.
@@ -68,7 +68,7 @@ class Objective(nn.Module):
         total_iterations: length of the training; set by the trainer.
         draws: the random numbers of this step's views; set by the trainer. None: each view draws its own.
         progress: :meth:`passed` as a tensor on the device; set by the trainer. None: computed from the iteration.
-        supervised_iterations: number of iterations at the start that use labeled images only, for every objective; set
+        supervised_iterations: number of iterations at the start that use labelled images only, for every objective; set
             by the trainer.
     """
 
@@ -107,7 +107,7 @@ class Objective(nn.Module):
             self.teacher = MovingAverage(network, teacher_decay, dropout=False)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Named losses of one batch: of :meth:`forward`, or of the labeled images in the supervised iterations."""
+        """Named losses of one batch: of :meth:`forward`, or of the labelled images in the supervised iterations."""
         if self.phase != "labeled" or "image" not in batch:
             return cast("dict[str, Tensor]", super().__call__(batch))
         image, label = self.labeled_view(batch)
@@ -120,7 +120,7 @@ class Objective(nn.Module):
 
     @property
     def phase(self) -> str:
-        """What this step does: ``labeled``, the beginning from labeled images alone, or ``all``."""
+        """What this step does: ``labeled``, the beginning from labelled images alone, or ``all``."""
         return "labeled" if self.iteration < self.supervised_iterations else "all"
 
     def learners(self) -> tuple[nn.Module, ...]:
@@ -137,7 +137,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def pseudo_labels(self, views: WeakViews) -> dict[str, PseudoLabel]:
-        """All kinds of pseudo-labels of the unlabeled weak views, computed as in :meth:`forward`.
+        """All kinds of pseudo-labels of the unlabelled weak views, computed as in :meth:`forward`.
 
         Args:
             views: of :meth:`weak_views`.
@@ -155,7 +155,7 @@ class Objective(nn.Module):
         return loss
 
     def supervised(self, image: Tensor, label: Tensor) -> Tensor:
-        """L_s of the network on labeled views; 0 without any."""
+        """L_s of the network on labelled views; 0 without any."""
         return self.supervised_loss(self.network(image), label) if len(image) else image.new_zeros(())
 
     @property
@@ -182,7 +182,7 @@ class Objective(nn.Module):
         return torch.exp(-5 * (1 - self.progress) ** 2)
 
     def labeled_view(self, batch: Mapping[str, Tensor], draws: Draws | None = None) -> tuple[Tensor, Tensor]:
-        """Weak views of the labeled images ``[B, C, H, W]`` and their labels ``[B, H, W]``; B may be 0.
+        """Weak views of the labelled images ``[B, C, H, W]`` and their labels ``[B, H, W]``; B may be 0.
 
         Args:
             batch: see the class.
@@ -195,9 +195,9 @@ class Objective(nn.Module):
         return image, label[:, 0]
 
     def weak_views(self, batch: Mapping[str, Tensor]) -> WeakViews:
-        """:meth:`labeled_view`, and the weak views of the unlabeled images; a shared view is one draw for both.
+        """:meth:`labeled_view`, and the weak views of the unlabelled images; a shared view is one draw for both.
 
-        An entry ``hidden`` of the batch, ``[B', 1, H, W]``, is seen under the unlabeled images' draws.
+        An entry ``hidden`` of the batch, ``[B', 1, H, W]``, is seen under the unlabelled images' draws.
         """
         unlabeled, device = batch["unlabeled"], batch["unlabeled"].device
         first = second = self.draws or Draws(device)

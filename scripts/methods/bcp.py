@@ -17,14 +17,14 @@ __all__ = ["BCP", "largest_components"]
 
 
 class BCP(Objective):
-    """Pre-training on labeled images pasted into each other, then self-training on labeled and unlabeled images.
+    """Pre-training on labelled images pasted into each other, then self-training on labelled and unlabelled images.
 
     At each step one box of two thirds of the image's height and width is drawn for the whole batch, cut out of one
     image and pasted into another. With a region loss ``L(y, M)``, the mean of the cross-entropy over the pixels M and
     of their Dice loss, a mixed image costs ``w_out L(y_out, outside) + w_box L(y_box, box)``.
 
-    - Pre-training: boxes of one half of the labeled images in the other half, both weights 1.
-    - Self-training: boxes of labeled images in unlabeled ones and boxes of unlabeled images in labeled ones, the
+    - Pre-training: boxes of one half of the labelled images in the other half, both weights 1.
+    - Self-training: boxes of labelled images in unlabelled ones and boxes of unlabelled images in labelled ones, the
       sum of both costs. Labels have weight 1, pseudo-labels ``unlabeled_weight``. A pseudo-label is the arg max of a
       mean teacher, reduced to the largest connected component of each class in each image.
 
@@ -38,12 +38,12 @@ class BCP(Objective):
 
     Deviations from the reference code: self-training starts from the last weights of pre-training, not the best by
     validation, and the learning rate falls over both phases instead of being constant; all methods here share this
-    schedule. The teacher predicts the unlabeled batch in one pass, not each half under its own batch statistics. Its
+    schedule. The teacher predicts the unlabelled batch in one pass, not each half under its own batch statistics. Its
     batch-norm averages, which are unused, are copied instead of averaged. Halves of an odd batch share an image.
 
     Args:
         pretraining: share of the training that is pre-training, in [0, 1]; the reference's 10,000 of 40,000 iterations.
-        unlabeled_weight: weight of the pseudo-labeled region.
+        unlabeled_weight: weight of the pseudo-labelled region.
         decay: decay of the teacher's average, in [0, 1).
         **kwargs: of :class:`scripts.methods.Objective`. Threshold and strong view are not used.
 

@@ -52,7 +52,7 @@ class CnTB(CrossTeaching):
 
         L_feature = sum over i of mean over images and pairs of classes of [s_j < s_i] (g_i - g_j)^2
 
-    Both terms are over the unlabeled images; the teaching branch gets no gradient.
+    Both terms are over the unlabelled images; the teaching branch gets no gradient.
 
     Trained: 28,982,184 parameters (1 channel, 4 classes), the U-Net and a Swin-UNet; on the paper's 29.11 M see
     :class:`scripts.methods.CrossTeaching`. Deployed: the U-Net, 1,813,764.

@@ -15,7 +15,7 @@ __all__ = ["RampedConsistency", "TaughtConsistency", "joint_pass"]
 
 
 def joint_pass(network: nn.Module, labeled: Tensor, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, float32, of labeled and unlabeled images ``[B, C, H, W]`` in one pass with shared batch statistics.
+    """Logits, float32, of labelled and unlabelled images ``[B, C, H, W]`` in one pass with shared batch statistics.
 
     SSL4MIS trains all of these methods in this way.
     """

@@ -44,8 +44,8 @@ class CPCSAM(Objective):
         sum over i of L_s(p_i),  and from the share ``warm_up`` of the training on also
         sum over i of L_s(q_j) + L_s(r_j) + consistency_weight L(p_i, y_j) + prompt_weight L(r_j, y_j)
 
-    L_s is over the labeled images. L is L_s over the unlabeled images with y_j as the label. ``loss_prompted`` (L_s of
-    q and r), ``loss_unprompted`` (L of p) and ``loss_stability`` (L of r) are the sums over both directions.
+    L_s is over the labelled images. L is L_s over the unlabelled images with y_j as the label. ``loss_prompted`` (L_s
+    of q and r), ``loss_unprompted`` (L of p) and ``loss_stability`` (L of r) are the sums over both directions.
 
     Trained: 8,000,704 parameters (4 classes): LoRA, both decoders and the embeddings of prompts. Deployed: encoder and
     first decoder without prompts, 91,493,632; SemSim's Table I has 93.75 M, about SAM's number at its own input size.
@@ -60,7 +60,7 @@ class CPCSAM(Objective):
     - All foreground classes' points start from SAM's positive point; the code's start from that and the box corners.
     - Cross-entropy and Dice have the weights of L_s everywhere; the code has .2 and .8 for labels.
     - The learning rate has no warm-up; the code's rises over the first 250 iterations.
-    - Iterations with labeled images only (``supervised_share``) do not train the second decoder.
+    - Iterations with labelled images only (``supervised_share``) do not train the second decoder.
 
     Args:
         network: a :class:`scripts.networks.SAM`.

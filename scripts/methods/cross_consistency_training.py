@@ -22,7 +22,7 @@ class CrossConsistencyTraining(RampedConsistency):
 
     Three auxiliary decoders (a = 1, 2, 3) take every encoder level perturbed: by relative noise of at most .3, by
     dropout, or with its most active positions erased. All four decoders are supervised; the squared error is the mean
-    over the unlabeled pixels and classes, with gradients on both sides.
+    over the unlabelled pixels and classes, with gradients on both sides.
 
     Trained: 3,713,664 parameters (1 channel, 4 classes), the U-Net and three more decoders. Deployed: the U-Net,
     1,813,764. The loss is that of SSL4MIS (``train_cross_consistency_training_2D.py``, ``unet_cct``), from which the

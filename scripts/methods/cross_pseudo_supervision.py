@@ -19,13 +19,13 @@ __all__ = ["CrossPseudoSupervision"]
 class CrossPseudoSupervision(RampedConsistency):
     """``L_s1 + L_s2 + w(t) (CE(z_1, arg max z_2) + CE(z_2, arg max z_1))``: two networks teach each other.
 
-    Both take the same views; the cross-entropies are means over all unlabeled pixels, and the hard labels carry no
+    Both take the same views; the cross-entropies are means over all unlabelled pixels, and the hard labels carry no
     gradient. ``loss_supervised`` and ``loss_consistency`` are the sums over both networks.
 
     Trained: 3,627,528 parameters (1 channel, 4 classes), two networks. Deployed: the first, 1,813,764. Deviations
     from SSL4MIS: both networks start from PyTorch's default initialisation with different random draws, instead of
     Kaiming's for one and Xavier's for the other; one optimiser updates both, which for SGD is equivalent. The authors'
-    own code supervises the labeled images crosswise too, at a constant weight of 1.5.
+    own code supervises the labelled images crosswise too, at a constant weight of 1.5.
 
     Args:
         second: the second network, of the same architecture with other initial weights.

@@ -17,7 +17,7 @@ __all__ = ["CrossTeaching"]
 class CrossTeaching(RampedConsistency):
     """``L_s1 + L_s2 + w(t) (Dice(p_1, arg max p_2) + Dice(p_2, arg max p_1))``: U-Net and Swin-UNet teach each other.
 
-    Both take the same views; the Dice losses cover all unlabeled pixels, and the hard labels carry no gradient.
+    Both take the same views; the Dice losses cover all unlabelled pixels, and the hard labels carry no gradient.
     ``loss_supervised`` and ``loss_consistency`` are the sums over both networks.
 
     Trained: 28,982,184 parameters (1 channel, 4 classes), the U-Net and a Swin-UNet of 27,168,420. Deployed: the
@@ -42,7 +42,7 @@ class CrossTeaching(RampedConsistency):
         return self.total(supervised, teaching)
 
     def teach(self, views: WeakViews) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Both sums of losses, and both networks' probabilities ``[B', C, H, W]`` of the unlabeled images."""
+        """Both sums of losses, and both networks' probabilities ``[B', C, H, W]`` of the unlabelled images."""
         image, label, unlabeled, _ = views
         logits_1, unlabeled_1 = joint_pass(self.network, image, unlabeled)
         logits_2, unlabeled_2 = joint_pass(self.transformer, image, unlabeled)

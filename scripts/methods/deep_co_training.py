@@ -17,7 +17,7 @@ class DeepCoTraining(RampedConsistency):
     """``L_s + w(t) L_c``: the prediction of a rotated image is the rotated prediction.
 
     With R a rotation by 0, 90, 180 or 270 degrees, drawn for the batch,
-    ``L_c = (mean (sg[p(R x)] - R p(x))^2 + mean (p(R x) - R sg[p(x)])^2) / 2`` over the unlabeled pixels and classes,
+    ``L_c = (mean (sg[p(R x)] - R p(x))^2 + mean (p(R x) - R sg[p(x)])^2) / 2`` over the unlabelled pixels and classes,
     sg the stop-gradient: each prediction learns from the other.
 
     Trained and deployed: the network's 1,813,764 parameters (1 channel, 4 classes). The loss is that of SSL4MIS, from

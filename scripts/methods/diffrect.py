@@ -24,15 +24,15 @@ class DiffRect(RampedConsistency):
     weak and strong views (:func:`contrasted_label`); the loss between logits and labels is the mean of cross-entropy
     and Dice.
 
-    - L_s, L_c: the labeled weak views against their labels, the unlabeled strong views against y_w.
-    - L_s', L_lat: the rectifier maps y_w to the labels; for unlabeled images to y_w itself.
+    - L_s, L_c: the labelled weak views against their labels, the unlabelled strong views against y_w.
+    - L_s', L_lat: the rectifier maps y_w to the labels; for unlabelled images to y_w itself.
     - L_c', L_lat': the rectifier maps y_s to y_w; its logits are compared with the labels that it made from y_w.
-    - L_rect, after ``warm_up`` of the training: the unlabeled weak views against the labels that the
+    - L_rect, after ``warm_up`` of the training: the unlabelled weak views against the labels that the
       rectifier samples from noise, conditioned on y_w.
 
     L_lat and L_lat' are the mean squared error of the denoised bottleneck. The guidance is the Dice loss between the
-    labels that the rectifier starts from and those it should reach: of the labeled images for L_s' and L_lat, of the
-    unlabeled ones for L_c' and L_lat'.
+    labels that the rectifier starts from and those it should reach: of the labelled images for L_s' and L_lat, of the
+    unlabelled ones for L_c' and L_lat'.
 
     Trained: 19,730,840 parameters (1 channel, 4 classes), the U-Net and the rectifier; the paper's Table I has 19.37 M.
     Deployed: the U-Net, 1,813,764. Deviations from the reference code (CUHK-AIM-Group/DiffRect): the denoiser is

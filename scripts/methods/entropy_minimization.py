@@ -16,11 +16,11 @@ __all__ = ["EntropyMinimization"]
 class EntropyMinimization(RampedConsistency):
     """``L_s + w(t) L_ent``: predictions should be confident at every pixel.
 
-    ``L_ent = mean -(sum_c p_c ln p_c) / ln C``, in [0, 1], over the pixels of labeled and unlabeled images alike,
+    ``L_ent = mean -(sum_c p_c ln p_c) / ln C``, in [0, 1], over the pixels of labelled and unlabelled images alike,
     as in SSL4MIS; it is logged as ``loss_consistency``.
 
     Trained and deployed: the network's 1,813,764 parameters (1 channel, 4 classes). The loss is SSL4MIS's. ADVENT
-    itself uses the entropy of the unlabeled images only, at a fixed weight of .001; its adversarial variant is not
+    itself uses the entropy of the unlabelled images only, at a fixed weight of .001; its adversarial variant is not
     implemented here.
     """
 

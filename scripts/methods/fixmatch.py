@@ -18,9 +18,9 @@ class FixMatch(Objective):
 
     Trained and deployed: the network, 1,813,764 parameters (1 channel, 4 classes). Deviations from the original and
     from UniMatch's repository (LiheYoung/UniMatch: ``fixmatch.py``; views and threshold are those of
-    ``more-scenarios/medical``): CutMix pastes other images of the same unlabeled batch, whose pseudo-labels are already
-    computed, that code loads and predicts further ones; labeled and weak images pass the network separately, each with
-    its own batch statistics.
+    ``more-scenarios/medical``): CutMix pastes other images of the same unlabelled batch, which already have
+    pseudo-labels, while that code loads and predicts further ones; labelled and weak images pass the network
+    separately, each with its own batch statistics.
     """
 
     requires_labeled = False

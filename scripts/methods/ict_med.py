@@ -13,8 +13,8 @@ __all__ = ["ICTMed"]
 class ICTMed(InterpolationConsistency):
     """``L_s + w(t) L_c``: ICT as in the code of "An embarrassingly simple consistency regularization".
 
-    The code is SSL4MIS's ICT, with the same constants: the first half of the unlabeled batch is blended with the
-    second, with one lambda ~ Beta(.2, .2) per pair, so the student sees half as many unlabeled images as under
+    The code is SSL4MIS's ICT, with the same constants: the first half of the unlabelled batch is blended with the
+    second, with one lambda ~ Beta(.2, .2) per pair, so the student sees half as many unlabelled images as under
     :class:`InterpolationConsistency`. Loss, teacher and weight are the same.
 
     Trained and deployed: as :class:`InterpolationConsistency`. Deviations: the teacher predicts both halves in one pass

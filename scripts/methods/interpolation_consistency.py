@@ -16,7 +16,7 @@ __all__ = ["InterpolationConsistency"]
 
 
 class InterpolationConsistency(TaughtConsistency):
-    """``L_s + w(t) L_c``: the prediction of a blend of two unlabeled images is the blend of their predictions.
+    """``L_s + w(t) L_c``: the prediction of a blend of two unlabelled images is the blend of their predictions.
 
     ``L_c = mean (p_student(mix(x, x')) - mix(p_teacher(x), p_teacher(x')))^2`` over pixels and classes, with
     ``mix(a, b) = (1 - lambda) a + lambda b``. As in the authors' code, every image is paired with a random image of the
@@ -26,7 +26,7 @@ class InterpolationConsistency(TaughtConsistency):
     Trained: the network's 1,813,764 parameters (1 channel, 4 classes); as many again are averaged, not trained.
     Deployed: the student. Deviations: alpha, decay and w(t) are SSL4MIS's (the authors take .999 and up to 100 w(t),
     ramped over a quarter of the training, for image classification) and L_s is the one that all methods share, without
-    the authors' mixing of labeled images. Student batches hold labeled and blended images (SSL4MIS).
+    the authors' mixing of labelled images. Student batches hold labelled and blended images (SSL4MIS).
 
     Args:
         alpha: parameter of Beta(alpha, alpha), positive.

@@ -15,9 +15,9 @@ __all__ = ["MeanTeacher"]
 
 
 class MeanTeacher(TaughtConsistency):
-    """``L_s + w(t) L_c``: the student agrees with its moving average on a noisy copy of the unlabeled image.
+    """``L_s + w(t) L_c``: the student agrees with its moving average on a noisy copy of the unlabelled image.
 
-    ``L_c = mean (p_student(x) - p_teacher(x + noise))^2`` over the unlabeled pixels and classes, with normal noise
+    ``L_c = mean (p_student(x) - p_teacher(x + noise))^2`` over the unlabelled pixels and classes, with normal noise
     truncated at two standard deviations; the teacher has no gradient.
 
     Trained: the network's 1,813,764 parameters (1 channel, 4 classes); as many again are averaged, not trained.

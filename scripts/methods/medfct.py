@@ -32,7 +32,7 @@ class MedFCT(MeanTeacher):
       the definitions below; weight, ramp and noise are those of SSL4MIS's mean teacher.
 
     L_s is the sum over both branches. The other terms compare each branch with the same branch of the teacher, whose
-    input is the unlabeled image with noise, and are means over both branches. L_pixel is the mean squared error of the
+    input is the unlabelled image with noise, and are means over both branches. L_pixel is the mean squared error of the
     class probabilities. L_feature is one minus the cosine of the last features, the mean over positions. L_class is
     one minus the cosine of the classes' mean features (:func:`scripts.similarity.class_means`), the mean over images
     and classes.

@@ -20,7 +20,7 @@ class S4CVNet(CrossTeaching):
     """``L_s1 + L_s2 + w(t) (7 L_teach + [t >= t_0] (MSE(p_1, q) + MSE(p_2, q)))``: cross teaching under a guide.
 
     L_teach is L_c of :class:`CrossTeaching`. The guide is an exponential moving average of the Transformer without a
-    gradient; q is its prediction of the unlabeled images under normal noise, truncated at two standard deviations. The
+    gradient; q is its prediction of the unlabelled images under normal noise, truncated at two standard deviations. The
     weight is linear: ``w(t) = consistency_weight t``, t the share of the training. ``loss_consistency`` is L_teach,
     ``loss_guidance`` the sum of both squared errors.
 

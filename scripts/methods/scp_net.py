@@ -17,7 +17,7 @@ __all__ = ["SCPNet"]
 class SCPNet(RampedConsistency):
     """``L_s + w(t) (L_self + L_cross) / 2``: the decoder agrees with predictions from the batch's class prototypes.
 
-    Every image, labeled or not, has a prototype of each class: the mean of the decoder's last features, weighted by
+    Every image, labelled or not, has a prototype of each class: the mean of the decoder's last features, weighted by
     the predicted probabilities. A pixel's cosines with its own image's prototypes give ``p_self`` (their softmax),
     those with all other images' give ``p_cross`` (the shares of the summed exponentials). Then
 

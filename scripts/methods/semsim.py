@@ -90,7 +90,7 @@ class SemSim(Objective):
 
     @property
     def requires_labeled(self) -> bool:  # type: ignore[override]
-        """L_cross queries labeled images; without it a batch may hold none."""
+        """L_cross queries labelled images; without it a batch may hold none."""
         return self.queries
 
     @property
@@ -113,7 +113,7 @@ class SemSim(Objective):
         """Named losses of one batch."""
         image, label, weak, _ = self.weak_views(batch)
 
-        # Labeled images give L_s and the prototypes; the weak branch has no gradient.
+        # Labelled images give L_s and the prototypes; the weak branch has no gradient.
         with torch.no_grad():
             weak_encoded = self.target_network.encode(weak)
         prototypes = None
@@ -137,7 +137,7 @@ class SemSim(Objective):
                 refined = self._refine(logits, self._fuse(stages))
                 losses["loss_intra"] = self._dice_to(refined, view, targets["intra"])
 
-        # S2: p^cr, from querying the labeled images.
+        # S2: p^cr, from querying the labelled images.
         if prototypes is not None:
             view = self.strong(weak, self.draws)
             features = self._fuse(self._encode_strong(view))
@@ -159,7 +159,7 @@ class SemSim(Objective):
         return logits, encoded
 
     def _labeled_features(self, stages: list[Tensor], label: Tensor) -> tuple[Tensor, Tensor, Prototypes]:
-        """``f~`` of the labeled images, their labels at its size, and the class prototypes of both (Eq. 7)."""
+        """``f~`` of the labelled images, their labels at its size, and the class prototypes of both (Eq. 7)."""
         features = self._fuse(stages)
         labels = majority_labels(label, features.shape[-2:], self.network.num_classes)
         return features, labels, region_prototypes(features, labels, self.network.num_classes, self.regions)
@@ -209,7 +209,7 @@ class SemSim(Objective):
         logits = cross_logits(similarity, prototypes.present, self.query_temperature)
         weight = agreement(similarity, prototypes.present, self.uncertainty_rate)
         label = view.paste(target.label)
-        # The target's class may be absent from all labeled images of the batch: it cannot be queried.
+        # The target's class may be absent from all labelled images of the batch: it cannot be queried.
         passed = (view.paste(target.confidence) >= self.threshold) & prototypes.present[label]
         # If the batch shows a single class, the query has no alternative.
         weight = weight * passed * (prototypes.present.sum() > 1)

@@ -35,8 +35,8 @@ class SemSimVariants(SemSim):
 
     Args:
         fusion: see :class:`scripts.methods.SemSim`.
-        lambda_query: weight, added to the total, of the cross-entropy of p^cr on the labeled batch, where each image is
-            queried against the others' prototypes; the paper has 0.
+        lambda_query: weight of the cross-entropy of p^cr on the labelled batch, where each image is queried against the
+            others' prototypes; the term is added to the total, the paper has 0.
         affinity_space: ``logit`` or ``probability``, see :func:`scripts.similarity.refine_by_affinity`.
         gate: which pixels enter L_cross: ``self`` (p_2^w is confident; the paper), ``decoder`` (p^w is), ``agree``
             (p^w is and both name the same class).
@@ -50,7 +50,7 @@ class SemSimVariants(SemSim):
             trains and which separate the classes early in the training.
         shared_target: one target for all three predictions (Fig. 11): the mean of ``shared_kinds``.
         shared_kinds: predictions of the weak view, of ``decoder`` (p^w), ``intra`` (p_1^w) and ``cross`` (p_2^w).
-        joint_forward: labeled and weak images in one forward pass (shared batch statistics; the weak view's
+        joint_forward: labelled and weak images in one forward pass (shared batch statistics; the weak view's
             activations are kept for the backward pass, so it costs more).
         **kwargs: of :class:`scripts.methods.SemSim`.
 
@@ -119,7 +119,7 @@ class SemSimVariants(SemSim):
 
     @property
     def requires_labeled(self) -> bool:  # type: ignore[override]
-        """True: other readings pass labeled and unlabeled images together."""
+        """True: other readings pass labelled and unlabelled images together."""
         return True
 
     @property
@@ -161,7 +161,7 @@ class SemSimVariants(SemSim):
         return logits, [*reversed(levels), encoded[-1]]
 
     def _encode_both(self, image: Tensor, weak: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Encoder features of the labeled and of the weak images; only the feature stream learns from the latter."""
+        """Encoder features of the labelled and of the weak images; only the feature stream learns from the latter."""
         if self.joint_forward and self.teacher_decay is None:
             both = self.network.encode(torch.cat([image, weak]))
             return [f[: len(image)] for f in both], [f[len(image) :] for f in both]
@@ -242,7 +242,7 @@ class SemSimVariants(SemSim):
         return losses
 
     def _query_loss(self, features: Tensor, labels: Tensor, prototypes: Prototypes) -> Tensor:
-        """Cross-entropy of p^cr on the labeled images, each queried against the others' prototypes."""
+        """Cross-entropy of p^cr on the labelled images, each queried against the others' prototypes."""
         similarity = query_similarity(features, prototypes)
         itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
         if len(features) == 1:

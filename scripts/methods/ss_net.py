@@ -26,7 +26,7 @@ class SSNet(RampedConsistency):
       minus the cosine between their predicted and the stored projected features, divided by the number of classes. A
       pixel's class is its label or the network's arg max. A selector per class gives the pixels' weights, with mean 1.
     - The memory holds, for each foreground class, the ``memory_size`` best features (by the selector) of correctly
-      predicted labeled pixels in the last batch with any. It is part of the checkpoint.
+      predicted labelled pixels in the last batch with any. It is part of the checkpoint.
 
     Trained: the network and 7,299 parameters of the heads on the decoder's last features, together 1,821,063 (1
     channel, 4 classes). Deployed: the network, 1,813,764.
@@ -130,7 +130,7 @@ class SSNet(RampedConsistency):
         """Fill the memory.
 
         Args:
-            features: the decoder's, of labeled images, ``[B, D, H, W]``.
+            features: the decoder's, of labelled images, ``[B, D, H, W]``.
             label: ``[B, H, W]``, 0 where the prediction is wrong.
         """
         vectors, count = self.draw(features, label)

@@ -1,4 +1,4 @@
-"""Training on the labeled images only."""
+"""Training on the labelled images only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Supervised"]
 
 
 class Supervised(Objective):
-    """L_s (Eq. 2): the paper's "only sup". Unlabeled images are not used.
+    """L_s (Eq. 2): the paper's "only sup". Unlabelled images are not used.
 
     Trained and deployed: the network, 1,813,764 parameters (1 channel, 4 classes).
     """

@@ -22,7 +22,7 @@ class URPC(RampedConsistency):
 
     Each of the three coarser decoder levels has a head on perturbed features: by dropout (1/8 of the image's size),
     with the most active positions erased (1/4), by relative noise of at most .3 (1/2). Their logits are resized to the
-    image's size by nearest interpolation. L_c is :func:`rectified_consistency` of the unlabeled images.
+    image's size by nearest interpolation. L_c is :func:`rectified_consistency` of the unlabelled images.
 
     Trained: 1,821,840 parameters (1 channel, 4 classes), the U-Net and three heads. Deployed: the U-Net, 1,813,764.
     Deviations from SSL4MIS (``train_uncertainty_rectified_pyramid_consistency_2D.py``, ``unet_urpc``): it also has an

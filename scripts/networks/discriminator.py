@@ -9,7 +9,7 @@ __all__ = ["Discriminator"]
 
 
 class Discriminator(nn.Module):
-    """Classifies an image and its segmentation as labeled or unlabeled.
+    """Classifies an image and its segmentation as labelled or unlabelled.
 
     SSL4MIS's ``FCDiscriminator``: four convolutions that halve the size (the first one of either input, then summed;
     LeakyReLU(.2) and channel dropout .5 between the others), an average pool to 2x2 and a linear layer. 2,762,754
@@ -43,6 +43,6 @@ class Discriminator(nn.Module):
         self.classifier = nn.Linear(4 * 8 * width, 2)
 
     def forward(self, probabilities: Tensor, image: Tensor) -> Tensor:
-        """Logits ``[B, 2]`` (unlabeled, labeled) of class probabilities ``[B, classes, H, W]`` and their images."""
+        """Logits ``[B, 2]`` (unlabelled, labelled) of class probabilities ``[B, classes, H, W]`` and their images."""
         x = self.body(self.from_segmentation(probabilities) + self.from_image(image))
         return self.classifier(F.adaptive_avg_pool2d(x, 2).flatten(1))

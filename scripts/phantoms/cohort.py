@@ -1,7 +1,7 @@
 """Phantom cohorts: synthetic patients in the official layouts, to try the bundle without patient data.
 
-Anatomy and contrast vary more between patients than the noise does, so that few labeled patients are a poor sample; the
-target is surrounded by structures of similar appearance. The kinds have the layouts' names:
+Anatomy and contrast vary more between patients than the noise does, so that few labelled patients are a poor sample;
+the target is surrounded by structures of similar appearance. The kinds have the layouts' names:
 
 - ``acdc``: short-axis cardiac cine MRI, NIfTI; 1 right ventricle (RV), 2 myocardium (Myo), 3 left ventricular cavity.
 - ``promise12``: axial T2-weighted prostate MRI, MetaImage; 1 prostate.

@@ -28,7 +28,7 @@ _Validator = validators.extend(
 )
 
 
-DEEPEST = 50  # lists and objects in one another; what is held against a schema and shown is walked recursively
+DEEPEST = 50  # nested lists and objects; checking and printing them is recursive
 
 
 class Fault(NamedTuple):

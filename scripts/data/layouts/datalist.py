@@ -26,12 +26,12 @@ def read_datalist(
 ) -> dict[str, list[dict[str, str]]]:
     """Read a datalist, or nnU-Net's folder with this ``dataset.json``.
 
-    The file is held against its schema first (:mod:`scripts.utils.validation`). Each entry of its lists is
-    ``{"image": path, "label": path, "case": name}``, or the image's path alone. ``label`` is absent where there is
-    none; masks of one class each, a list, are refused, as ``bundle prepare`` merges them. ``case`` is what a split must
-    not tear apart, by default the image itself. Paths are relative to the JSON's folder. Where there is no
-    ``validation`` list and entries of ``training`` have a number ``fold``, those of one fold validate, as MONAI has it.
-    Other keys, of an entry or of the file, are of no account here.
+    The file is checked against its schema first (:mod:`scripts.utils.validation`). Each entry of its lists is
+    ``{"image": path, "label": path, "case": name}``, or the image's path alone. An image without a label has no
+    ``label``; a list of masks, one for each class, is refused, because ``bundle prepare`` merges them. The images of a
+    ``case`` stay in one part of a split; by default each image is a case. Paths are relative to the JSON's folder.
+    Without a ``validation`` list, and if entries of ``training`` have a number ``fold`` as in MONAI, one fold is for
+    validation. Other keys of an entry or of the file are ignored.
 
     Args:
         path: JSON file with at least one of the keys of :data:`PARTS`.
