@@ -211,7 +211,11 @@ def test_preprocessing_is_that_of_training():
 def test_inference_runs_once(tmp_path, model, monkeypatch, run_id):
     """With the empty id MONAI evaluates the whole config."""
     ran = []
-    monkeypatch.setattr(CohortEvaluator, "run", ran.append)
+
+    def run(evaluator):
+        ran.append(evaluator)
+
+    monkeypatch.setattr(CohortEvaluator, "run", run)
     save_volume(tmp_path / "a.nii.gz", phantom(), np.eye(4))
     given = {"dataset_dir": str(tmp_path / "a.nii.gz"), "output_dir": str(tmp_path / "out"), "checkpoint": str(model)}
     config = str(ROOT / "configs" / "inference.json")
