@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from bundle.prepare.survey import load, to_classes
 from scripts.data.axis import THICKEST
+from scripts.data.readers import is_photograph
 from scripts.utils.files import replacing
 
 __all__ = ["draw_montage"]
@@ -26,6 +27,8 @@ def draw_montage(
     slice_axis: str = THICKEST,
 ) -> None:
     """Draw up to a dozen labelled images, spread evenly over the records, each the slice with most foreground.
+
+    Of a volume with several channels the first one is drawn.
 
     Args:
         records: records with ``image``, ``label`` and ``case``.
@@ -47,10 +50,10 @@ def draw_montage(
         image, label = volumes["image"].numpy(), to_classes(volumes["label"], label_values).numpy()[0]
         k = int((label > 0).sum(axis=(0, 1)).argmax())
         # an array's first axis is x, a picture's is y
-        shown = image[..., k].transpose(2, 1, 0).astype(np.float64)
+        colors_shown = is_photograph(record["image"]) and len(image) == 3
+        shown = (image if colors_shown else image[0])[..., k].T.astype(np.float64)
         low, high = np.percentile(shown, [0, 99.5])
-        shown = np.clip((shown - low) / max(high - low, 1e-9), 0, 1)
-        axis.imshow(shown if shown.shape[-1] == 3 else shown[..., 0], cmap="gray")
+        axis.imshow(np.clip((shown - low) / max(high - low, 1e-9), 0, 1), cmap="gray")
         for number in range(1, num_classes):
             mask = np.equal(label[..., k].T, number)
             if min(mask.shape) < 2 and mask.any():  # matplotlib draws no outline of a single row

@@ -182,10 +182,12 @@ def _facts(volume: NDArray[Any], spacing: NDArray[np.float64] | None, num_classe
     stack = volume[..., None] if volume.ndim == 3 else volume
     stack = stack.transpose(3, 2, 1, 0)  # slices, rows, columns, channels
     image, label, prediction = stack[..., :-2].astype(np.float64), stack[..., -2], stack[..., -1]
-    low, high, dark, bright = (*np.percentile(image, [0.5, 99.5]), image.min(), image.max())
+    within = None if spacing is None else (0, 1, 2)  # a volume's channels have different units, colours belong together
+    low, high = np.percentile(image, [0.5, 99.5], axis=within)
+    dark, bright = image.min(axis=within), image.max(axis=within)
     step = -(-max(image.shape[1:3]) // LARGEST)
-    shown = np.clip((image[:, ::step, ::step] - low) / max(high - low, 1e-9), 0, 1)
-    scaled = (image - dark) / max(bright - dark, 1e-9)
+    shown = np.clip((image[:, ::step, ::step] - low) / np.maximum(high - low, 1e-9), 0, 1)
+    scaled = (image - dark) / np.maximum(bright - dark, 1e-9)
     return {
         "image": (255 * shown).round().astype(np.uint8),
         "label": label[:, ::step, ::step].astype(np.uint8),

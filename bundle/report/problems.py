@@ -129,8 +129,10 @@ def _facts_of_file(file: str) -> dict[str, float]:
     load = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image")])
     image = upright(load({"image": file})["image"])
     pixels = image.numpy().astype(np.float64)
-    scaled = (pixels - pixels.min()) / max(pixels.max() - pixels.min(), 1e-9)
     spacing = None if is_photograph(file) else tuple(np.asarray(image.pixdim, dtype=np.float64))
+    within = None if spacing is None else (1, 2, 3)  # as in a case's facts
+    dark, bright = (bound(pixels, axis=within, keepdims=True) for bound in (np.min, np.max))
+    scaled = (pixels - dark) / np.maximum(bright - dark, 1e-9)
     return _facts((float(scaled.mean()), float(scaled.std())), image.shape[1:], spacing)
 
 

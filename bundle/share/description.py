@@ -79,8 +79,10 @@ def describe(
     channels = overlay["in_channels"]
     image = metadata["network_data_format"]["inputs"]["image"]
     image["num_channels"] = channels
-    image["channel_def"] = {"0": "image"} if channels == 1 else {str(i): c for i, c in enumerate(("R", "G", "B"))}
-    if overlay["output_ext"] == ".png":
+    photographs = overlay["output_ext"] == ".png"
+    several = ["R", "G", "B"] if photographs else [f"channel {number}" for number in range(channels)]
+    image["channel_def"] = {str(i): name for i, name in enumerate(several if channels > 1 else ["image"])}
+    if photographs:
         image |= {"modality": "photograph", "format": "rgb" if channels == 3 else "magnitude"}
     elif overlay["layout"] == "custom":
         image["modality"] = "n/a"  # CT, MR: unknown

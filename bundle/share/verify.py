@@ -194,8 +194,10 @@ def make_cohort(root: Path, config: Mapping[str, Any]) -> None:
                 colour = channels > 1 and array is image
                 Image.fromarray(np.stack([array] * channels, -1) if colour else array).save(root / f"{name}.png")
             else:
-                volume = nib.Nifti1Image(np.stack([array] * 3, -1), np.diag([1.0, 1.0, 4.0, 1.0]))
-                nib.save(volume, root / f"{name}.nii.gz")
+                voxels = np.stack([array] * 3, -1)
+                if channels > 1 and array is image:
+                    voxels = np.stack([voxels] * channels, -1)
+                nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 4.0, 1.0])), root / f"{name}.nii.gz")
 
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from torch.nn import functional as F  # noqa: N812
 
+from scripts.data import ScaleImaged
 from scripts.quality.images import image_features
 
 __all__ = ["Choice", "case_features", "choose", "similarities"]
@@ -40,15 +41,13 @@ def case_features(volume: MetaTensor) -> NDArray[np.float64]:
     Args:
         volume: ``[C, rows, columns, slices]``.
     """
-    values = volume.as_tensor().float()
-    low, high = np.percentile(values.numpy(), [1, 99])
-    scaled = ((values - float(low)) / max(float(high - low), 1e-9)).clamp(0, 1)
-    chosen = [round(depth * (values.shape[-1] - 1)) for depth in DEPTHS]
-    thumbnails = F.interpolate(scaled[..., chosen].movedim(-1, 0), (SIDE, SIDE), mode="bilinear", antialias=True)
-    numbers = image_features(MetaTensor(scaled, meta=volume.meta))
+    scaled = ScaleImaged("image", (1, 99))({"image": volume})["image"]
+    slices = scaled.as_tensor()[..., [round(depth * (scaled.shape[-1] - 1)) for depth in DEPTHS]].movedim(-1, 0)
+    thumbnails = F.interpolate(slices, (SIDE, SIDE), mode="bilinear", antialias=True)
+    numbers = image_features(scaled)
     sizes = [np.log(numbers.get(name, 1.0)) for name in ("height_mm", "width_mm")]
     plain = [numbers[name] for name in ("dark", "middle", "bright", "roughness")]
-    return np.concatenate([thumbnails.flatten().numpy(), plain, sizes, [np.log(values.shape[-1])]])
+    return np.concatenate([thumbnails.flatten().numpy(), plain, sizes, [np.log(scaled.shape[-1])]])
 
 
 def similarities(features: NDArray[np.float64]) -> NDArray[np.float64]:

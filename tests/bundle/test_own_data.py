@@ -1,4 +1,4 @@
-"""The documented commands for a custom data set: prepare, train, evaluate, pack, verify."""
+"""The documented commands for a custom data set: prepare, train, evaluate, pack, verify, infer."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bundle.prepare.command import main as prepare
+from bundle.share.pack import main as pack
+from bundle.share.verify import verify
+from bundle.workflows import execute
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = "'configs/train.json','configs/datasets/custom.json','configs/methods/fixmatch.json'"
 
 
-def python(*words: object) -> str:
-    """Output of a command in the repository's folder, on an ASCII terminal."""
+def python(*words: object, folder: Path = ROOT) -> str:
+    """Output of a command in the repository's folder, or in another, on an ASCII terminal."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     line = [sys.executable, *map(str, words)]
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
@@ -73,3 +78,44 @@ def test_from_a_folder_to_a_bundle(volumes: Path, tmp_path: Path, named: bool) -
         assert [row["class"] for row in csv.DictReader(stream)] == [name, "mean"]
     (bundle,) = (path for path in packed.iterdir() if path.is_dir())
     assert json.loads((bundle / "configs" / "train.json").read_text())["class_names"] == {"1": name}
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_modalities_from_a_folder_to_a_bundle_and_back(tmp_path: Path, channels: int) -> None:
+    """Volumes of several channels: the packed bundle alone segments them as the training's weights do."""
+    folder, listed, run, scores, packed, alone, maps = (
+        tmp_path / name for name in ("set", "list.json", "run", "scores", "packed", "alone", "maps")
+    )
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        label = np.zeros((40, 48, 3), np.uint8)
+        label[10 + i : 25, 12:30] = 1
+        modalities = [10.0**c * (40 + 80 * label * (c % 2) + rng.normal(0, 8, label.shape)) for c in range(channels)]
+        affine = np.diag([-1.5, -1.5, 8, 1])
+        nib.save(nib.Nifti1Image(np.stack(modalities, -1).astype(np.float32), affine), folder / f"s{i}.nii.gz")
+        if i < 3:
+            nib.save(nib.Nifti1Image(label, affine), folder / f"s{i}_gt.nii.gz")
+    prepare("custom", str(folder), str(listed), num_classes=2, in_channels=channels)
+    files = ["train.json", "datasets/custom.json", "methods/fixmatch.json"]
+    given = {"dataset_dir": str(listed), "num_classes": 2, "in_channels": channels, "image_size": 48, "device": "cpu"}
+    given["cache_dir"] = str(tmp_path / "cache")
+    steps = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2, "batch_size": 2}
+    execute("train", files, **given, **steps, output_dir=str(run))
+    weights = {"checkpoint": str(run / "model.pt")}
+    execute("infer", [*files, "evaluate.json"], **given, **weights, output_dir=str(scores))
+    pack(str(listed), weights["checkpoint"], str(packed), evaluation=str(scores))
+    (archive,) = packed.glob("*.zip")
+    assert [result for result in verify(archive) if result.fault] == []
+    bundle = archive.with_name(archive.name.rpartition("_v")[0])
+    image = json.loads((bundle / "configs" / "metadata.json").read_text())["network_data_format"]["inputs"]["image"]
+    assert image["num_channels"] == channels == len(image["channel_def"])
+
+    one = {"dataset_dir": str(folder / "s3.nii.gz"), "output_dir": str(maps)}
+    settings = {"num_classes": 2, "in_channels": channels, "device": "cpu"}
+    execute("infer", ["inference.json", "datasets/custom.json"], **settings, **weights, **one)
+    line = ["-m", "monai.bundle", "run", "--config_file", "configs/inference.json", "--device", "cpu"]
+    python(*line, "--dataset_dir", folder / "s3.nii.gz", "--output_dir", alone, folder=bundle)
+    found, expected = (nib.load(place / "s3_seg.nii.gz") for place in (alone, maps))
+    assert found.shape == (40, 48, 3)
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))

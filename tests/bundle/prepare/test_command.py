@@ -361,6 +361,32 @@ def test_faults_of_names_splits_and_images_are_listed_together(
         assert faults.count(what) == 1, (what, faults)
 
 
+CODE = "$__import__('pathlib').Path('executed').touch()"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("label_values", [CODE, 1, 2]),
+        ("label_values", CODE),
+        ("label_values", {"_target_": "pathlib.Path.touch", "self": "executed"}),
+        ("labels", {"1": CODE, "2": "bone"}),
+        ("labels", {"1": {"_target_": "os.system", "command": "touch executed"}}),
+        ("slice_axis", CODE),
+    ],
+)
+def test_code_in_a_list_is_not_executed(
+    niftis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: object
+) -> None:
+    """These became a part of a MONAI config, which executes what begins with ``$`` and calls a ``_target_``."""
+    monkeypatch.chdir(tmp_path)
+    entries = [{kind: str(niftis / f"{kind}s" / f"s{i}.nii.gz") for kind in ("image", "label")} for i in range(2)]
+    (tmp_path / "a.json").write_text(json.dumps({"training": entries[:1], "validation": entries[1:], key: value}))
+    with pytest.raises(ValueError, match=rf"a\.json: {key}: .*expected"):
+        main("custom", "a.json", "b.json", num_classes=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_a_list_that_changed_and_is_faulty_is_no_crash(
     niftis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -511,6 +537,18 @@ def test_a_slice_of_one_row_is_drawn(tmp_path: Path) -> None:
     record = {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "a_gt.nii.gz"), "case": "a"}
     draw_montage([record], tmp_path / "picture.png", 2, {})
     assert Image.open(tmp_path / "picture.png").size[0] > 0
+
+
+def test_of_several_channels_the_first_is_drawn(tmp_path: Path) -> None:
+    image, label = blob((40, 48, 3), 0)
+    save_nifti(tmp_path / "label.nii.gz", label, np.uint8)
+    pictures = []
+    for name, array in (("one", image), ("two", np.stack([image, image[::-1] * 1e6], axis=-1))):
+        save_nifti(tmp_path / f"{name}.nii.gz", array, np.float32)
+        record = {"image": str(tmp_path / f"{name}.nii.gz"), "label": str(tmp_path / "label.nii.gz"), "case": "a"}
+        draw_montage([record], tmp_path / f"{name}.png", 3, {})
+        pictures.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
+    np.testing.assert_array_equal(*pictures)
 
 
 def test_the_recipe_gets_a_pixel_size_that_holds_the_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pytest
 
+from bundle.report.cases import _facts as case_facts
 from bundle.report.evaluation import MEAN, Scores
 from bundle.report.problems import empty_predictions, outliers, training_ranges, unlike_training
 from tests.bundle.report.common import make_case
@@ -49,6 +51,24 @@ def test_cases_outside_the_training_range_are_named() -> None:
         (2, "field of view 400 mm, in training 100-200"),
         (3, "mean intensity 0.050, in training 0.100-0.200"),
     ]
+
+
+def test_a_channel_counts_whatever_its_unit(tmp_path: Path) -> None:
+    """A diffusion map in mm2/s next to a weighted image, in the training and among the cases."""
+    voxels = np.random.default_rng(0).integers(0, 900, (6, 5, 3, 2)).astype(np.float32)
+    ranges, facts = [], []
+    for name, unit in (("a", [1, 1]), ("b", [1, 1e-6])):
+        image = voxels * np.float32(unit)
+        nib.save(nib.Nifti1Image(image, np.diag([2.0, 2, 8, 1])), tmp_path / f"{name}.nii")
+        known = {"train#dataset#data": [{"image": str(tmp_path / f"{name}.nii")}], "cache_dir": str(tmp_path)}
+        ranges.append(training_ranges(SimpleNamespace(get=known.get)))  # type: ignore[arg-type]
+        case = np.concatenate([np.moveaxis(image, -1, 0), np.zeros((2, 6, 5, 3))])
+        facts.append(case_facts(case, np.array([2.0, 2, 8]), 2))
+    assert ranges[0]["mean intensity"] == pytest.approx(ranges[1]["mean intensity"])
+    assert ranges[0]["mean intensity"][0] == pytest.approx(facts[0]["intensity"][0], rel=1e-5)
+    np.testing.assert_allclose(facts[1]["intensity"], facts[0]["intensity"], rtol=1e-5)
+    np.testing.assert_allclose(facts[1]["image"], facts[0]["image"], atol=1)
+    assert facts[0]["image"][..., 1].max() == 255
 
 
 def test_what_is_kept_of_the_training_images_is_measured_anew_where_it_is_damaged(tmp_path: Path) -> None:

@@ -235,18 +235,27 @@ def test_terms_of_data_and_of_earlier_weights_are_stated_wherever_terms_stand(
     assert read(again / "configs" / "metadata.json")["data_license"] == terms
 
 
-@pytest.mark.parametrize(("suffix", "modality"), [(".nii", "n/a"), (".png", "photograph")])
+@pytest.mark.parametrize(
+    ("suffix", "channels", "modality"),
+    [
+        (".nii", ["image"], "n/a"),
+        (".nii", ["channel 0", "channel 1", "channel 2"], "n/a"),
+        (".png", ["image"], "photograph"),
+    ],
+)
 def test_nothing_is_said_of_the_modality_of_volumes_of_ones_own(
-    trained: Trained, tmp_path: Path, suffix: str, modality: str
+    trained: Trained, tmp_path: Path, suffix: str, channels: list[str], modality: str
 ) -> None:
     for name in ("a", "b"):
         sitk.WriteImage(sitk.GetImageFromArray(np.zeros((8, 8), np.uint8)), str(tmp_path / f"{name}{suffix}"))
     entries = [{"image": f"a{suffix}", "label": f"b{suffix}"}]
     source = tmp_path / "own.json"
     source.write_text(json.dumps({"training": entries, "labels": {"0": "background", "1": "bone"}}))
-    pack(str(source), str(trained("custom", 1, 2, synthetic=False)), str(tmp_path / "out"))
+    pack(str(source), str(trained("custom", len(channels), 2, synthetic=False)), str(tmp_path / "out"))
     metadata = read(tmp_path / "out" / "semsim_own_segmentation" / "configs" / "metadata.json")
-    assert metadata["network_data_format"]["inputs"]["image"]["modality"] == modality
+    image = metadata["network_data_format"]["inputs"]["image"]
+    assert image["modality"] == modality
+    assert list(image["channel_def"].values()) == channels
 
 
 def test_a_licence_that_was_left_open_can_be_stated_later(trained: Trained, datalist: Path, tmp_path: Path) -> None:

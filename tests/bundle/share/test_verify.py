@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bundle.share import verify_worker
 from bundle.share.checks import ARCHIVE_CHECKS, FILE_CHECKS, archive_digest, archive_entries, archive_named
@@ -424,10 +427,25 @@ def test_each_kind_of_data_has_a_cohort_that_its_bundle_can_read(dataset: str, t
         assert dataset_records(overlay["layout"], root, part, splits if splits.is_file() else None)
 
 
-@pytest.mark.skipif("SEMSIM_SLOW" not in os.environ, reason="SEMSIM_SLOW not set: three bundles take minutes")
+@pytest.mark.parametrize(
+    ("suffix", "channels", "shape"),
+    [(".nii.gz", 1, ()), (".nii.gz", 2, (2,)), (".nii.gz", 4, (4,)), (".png", 1, ()), (".png", 3, (3,))],
+)
+def test_images_of_ones_own_have_the_channels_of_the_bundle(
+    tmp_path: Path, suffix: str, channels: int, shape: tuple[int, ...]
+) -> None:
+    config = {"layout": "custom", "output_ext": suffix, "num_classes": 3, "in_channels": channels}
+    make_cohort(tmp_path / "own", config)
+    for name, expected in (("case0", shape), ("case0_gt", ())):
+        path = tmp_path / "own" / f"{name}{suffix}"
+        found = nib.load(path).shape[3:] if suffix == ".nii.gz" else np.asarray(Image.open(path)).shape[2:]
+        assert found == expected
+
+
+@pytest.mark.skipif("SEMSIM_SLOW" not in os.environ, reason="SEMSIM_SLOW not set: a bundle takes a minute")
 @pytest.mark.parametrize(
     ("dataset", "channels", "classes"),
-    [("promise12", 1, 2), ("isic", 3, 2), ("knees.json", 1, 3), ("photos.json", 3, 2)],
+    [("promise12", 1, 2), ("isic", 3, 2), ("knees.json", 1, 3), ("photos.json", 3, 2), ("modalities.json", 4, 3)],
 )
 def test_bundles_of_all_data_sets_pass(
     trained: Callable[..., Path], tmp_path: Path, schema: Path, dataset: str, channels: int, classes: int
@@ -438,7 +456,7 @@ def test_bundles_of_all_data_sets_pass(
             tmp_path / "own",
             {
                 "layout": "custom",
-                "output_ext": ".png" if channels == 3 else ".nii.gz",
+                "output_ext": ".png" if dataset == "photos.json" else ".nii.gz",
                 "num_classes": classes,
                 "in_channels": channels,
             },

@@ -66,6 +66,9 @@ def test_features_do_not_depend_on_the_scanner_s_scale() -> None:
     image = torch.rand(1, 40, 36, 5, generator=torch.Generator().manual_seed(0))
     volume = MetaTensor(image, affine=torch.diag(torch.tensor([1.5, 1.5, 8.0, 1.0])), meta={"filename_or_obj": "a.nii"})
     assert case_features(volume) == pytest.approx(case_features(volume * 1000 + 50), abs=1e-4)
+    modalities = MetaTensor(torch.cat([image, image.flip(1)]), meta=volume.meta)
+    units = torch.tensor([1000.0, 1e-3]).view(2, 1, 1, 1)
+    assert case_features(modalities) == pytest.approx(case_features(modalities * units), abs=1e-4)
 
 
 def run(phantom: Path, **options: Any) -> None:
