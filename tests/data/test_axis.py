@@ -5,13 +5,15 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.data import cohort_axis
+from scripts.data import ThroughPlaneLastd, cohort_axis
 from scripts.data.axis import decide_axis, slice_index
+from tests.workflows import workflow
 
 Volume = tuple[tuple[int, ...], tuple[float, ...]]
 LPS = np.diag([-1.0, -1.0, 1.0])
@@ -84,6 +86,25 @@ def test_a_datalist_names_the_axis(tmp_path: Path) -> None:
     source.write_text(json.dumps({"training": [], "slice_axis": 2}))
     with pytest.raises(ValueError, match=r"list\.json: slice_axis: expected one of sagittal, .* found 2"):
         cohort_axis([], source)
+
+
+@pytest.mark.parametrize(
+    ("files", "key"),
+    [
+        (["inference.json"], "preprocessing"),
+        (["inference.json", "monai_label_inference.json"], "preprocessing"),
+        (["train.json", "evaluate.json"], "validate#preprocessing"),
+    ],
+)
+def test_what_uses_weights_cuts_as_their_record_says(
+    trained: Callable[..., Path], phantom: Path, tmp_path: Path, files: list[str], key: str
+) -> None:
+    given: dict[str, Any] = {"dataset_dir": str(phantom), "output_dir": str(tmp_path), "image_size": 48}
+    given["checkpoint"] = str(trained(slice_axis="coronal"))
+    if files[0] == "train.json":
+        given["splits"] = str(phantom / "splits.json")
+    steps = workflow("infer", *files, **given).parser.get_parsed_content(key).transforms
+    assert [step.axis for step in steps if isinstance(step, ThroughPlaneLastd)] == ["coronal"]
 
 
 def test_real_volumes(real_data: Callable[[str], Path]) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from monai.transforms import Compose
@@ -91,17 +92,21 @@ def test_a_full_cache_is_not_blamed_on_an_image(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder here that takes no file, whoever writes it")
-@pytest.mark.parametrize("files", [["inference.json"], ["train.json", "evaluate.json"]])
+@pytest.mark.parametrize("files", [["train.json"], ["inference.json"], ["train.json", "evaluate.json"]])
 def test_outputs_that_cannot_be_written_are_found_out_before_the_work(
     phantom: Path, trained: Callable[..., Path], files: list[str]
 ) -> None:
-    options = {"dataset_dir": str(phantom), "output_dir": "/proc/nothing/here", "checkpoint": str(trained())}
+    options: dict[str, Any] = {"dataset_dir": str(phantom), "output_dir": "/proc/nothing/here"}
+    if files != ["train.json"]:
+        options["checkpoint"] = str(trained())
     if files[0] == "train.json":
-        options |= {"splits": str(phantom / "splits.json"), "image_size": 48}  # type: ignore[dict-item]
+        options |= {"splits": str(phantom / "splits.json"), "image_size": 48}
     error = caught(lambda: workflow("infer", *files, **options))
     assert str(root_cause(error)).startswith("nothing can be written to '/proc/nothing/here'")
     with pytest.raises(WriteError, match="nothing can be written to '/proc/nothing'"):
         prepare("acdc", str(phantom), "/proc/nothing/list.json", str(phantom / "splits.json"))
+    with pytest.raises(WriteError, match="nothing can be written to '/proc/nothing/cache'"):
+        cached_volumes([{"image": "nowhere.nii"}], Compose([]), "/proc/nothing/cache", 2)
 
 
 def test_an_interruption_starts_no_further_work() -> None:

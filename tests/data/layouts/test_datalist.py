@@ -92,6 +92,7 @@ def test_without_a_validation_list_labelled_cases_validate_whole(folder: Path) -
         ),
         ({"training": [entry(0), {**entry(1), "label": "../0_m.nii.gz"}]}, r"have the same label '.*0_m\.nii\.gz'"),
         ({"training": [entry(0)], "label_values": [0, True]}, "label_values: entry 2: expected a number, found True"),
+        ({"training": [entry(0)], "label_values": [0, float("nan")]}, "expected a datalist, found invalid JSON: NaN"),
         ({"training": [entry(0)], "label_values": [0, 0]}, "label_values: expected different numbers"),
         ({"training": [{"image": "../0.nii.gz\0"}]}, "image: expected the path of one file"),
         ({"images": []}, "expected a datalist with lists under training"),
