@@ -128,8 +128,8 @@ class Folder:
         if given[:2] == ["run", "training"] and "--resume" not in given:
             shutil.rmtree(self.root / "output", ignore_errors=True)
             self.now = self.needed(line)
-        elif (needed := self.needed(line)) != self.now:
-            self.restore(*needed)
+        elif (needed := self.needed(line)) != self.now or "--resume" in given:
+            self.restore(*needed)  # what is resumed is a training of the same objective, not the page's last one
         if "--splits" in given:  # of real data
             del given[given.index("--splits") : given.index("--splits") + 2]
         shorter = self.shorter(line, given)  # of an option that is given twice the last one counts
@@ -142,7 +142,8 @@ class Folder:
     def needed(self, line: Line) -> tuple[str, ...]:
         """The page, and the config files of the training whose results a command line works on."""
         kind = "isic" if line.layout == "lesions" else line.layout
-        files = re.findall(r"configs/methods/\w+\.json", line.text) if "pseudo_labels" in line.text else []
+        own = re.search("pseudo_labels|--resume", line.text)  # the objective must be that of the training
+        files = re.findall(r"configs/methods/\w+\.json", line.text) if own else []
         return line.page, *([f"configs/datasets/{kind}.json"] if kind != "acdc" else []), *files
 
     def restore(self, page: str, *files: str) -> None:
