@@ -56,8 +56,13 @@ def train(method: str, cohort: Path, folder: Path, epochs: int, **killed: Any) -
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """All tensors that a training wrote; whatever is there must be whole."""
-    return {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("[!.]*.pt"))}
+    """All that a training wrote but the versions of the code, which a commit in the meantime changes.
+
+    Whatever is there must be whole.
+    """
+    found = {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("[!.]*.pt"))}
+    found.get("checkpoint.pt", {}).get("state", {}).get("trained_by", {}).pop("code", None)
+    return found
 
 
 class Stored:
