@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scripts.networks.deployed import deployed_network, network_options
 from scripts.networks.discriminator import Discriminator
+from scripts.networks.efficient_unet import EfficientUNet, imagenet_weights
 from scripts.networks.frequency_hybrid import FrequencyHybrid
 from scripts.networks.fusion import PixelProjection, SpatialAwareFusion
 from scripts.networks.rectifier import LabelRectifier
@@ -14,6 +15,7 @@ from scripts.networks.unet import UNet
 __all__ = [
     "SAM",
     "Discriminator",
+    "EfficientUNet",
     "FrequencyHybrid",
     "LabelRectifier",
     "PixelProjection",
@@ -21,5 +23,6 @@ __all__ = [
     "SwinUNet",
     "UNet",
     "deployed_network",
+    "imagenet_weights",
     "network_options",
 ]

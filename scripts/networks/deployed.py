@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from scripts.networks.efficient_unet import EfficientUNet
 from scripts.networks.frequency_hybrid import FrequencyHybrid
 from scripts.networks.sam import SAM
 from scripts.networks.unet import UNet
@@ -16,7 +17,7 @@ from scripts.utils.provenance import read_record
 
 __all__ = ["deployed_network", "network_options"]
 
-NETWORKS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (FrequencyHybrid, SAM, UNet)}
+NETWORKS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (EfficientUNet, FrequencyHybrid, SAM, UNet)}
 
 
 def deployed_network(
