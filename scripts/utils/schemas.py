@@ -226,7 +226,10 @@ SCHEMAS: dict[str, Schema] = {
         split=_or_null(FILE),
         split_sha256=_or_null(SHA256),
         method=NAME,
-        network={"enum": ["EfficientUNet", "FrequencyHybrid", "SAM", "UNet"], "description": "a network of this bundle"},
+        network={
+            "enum": ["EfficientUNet", "FrequencyHybrid", "SAM", "UNet"],
+            "description": "a network of this bundle",
+        },
         settings=_SETTINGS,
         fusion=NAME,
         seed={"type": "integer", "description": "a whole number"},
