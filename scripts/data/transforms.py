@@ -85,7 +85,9 @@ class ScaleImaged(MapTransform):
     """Scale the values of an image to [0, 1], from one percentile to another, and clip the rest.
 
     Each channel of a volume is scaled separately, because channels have different units; a diffusion map would have no
-    contrast next to a weighted image. The colours of a photograph are scaled together, to keep the white balance.
+    contrast next to a weighted image. The colours of a photograph are scaled together by their minimum and maximum, and
+    each by itself where percentiles clip: the brightest part of an image then is white whatever lit it, the white patch
+    of colour constancy (Land and McCann, 1971).
 
     Args:
         keys: keys of channel-first images.
@@ -99,6 +101,8 @@ class ScaleImaged(MapTransform):
             ScaleIntensityRangePercentiles(lower, upper, 0.0, 1.0, clip=True, channel_wise=each)
             for each in (True, False)
         )
+        if (lower, upper) != (0, 100):
+            self.together = self.each
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Scale every image of the dictionary; one without metadata is treated as a volume."""
