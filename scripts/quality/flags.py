@@ -18,6 +18,10 @@ OPEN = 0.25
 """Share of an enclosed class's outline that may touch another class than the enclosing one."""
 
 
+CUT = 0.05
+"""Share of a class's outline that may lie on the slices' border; a few pixels there cut little off."""
+
+
 def check_enclosing(enclosing: Any, num_classes: int) -> dict[int, int]:
     """Check the option ``enclosing``: by class, the class that it must enclose.
 
@@ -70,11 +74,14 @@ def plane_flags(
         a list for each foreground class.
     """
     found: dict[int, list[str]] = {c: [] for c in range(1, num_classes)}
+    cross = ndimage.generate_binary_structure(2, 1)[..., None]
+    border = np.ones((*classes.shape[:2], 1), bool)
+    border[1:-1, 1:-1] = False
     for c in found:
         mask = classes == c
-        if mask[[0, -1]].any() or mask[:, [0, -1]].any():
+        outline = mask & ~ndimage.binary_erosion(mask, cross)
+        if int((mask & border).sum()) > CUT * int(outline.sum()):
             found[c].append("cut by the image's border")
-    cross = ndimage.generate_binary_structure(2, 1)[..., None]
     for outer, inner in (enclosing or {}).items():
         outline = ndimage.binary_dilation(classes == inner, cross) & (classes != inner)
         total = int(outline.sum())

@@ -134,6 +134,19 @@ def test_channels_of_volumes_are_scaled_one_by_one_and_colours_together(tmp_path
     np.testing.assert_allclose(found[..., 0], (pixels.transpose(2, 1, 0) - float(low)) / (high - low), atol=1e-6)
 
 
+def test_clipped_photographs_look_alike_under_every_lamp(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 120, (20, 20, 3), dtype=np.uint8)
+    steps = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image"), ScaleImaged("image", (1, 99))])
+    found = []
+    for name, lamp in {"white": [1, 1, 1], "orange": [2, 1, 1]}.items():
+        Image.fromarray(pixels * np.uint8(lamp)).save(tmp_path / f"{name}.png")
+        found.append(steps({"image": str(tmp_path / f"{name}.png")})["image"].numpy())
+    np.testing.assert_allclose(*found, atol=1e-6)
+    low, high = np.percentile(pixels, (1, 99), axis=(0, 1))
+    expected = ((pixels - low) / (high - low)).clip(0, 1).transpose(2, 1, 0)
+    np.testing.assert_allclose(found[0][..., 0], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("photographs", [False, True])
 @pytest.mark.parametrize("image_size", [128, 100])
 def test_training_leaves_image_and_label_in_one_place(tmp_path: Path, image_size: int, photographs: bool) -> None:

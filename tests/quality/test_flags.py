@@ -36,6 +36,15 @@ def test_border_of_the_slices_but_not_the_first_and_last_slice(where: tuple) -> 
     assert plane_flags(label, 4) == {1: ["cut by the image's border"], 2: [], 3: []}
 
 
+def test_a_few_pixels_at_the_border_cut_nothing_off() -> None:
+    label = np.zeros((40, 40, 3), np.uint8)
+    label[1:31, 5:35] = 1  # an outline of 116 pixels a slice
+    label[0, 5:10, 1] = 1
+    assert plane_flags(label, 2) == {1: []}
+    label[0, 5:30, 1] = 1
+    assert plane_flags(label, 2) == {1: ["cut by the image's border"]}
+
+
 def test_an_open_ring_is_told_of_where_the_data_set_asks_for_one() -> None:
     label = heart()
     label[4:16, 4:7] = 0
