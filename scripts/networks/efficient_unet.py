@@ -73,7 +73,8 @@ class EfficientUNet(UNet):
 
     Level 1, at full resolution, is a block of two convolutions; levels 2 to 5 are EfficientNet-Lite0's stages at 1/2 to
     1/16 of the size. Its stages at 1/32, most of its weights, are left out: of a slice of 96 to 128 pixels they would
-    see 3 or 4 positions a side. The pretrained layers have no dropout; what a level gives to the decoder has.
+    see 3 or 4 positions a side. Dropout, of what a level gives to the decoder, is off: with the U-Net's rates, highest
+    at the coarsest level, the decoder leans on the finest ones, and pretraining brought nothing.
 
     Args:
         in_channels: channels of the input image (1 grey, 3 RGB).
@@ -90,7 +91,7 @@ class EfficientUNet(UNet):
         self,
         in_channels: int = 1,
         num_classes: int = 4,
-        dropout: float | Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
+        dropout: float | Sequence[float] = 0.0,
         pretrained: str | None = None,
     ) -> None:
         super().__init__(in_channels, num_classes, CHANNELS, dropout)
