@@ -72,10 +72,10 @@ class InvertedResidual(nn.Module):
 class EfficientUNet(UNet):
     """The U-Net's decoder on EfficientNet-Lite0 (Tan and Le, 2019).
 
-    Level 1, at full resolution, is a block of two convolutions; levels 2 to 5 are EfficientNet-Lite0's stages at 1/2 to
-    1/16 of the size. Its stages at 1/32, most of its weights, are left out: of a slice of 96 to 128 pixels they would
-    see 3 or 4 positions a side. Dropout, of what a level gives to the decoder, is off: with the U-Net's rates, highest
-    at the coarsest level, the decoder leans on the finest ones, and pretraining brought nothing.
+    Level 1, at full resolution, is a block of two convolutions; levels 2 to 6 are EfficientNet-Lite0's stages at 1/2 to
+    1/32 of the size: 3,416,036 parameters for 1 input channel and 4 classes. Dropout, of what a level gives to the
+    decoder, is off: with the U-Net's rates, highest at the coarsest level, the decoder leans on the finest ones and the
+    pretrained features are lost.
 
     Args:
         in_channels: channels of the input image (1 grey, 3 RGB).
@@ -112,7 +112,10 @@ class EfficientUNet(UNet):
         nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Encoder features of levels 1 to 5, finest first: :meth:`scripts.networks.UNet.encode`."""
+        """Encoder features of levels 1 to 6, finest first, of an image with H and W of at least 32.
+
+        See :meth:`scripts.networks.UNet.encode`.
+        """
         detail, *stages = self.encoder
         features: list[Tensor] = [detail(image)]
         x = self.stem(2 * image - 1)  # the range that the published weights were trained with

