@@ -32,6 +32,7 @@ __all__ = ["archive_name", "main", "write_archive"]
 
 CONFIGS = (
     "recipe.json",
+    "imagenet_encoder.json",
     "inference.json",
     "evaluate.json",
     "multi_gpu_train.json",
@@ -213,7 +214,13 @@ def _write_configs(
         for names in (("train.json", "monai_label.json"), ("inference.json", "monai_label_inference.json"))
     )
     cpu = _read_json(folder / "cpu.json")
-    if record.get("network", "UNet") != "UNet" and (method := _method_overlay(record)):
+    network = record.get("network", "UNet")
+    if network == "EfficientUNet":
+        encoder = _read_json(folder / "imagenet_encoder.json")
+        del encoder["network_def"]["pretrained"]  # the weights that are trained on come from the bundle
+        train |= encoder
+        train["network_def"]["dropout"] = network_options(record)["dropout"]
+    elif network != "UNet" and (method := _method_overlay(record)):
         # What is served is trained on: the method whose network this is, not SemSim.
         train = ConfigParser.load_config_files([str(ROOT / "configs" / "train.json"), str(folder / "methods" / method)])
         train |= _read_json(ROOT / "configs" / "monai_label.json")
@@ -222,10 +229,13 @@ def _write_configs(
     inference |= {key: value for key, value in overlay.items() if key in inference}
     # All three workflows use slices like those of the weights' training.
     train |= trained
-    # Training goes on as these weights came about; the supervised start is behind them.
+    # Training goes on as these weights came about, by the recipe's objective unless the network has one of its own; the
+    # supervised start is behind them.
     if record.get("settings", {}).get("weak_view mode") == "augmentation":
         recipe = _read_json(folder / "recipe.json")
         train |= {key: recipe[key] for key in ("weak_view", "teacher_decay")}
+        if train["method"]["_target_"] == "scripts.methods.SemSim":
+            train["method"] |= {key.removeprefix("method#"): recipe[key] for key in recipe if key.startswith("method#")}
     train["image_size"] = cpu["image_size"] = inference["image_size"]["default"] = record["image_size"]
     for name, config in (("train.json", train), ("inference.json", inference), ("cpu.json", cpu)):
         _write_json(folder / name, config)

@@ -228,7 +228,7 @@ SCHEMAS: dict[str, Schema] = {
         method=NAME,
         network={
             "enum": ["EfficientUNet", "FrequencyHybrid", "SAM", "UNet"],
-            "description": "a network of this bundle",
+            "description": "EfficientUNet, FrequencyHybrid, SAM or UNet",
         },
         settings=_SETTINGS,
         fusion=NAME,

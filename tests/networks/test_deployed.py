@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from bundle.share.pack import main as pack
 from bundle.share.verify import verify
 from scripts.handlers.checkpoints import RunCheckpoint, plain_options
 from scripts.handlers.weights import load_network_weights
-from scripts.networks import UNet, deployed_network
+from scripts.networks import EfficientUNet, UNet, deployed_network
 from scripts.utils.provenance import read_record, write_record
 from tests.methods.common import THIN, build, deployed, make_batch, needs_sam, trainer
 from tests.workflows import workflow
@@ -22,9 +23,9 @@ OTHERS = ["medfct", pytest.param("cpc_sam", marks=needs_sam)]
 CLASSES = {"medfct": "FrequencyHybrid", "cpc_sam": "SAM"}
 
 
-def weights_of(method: str, folder: Path, **record: Any) -> Path:
+def weights_of(method: str, folder: Path, built: nn.Module | None = None, /, **record: Any) -> Path:
     """Weights of a thin network with a record as a training leaves it."""
-    network, path = deployed(method), folder / "model.pt"
+    network, path = built or deployed(method), folder / "model.pt"
     torch.save(network.state_dict(), path)
     known = {"data": "acdc", "split": "splits.json", "seed": 0, "iteration": 20, "labeled_cases": 2, "image_size": 48}
     known |= {"method": type(build(method)).__name__, "network": type(network).__name__, "synthetic": True}
@@ -65,7 +66,10 @@ def test_dropout_overrides_that_of_the_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("entry", "found"),
-    [({"network": "os.system"}, "FrequencyHybrid, SAM or UNet"), ({"settings": {"network channels": [10**9]}}, "1024")],
+    [
+        ({"network": "os.system"}, "EfficientUNet, FrequencyHybrid, SAM or UNet"),
+        ({"settings": {"network channels": [10**9]}}, "1024"),
+    ],
 )
 def test_a_record_cannot_name_anything_else(entry: dict[str, Any], found: str, tmp_path: Path) -> None:
     weights = weights_of("medfct", tmp_path, **entry)
@@ -98,5 +102,19 @@ def test_a_packed_bundle_trains_evaluates_infers_and_exports_it(method: str, tmp
     assert train["method"]["_target_"].endswith(type(build(method)).__name__)
     assert CLASSES[method] in json.loads((folder / "configs" / "metadata.json").read_text())["description"]
     assert "--use_trace True" in (folder / "README.md").read_text()
+    results = verify(next((tmp_path / "packed").glob("*.zip")), schema, run=True)
+    assert [result for result in results if result.fault] == []
+
+
+def test_a_packed_bundle_on_an_imagenet_encoder(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"type": "object", "required": ["network_data_format"]}))
+    weights = weights_of("supervised", tmp_path, EfficientUNet(dropout=0.1))
+    pack("acdc", str(weights), str(tmp_path / "packed"))
+    train = json.loads((tmp_path / "packed" / "semsim_acdc_segmentation" / "configs" / "train.json").read_text())
+    assert train["network_def"]["_target_"] == "scripts.networks.EfficientUNet"
+    assert "pretrained" not in train["network_def"]
+    assert train["network_def"]["dropout"] == [0.1] * 6
+    assert train["optimizer"]["_target_"] == "torch.optim.AdamW"
     results = verify(next((tmp_path / "packed").glob("*.zip")), schema, run=True)
     assert [result for result in results if result.fault] == []

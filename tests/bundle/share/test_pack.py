@@ -103,13 +103,15 @@ def test_configs_stand_alone_at_the_size_of_the_weights(packed: Path) -> None:
     }
 
 
-def test_weights_of_the_recipe_are_trained_on_by_its_views_and_teacher(trained: Trained, tmp_path: Path) -> None:
+def test_weights_of_the_recipe_are_trained_on_by_its_views_teacher_and_objective(trained: Trained, tmp_path: Path) -> None:
     recipe, views = read(ROOT / "configs" / "recipe.json"), {"weak_view mode": "augmentation"}
     for settings, expected in (({}, None), (views, recipe)):
         pack("acdc", str(trained(settings=settings)), str(tmp_path))
         train = read(tmp_path / "semsim_acdc_segmentation" / "configs" / "train.json")
         original = expected or read(ROOT / "configs" / "train.json")
         assert (train["weak_view"], train["teacher_decay"]) == (original["weak_view"], original["teacher_decay"])
+        weights = {key: value for key, value in train["method"].items() if key.startswith("lambda_")}
+        assert weights == {key.removeprefix("method#"): original[key] for key in original if key.startswith("method#")}
 
 
 @pytest.mark.parametrize(
