@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 from monai.transforms import Compose, EnsureChannelFirstd, ScaleIntensityd
 
 from scripts.data import LoadImageVolumed
 from scripts.monai_label import Studies, run_folder, training_slices, validation_volumes
-from tests.monai_label.common import CLASSES, CODES, SYNONYMS, listed, make_datastore, save, set_info
+from tests.monai_label.common import AFFINE, CLASSES, CODES, SYNONYMS, listed, make_datastore, save, set_info
 
 
 def others(labeled: list, validation: list | None = None) -> list[dict[str, str]]:
@@ -157,6 +158,26 @@ def test_unusable_studies_are_left_out_by_name(tmp_path: Path, caplog: pytest.Lo
     for name, what in {"w": "shape", "b": "label values", "cine": "the same for all", "broken": "not an image"}.items():
         assert any(f"{name}.nii.gz" in line and what in line for line in studies.left_out), studies.left_out
     assert caplog.text.count("Left out: ") == 4
+
+
+def test_other_views_and_formats_serve_beside_short_axis_stacks(tmp_path: Path) -> None:
+    """A long-axis view, a localizer of three planes and a stack as NRRD, none of them labelled."""
+    root = tmp_path / "studies"
+    records = fill(root, ["a"], ["stack", "long", "localizer"])
+    long_axis = AFFINE[:, [2, 0, 1, 3]]
+    save(root / "long.nii.gz", np.random.default_rng(7).integers(0, 99, (6, 6, 1)).astype(np.int16), long_axis)
+    save(root / "localizer.nii.gz", np.random.default_rng(8).integers(0, 99, (6, 6, 3)).astype(np.int16), np.eye(4))
+    sitk.WriteImage(sitk.ReadImage(str(root / "stack.nii.gz")), str(root / "stack.nrrd"))
+    (root / "stack.nii.gz").unlink()
+    index = json.loads((root / "datastore_v2.json").read_text())
+    index["objects"]["stack"]["image"]["ext"] = ".nrrd"
+    (root / "datastore_v2.json").write_text(json.dumps(index))
+    studies = known(records)
+    slices = slices_of(studies, cache=tmp_path / "cache")
+    found = [Path(record["image"]).name for record in slices.data]
+    assert found == ["a.nii.gz", "localizer.nii.gz", "long.nii.gz", "stack.nrrd"]
+    assert studies.left_out == []
+    assert [volume.shape[0] for volume in slices.volumes] == [9, 3, 1, 9]
 
 
 @pytest.mark.parametrize("ext", [".nrrd", ".mha"])

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from monailabel.datastore.utils.colors import GENERIC_ANATOMY_COLORS
 
 from bundle.label.server import LabelServer, app_folder, place_bundle
 from scripts.networks import UNet
@@ -124,6 +125,8 @@ class TestNifti:
         info = server.info()
         assert set(info["models"]) == set(info["trainers"]) == {A, B}
         assert info["labels"] == SEGMENTS
+        # viewers colour segments by these names; they know none for the myocardium
+        assert {SEGMENTS[0], SEGMENTS[2]} <= GENERIC_ANATOMY_COLORS.keys()
         assert info["models"][A]["labels"] == {name: k for k, name in enumerate(SEGMENTS, 1)}
         assert info["datastore"]["total"] == 10
         assert info["models"][A]["config"]["model_filename"] == NETWORKS
@@ -297,7 +300,7 @@ def test_a_training_ends_with_its_server(cohort: dict, tmp_path: Path) -> None:
     assert digest(bundle) == before
 
 
-@pytest.mark.parametrize("suffix", [".mhd", ".png"])
+@pytest.mark.parametrize("suffix", [".mhd", ".nrrd", ".png"])
 def test_other_formats(suffix: str, cohort: dict, tmp_path: Path) -> None:
     """Six studies of another format, labels in NIfTI as 3D Slicer sends them."""
     studies = tmp_path / "studies"
@@ -316,7 +319,8 @@ def test_other_formats(suffix: str, cohort: dict, tmp_path: Path) -> None:
     stored = {"label_values": [0, 85, 170, 255]} if suffix == ".png" else {}
     bundle = make_bundle(app_folder(tmp_path), A, **stored)
     before = digest(bundle)
-    environment = {"MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps([f"*{suffix}", "*.nii.gz"])}
+    # the server's own list has the others
+    environment = {"MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps([f"*{suffix}", "*.nii.gz"])} if suffix == ".mhd" else {}
     names = sorted(cohort)[:6]
     with LabelServer(tmp_path, studies, [A], environment=environment) as server:
         assert server.info()["datastore"]["total"] == 6
