@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd
+from tqdm import tqdm
 
 from scripts.data import LoadImageVolumed
 from scripts.data.checks import add_or_raise, check_grids
@@ -24,6 +25,8 @@ from scripts.utils.files import as_stored, write_text
 from scripts.utils.validation import faults_of, parse_json, read_text
 
 __all__ = ["merge_listed", "merge_masks"]
+
+Item = TypeVar("Item")
 
 
 def merge_masks(root: Path, patterns: str | Sequence[str], folder: Path) -> Path:
@@ -51,7 +54,7 @@ def merge_masks(root: Path, patterns: str | Sequence[str], folder: Path) -> Path
     taken = {mask for image, of_image in masks.items() for mask in of_image if mask.is_file() and mask != image}
     entries: list[dict[str, Any]] = []
     faults: list[str] = []
-    for image, of_image in masks.items():
+    for image, of_image in _shown(masks.items()):
         if image in taken:
             continue
         entry = {"image": os.path.relpath(image, folder)}
@@ -107,10 +110,19 @@ def merge_listed(path: Path, folder: Path) -> Path:
         there = {number: mask for number, mask in masks.items() if mask.is_file()}
         return _with_label(new, _place(base, old["image"]), there, root, folder, faults)
 
-    parts = {part: [moved(entry) for entry in content[part]] for part in PARTS if content.get(part)}
+    every = [(part, entry) for part in PARTS for entry in content.get(part) or ()]
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for part, entry in _shown(every):
+        parts.setdefault(part, []).append(moved(entry))
     add_or_raise(faults, None)
     numbers = {str(number): str(number) for number in range(1, 1 + max(map(len, listed)))}
     return _write(folder, {**content, "labels": content.get("labels") or numbers, **parts})
+
+
+def _shown(images: Collection[Item]) -> Iterable[Item]:
+    """The images, with a progress bar on a terminal."""
+    bar: Iterable[Item] = tqdm(images, desc="merging masks", unit="image", disable=None)
+    return bar
 
 
 def _place(base: Path, name: str) -> Path:

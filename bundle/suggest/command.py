@@ -81,7 +81,7 @@ def main(
         drawn = np.random.default_rng(seed).permutation(free)[:count].tolist()
         choices = [Choice(index, 0.0, (index,)) for index in drawn]
     else:
-        features = np.stack(in_threads(_features, cases.values()))
+        features = np.stack(in_threads(_features, cases.values(), "reading the images"))
         choices = choose(similarities(features), count, known_labels, None if scores is None else 1 - scores)
     print(f"{len(known_labels)} of {len(names)} training cases are labelled. Next:")
     lines = [["", "case", "images", "why"]]
