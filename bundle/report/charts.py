@@ -93,8 +93,18 @@ def boxes(
     return _svg(figure, f"boxes {title}")
 
 
-def lines(curves: Mapping[str, Curve], title: str, ylabel: str, top: float | None = None) -> Markup:
-    """Curves over the iterations, each with at most 240 means of equally many neighbours."""
+def lines(
+    curves: Mapping[str, Curve], title: str, ylabel: str, top: float | None = None, named: bool = False
+) -> Markup:
+    """Curves over the iterations, each with at most 240 means of equally many neighbours.
+
+    Args:
+        curves: the curves by name.
+        title: title of the chart.
+        ylabel: title of the vertical axis.
+        top: upper end of the axis; None: by the values.
+        named: whether a single curve is named, too.
+    """
     with mpl.rc_context(STYLE):
         figure, (axes,) = _axes(5.3, 2.9)
         for number, (name, (steps, values)) in enumerate(curves.items()):
@@ -106,7 +116,7 @@ def lines(curves: Mapping[str, Curve], title: str, ylabel: str, top: float | Non
         axes.set(title=title, xlabel="iteration", ylabel=ylabel)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(*((0, top) if top else (None, None)))
-        if len(curves) > 1:
+        if named or len(curves) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return _svg(figure, f"lines {title}")
 
@@ -163,7 +173,12 @@ def agreement_chart(
 
 
 def density_chart(
-    names: Sequence[str], grid: NDArray[Any], labeled: NDArray[Any], unlabeled: NDArray[Any], overlap: NDArray[Any]
+    names: Sequence[str],
+    grid: NDArray[Any],
+    labeled: NDArray[Any],
+    unlabeled: NDArray[Any],
+    overlap: NDArray[Any],
+    title: str = "",
 ) -> Markup:
     """Densities of labelled and unlabelled features, a plot per class."""
     with mpl.rc_context(STYLE):
@@ -176,11 +191,13 @@ def density_chart(
             axes.set(xlabel="first principal component", ylim=(0, None))
         every[0].set_ylabel("density")
         every[-1].legend()
-    return _svg(figure, "densities")
+        if title:
+            figure.suptitle(_plain(title), size=10)
+    return _svg(figure, f"densities {title}")
 
 
 def embedding_chart(
-    points: NDArray[Any], classes: NDArray[Any], names: Sequence[str], colours: Sequence[str]
+    points: NDArray[Any], classes: NDArray[Any], names: Sequence[str], colours: Sequence[str], title: str = ""
 ) -> Markup:
     """Points of t-SNE by class."""
     with mpl.rc_context(STYLE):
@@ -188,11 +205,11 @@ def embedding_chart(
         for number, (name, colour) in enumerate(zip(names, colours, strict=True)):
             x, y = points[classes == number].T
             axes.plot(x, y, "o", ms=3.2, mew=0, alpha=0.7, color=colour, label=_plain(name))
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], title=_plain(title))
         axes.grid(visible=False)
         _frame(axes)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=1.8)
-    return _svg(figure, "embedding")
+    return _svg(figure, f"embedding {title}")
 
 
 def _frame(axes: Axes) -> None:

@@ -19,7 +19,7 @@ from scripts.utils.provenance import code_version
 
 __all__ = ["main"]
 
-PARTS = 6  # name of a page on one run
+PARTS = 6  # of a page, each with a step of the progress bar
 
 
 def main(
@@ -72,7 +72,7 @@ def main(
     first = found[0]
     folder = first.evaluation if len(found) == 1 else Path(words(runs)[0])
     target = Path(output) if output else folder / "report.html"
-    with tqdm(total=len(found) + (PARTS if len(found) == 1 else 1), desc="report", disable=None) as bar:
+    with tqdm(total=len(found) + PARTS, desc="report", disable=None) as bar:
 
         def tick(what: str) -> None:
             bar.set_postfix_str(what)
@@ -85,10 +85,7 @@ def main(
         if len(found) == 1:
             sections = single.sections(subjects[first.name], tick)
         else:
-            tick("pictures")
-            scores = {name: one.scores for name, one in subjects.items()}
-            sections = several.score_sections(scores, {run.name: run.folder for run in found})
-            sections[1:1] = several.grid_section(subjects)
+            sections = several.report_sections(subjects, {run.name: run.folder for run in found}, tick)
     sections.append(Section("Command", [Code(_command(given)), Text(f"Code: {code_version()}.")]))
     titled = first.name if len(found) == 1 else f"{len(found)} runs"
     data = first.record.get("data", "unnamed data")

@@ -72,7 +72,7 @@ def curve_charts(folders: Mapping[str, Path]) -> list[Block]:
     validation = _of(VALIDATION, logged)
     rates = _of("learning_rate", logged)
     panels += [("Validation", "mean Dice", validation, 1.02), ("Learning rate", "rate", rates, None)]
-    shown = [Chart(lines(found, title, label, top)) for title, label, found, top in panels if found]
+    shown = [Chart(lines(found, title, label, top, named=not one)) for title, label, found, top in panels if found]
     return [Charts(shown)]
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bundle.report import cardiac, charts, problems
 from bundle.report.evaluation import MEAN
 from bundle.report.page import (
     Block,
+    Cell,
     Chart,
     Charts,
     Heading,
@@ -22,53 +25,109 @@ from bundle.report.page import (
 )
 from bundle.report.subject import Subject, case_id, known, picked
 
-__all__ = ["cardiac_blocks", "problem_blocks", "problem_lists"]
+__all__ = [
+    "AGREEMENT",
+    "AGREEMENT_RULE",
+    "Measurement",
+    "cardiac_blocks",
+    "measurements",
+    "problem_blocks",
+    "problem_lists",
+]
+
+Values = NDArray[np.float64]
+AGREEMENT = ("n", "bias", "lower limit", "upper limit", "mean absolute difference", "Pearson r")
+"""Titles of :attr:`Measurement.cells`."""
+
+AGREEMENT_RULE = (
+    "Prediction minus label; limits of agreement: bias ∓ 1.96 SD (Bland and Altman 1986). A patient's two frames "
+    "count as two volumes, which makes the limits of the volumes a little too narrow."
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A quantity measured in the labels and in the predictions, where both are known.
+
+    Attributes:
+        title: its name.
+        unit: its unit.
+        labeled: values from the labels ``[N]``, N at least 2.
+        predicted: values from the predictions ``[N]``.
+        colour: its colour in charts.
+    """
+
+    title: str
+    unit: str
+    labeled: Values
+    predicted: Values
+    colour: str
+
+    @cached_property
+    def agreement(self) -> cardiac.Agreement:
+        """Agreement of the predictions with the labels."""
+        return cardiac.agreement(self.labeled, self.predicted)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells of :data:`AGREEMENT`."""
+        found = self.agreement
+        return [
+            number(found.count, 0),
+            *(number(value, 1, sign=True) for value in (found.bias, *found.limits)),
+            number(float(np.abs(self.predicted - self.labeled).mean()), 1),
+            number(known(found.correlation), 3),
+        ]
+
+
+def measurements(subject: Subject) -> list[Measurement]:
+    """Ejection fractions, if there are any, and volumes of every class; none without a reliable spacing."""
+    cases, scores = subject.cases, subject.scores
+    if not subject.in_mm:
+        return []
+    found: list[Measurement] = []
+
+    def add(title: str, unit: str, labeled: Values, predicted: Values, colour: str) -> None:
+        both = ~(np.isnan(labeled) | np.isnan(predicted))
+        if both.sum() > 1:
+            found.append(Measurement(title, unit, labeled[both], predicted[both], colour))
+
+    if fractions := _ejections(subject):
+        labeled, predicted = (np.array([getattr(f, side) for f in fractions]) for side in ("labeled", "predicted"))
+        add("ejection fraction", "%", labeled, predicted, "#1f6feb")
+    for c, (name, colour) in enumerate(zip(scores.classes, subject.run.colours.values(), strict=True), start=1):
+        add(name, "mL", *cardiac.volumes(cases, c), colour)
+    return found
+
+
+def _ejections(subject: Subject) -> list[cardiac.Ejection]:
+    ventricle = cardiac.left_ventricle(subject.scores.classes)
+    return [] if ventricle is None else cardiac.ejections(subject.cases, ventricle)
 
 
 def cardiac_blocks(subject: Subject) -> list[Block]:
     """Volumes of every class and ejection fractions, predicted and labelled."""
-    cases, scores = subject.cases, subject.scores
-    if cases[0].spacing is None:
+    if subject.cases[0].spacing is None:
         return []
     if not subject.in_mm:
         return [Text("Left out: volumes in mL need a reliable spacing in the files.")]
-    if len(cases) < 2:
+    if len(subject.cases) < 2:
         return [Text("Left out: agreement needs at least two volumes.")]
-    colours = list(subject.run.colours.values())
-    blocks: list[Block] = []
-    drawn, rows = [], []
-
-    def add(title: str, unit: str, label: Any, prediction: Any, colour: str) -> None:
-        known = ~(np.isnan(label) | np.isnan(prediction))
-        if known.sum() < 2:
-            return
-        label, prediction = label[known], prediction[known]
-        found = cardiac.agreement(label, prediction)
-        drawn.append(Chart(charts.agreement_chart(label, prediction, found, title, unit, colour)))
-        error = float(np.abs(prediction - label).mean())
-        cells = [number(value, 1, sign=True) for value in (found.bias, *found.limits)]
-        correlation = None if np.isnan(found.correlation) else found.correlation
-        rows.append(
-            [text(f"{title}, {unit}"), number(found.count, 0), *cells, number(error, 1), number(correlation, 3)]
-        )
-
-    if (ventricle := cardiac.left_ventricle(scores.classes)) is not None:
-        fractions = cardiac.ejections(cases, ventricle)
-        if fractions:
-            labeled, predicted = (np.array([getattr(f, side) for f in fractions]) for side in ("labeled", "predicted"))
-            add("ejection fraction", "%", labeled, predicted, "#1f6feb")
-            blocks.append(_ejection_table(subject, fractions, ventricle))
-    for c, name in enumerate(scores.classes, start=1):
-        add(name, "mL", *cardiac.volumes(cases, c), colours[c - 1])
-    titles = ["", "n", "bias", "lower limit", "upper limit", "mean absolute difference", "Pearson r"]
-    caption = (
-        "Prediction minus label; limits of agreement: bias ∓ 1.96 SD (Bland and Altman 1986). A patient's two frames "
-        "count as two volumes, which makes the limits of the volumes a little too narrow."
-    )
-    return [Table(titles, rows, caption, sortable=False), Charts(drawn), *blocks]
+    found = measurements(subject)
+    drawn = [
+        Chart(charts.agreement_chart(one.labeled, one.predicted, one.agreement, one.title, one.unit, one.colour))
+        for one in found
+    ]
+    rows = [[text(f"{one.title}, {one.unit}"), *one.cells] for one in found]
+    blocks: list[Block] = [Table(["", *AGREEMENT], rows, AGREEMENT_RULE, sortable=False), Charts(drawn)]
+    if fractions := _ejections(subject):
+        blocks.append(_ejection_table(subject, fractions))
+    return blocks
 
 
-def _ejection_table(subject: Subject, fractions: Sequence[cardiac.Ejection], ventricle: int) -> Block:
+def _ejection_table(subject: Subject, fractions: Sequence[cardiac.Ejection]) -> Block:
+    ventricle = cardiac.left_ventricle(subject.scores.classes)
+    assert ventricle is not None  # otherwise there is no ejection fraction
     labeled, predicted = cardiac.volumes(subject.cases, ventricle)
     shown = set(picked(subject))
     rows = [

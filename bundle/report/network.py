@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from bundle.report import charts, features
 from bundle.report.page import (
@@ -14,16 +14,18 @@ from bundle.report.page import (
     Text,
 )
 from bundle.report.pictures import map_picture
-from bundle.report.subject import Subject
+from bundle.report.subject import Subject, shared_cases
 
 __all__ = ["network_blocks"]
 
+CONTOUR = "#4df3ff"  # a colour that the activation maps lack
 
-def network_blocks(subject: Subject, tick: Callable[[str], None]) -> list[Block]:
+
+def network_blocks(subjects: Mapping[str, Subject], tick: Callable[[str], None]) -> list[Block]:
     """Class activation maps, densities of features, and their embedding; a missing part has its reason.
 
     Args:
-        subject: subject of the page.
+        subjects: the subject of the page, or several by the names of their runs.
         tick: called with the name of each part before it is made.
     """
     seen: list[Block] = []
@@ -33,63 +35,84 @@ def network_blocks(subject: Subject, tick: Callable[[str], None]) -> list[Block]
         ("Embedding", _embedding),
     ):
         tick(title)
-        seen += [Heading(title), *make(subject)]
+        seen += [Heading(title), *make(subjects)]
     return seen
 
 
-def _activation(subject: Subject) -> list[Block]:
-    order = subject.order
-    records = subject.run.get("dataset#data")
-    colours = list(subject.run.colours.items())
-    strips = []
-    for title, index in (("Median", order[(len(order) - 1) // 2]), ("Worst", order[0])):
-        case = subject.cases[index]
-        record = next(r for r in records if r["image"] == case.file)
-        try:
-            found = features.activation_maps(subject.run, record)
-        except (ValueError, FileNotFoundError) as error:
-            return [Text(f"Left out: {error}")]
-        pictures = [Chart(map_picture(found["image"], None, found["label"], 190, "#ffffff"), "image and label")]
-        for number_, ((name, colour), heat) in enumerate(zip(colours, found["maps"], strict=True), start=1):
-            pictures.append(Chart(map_picture(found["image"], heat, found["label"] == number_, 190, colour), name))
-        strips.append(
-            Strip(
-                f"{title}: {subject.titles[index]}", "the slice with most foreground, as the network's input", pictures
-            )
-        )
+def _left_out(name: str, subjects: Mapping[str, Subject], reason: object) -> Text:
+    return Text(f"Left out{f' for {name}' if len(subjects) > 1 else ''}: {reason}")
+
+
+def _activation(subjects: Mapping[str, Subject]) -> list[Block]:
+    names = shared_cases(subjects)
+    strips: list[Strip] = []
+    missing: dict[str, Text] = {}
+    for title, chosen in (("Median", names[(len(names) - 1) // 2]), ("Worst", names[0])) if names else ():
+        for run, subject in subjects.items():
+            index = next(i for i, case in enumerate(subject.cases) if case.name == chosen)
+            record = next(r for r in subject.run.get("dataset#data") if r["image"] == subject.cases[index].file)
+            try:
+                found = features.activation_maps(subject.run, record)
+            except (ValueError, FileNotFoundError) as error:
+                missing[run] = _left_out(run, subjects, error)
+                continue
+            pictures = [Chart(map_picture(found["image"], None, found["label"], 190, "#ffffff"), "image and label")]
+            for number, (name, heat) in enumerate(zip(subject.run.colours, found["maps"], strict=True), start=1):
+                pictures.append(Chart(map_picture(found["image"], heat, found["label"] == number, 190, CONTOUR), name))
+            which = f"{run}; " if len(subjects) > 1 else ""
+            where = f"{which}the slice with most foreground, as the network's input"
+            strips.append(Strip(f"{title}: {subject.titles[index]}", where, pictures))
     note = (
         f"Grad-CAM at layer {features.CAM_LAYER}, bright where the features support the class in the pixels that are "
         "predicted as it; dashed, the label of that class. The paper shows such maps in Figs. 3 and 9."
     )
-    return [Text(note), *strips]
+    shown: list[Block] = [Text(note), *strips] if strips else []
+    return [*shown, *missing.values()]
 
 
-def _densities(subject: Subject) -> list[Block]:
-    try:
-        found = features.densities(subject.run)
-    except (ValueError, FileNotFoundError) as error:
-        return [Text(f"Left out: {error}")]
-    names = [subject.run.class_name(int(number_)) for number_ in found["classes"]]
-    svg = charts.density_chart(names, found["grid"], found["labeled"], found["unlabeled"], found["overlap"])
-    caption = (
+def _densities(subjects: Mapping[str, Subject]) -> list[Block]:
+    drawn: list[Chart] = []
+    missing: list[Block] = []
+    for run, subject in subjects.items():
+        try:
+            found = features.densities(subject.run)
+        except (ValueError, FileNotFoundError) as error:
+            missing.append(_left_out(run, subjects, error))
+            continue
+        names = [subject.run.class_name(int(number)) for number in found["classes"]]
+        title = run if len(subjects) > 1 else ""
+        grid, labeled, unlabeled, overlap = (found[key] for key in ("grid", "labeled", "unlabeled", "overlap"))
+        absent = [name for name in subject.run.colours if name not in names]
+        caption = f"Without {', '.join(absent)}, which hardly any pixel is predicted as." if absent else ""
+        drawn.append(Chart(charts.density_chart(names, grid, labeled, unlabeled, overlap, title), caption))
+    note = (
         "Input features of the last layer, of labelled and of unlabelled training images, on their first principal "
         "component in units of its standard deviation; Gaussian kernel estimates. A pixel's class is the one that "
         "the network predicts. Overlap: the area under both curves, 1 if they are equal (the paper's Fig. 3)."
     )
-    return [Charts([Chart(svg, caption)])]
+    shown: list[Block] = [Text(note), Charts(drawn)] if drawn else []
+    return [*shown, *missing]
 
 
-def _embedding(subject: Subject) -> list[Block]:
-    try:
-        found = features.embedding(subject.run, subject.run.get("dataset#data"))
-    except ModuleNotFoundError:
-        return [Text("Left out: t-SNE needs scikit-learn (pip install scikit-learn).")]
-    except (ValueError, FileNotFoundError) as error:
-        return [Text(f"Left out: {error}")]
-    colours = ["#8a94a0", *subject.run.colours.values()]
-    svg = charts.embedding_chart(found["points"], found["classes"], ["background", *subject.run.colours], colours)
-    caption = (
-        f"t-SNE of the input features of the last layer, {len(found['points']):,} pixels of the evaluated images, "
+def _embedding(subjects: Mapping[str, Subject]) -> list[Block]:
+    drawn: list[Chart] = []
+    missing: list[Block] = []
+    pixels = 0
+    for run, subject in subjects.items():
+        try:
+            found = features.embedding(subject.run, subject.run.get("dataset#data"))
+        except ModuleNotFoundError:
+            return [Text("Left out: t-SNE needs scikit-learn (pip install scikit-learn).")]
+        except (ValueError, FileNotFoundError) as error:
+            missing.append(_left_out(run, subjects, error))
+            continue
+        names, colours = ["background", *subject.run.colours], ["#8a94a0", *subject.run.colours.values()]
+        title = run if len(subjects) > 1 else ""
+        drawn.append(Chart(charts.embedding_chart(found["points"], found["classes"], names, colours, title)))
+        pixels = max(pixels, len(found["points"]))
+    note = (
+        f"t-SNE of the input features of the last layer, {pixels:,} pixels of the evaluated images, "
         "equally many of each class if possible; coloured by the label (the paper's Fig. 10)."
     )
-    return [Charts([Chart(svg, caption)])]
+    shown: list[Block] = [Text(note), Charts(drawn)] if drawn else []
+    return [*shown, *missing]

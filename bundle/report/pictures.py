@@ -104,7 +104,7 @@ def picture(
         for points in _contours(classes == number)
     ]
     return Markup(
-        f'<svg class="picture" width="{width}" height="{height}" viewBox="0 0 {columns} {rows}" '
+        f'<svg class="picture" style="width:{width}px;aspect-ratio:{width}/{height}" viewBox="0 0 {columns} {rows}" '
         f'preserveAspectRatio="none">{"".join([*layers, *paths])}</svg>'
     )
 

@@ -55,7 +55,7 @@ def sections(subject: Subject, tick: Callable[[str], None]) -> list[Section]:
     listed.append(Section("What went wrong", problem_blocks(subject, found)))
     tick("curves")
     listed.append(Section("Training", curve_charts({subject.run.name: subject.run.folder})))
-    return [*listed, Section("What the network sees", network_blocks(subject, tick))]
+    return [*listed, Section("What the network sees", network_blocks({subject.run.name: subject}, tick))]
 
 
 def summary(subject: Subject) -> list[Block]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from bundle.report.cases import Case
 from bundle.report.evaluation import MEAN, Scores
 from bundle.report.runs import Run
 
-__all__ = ["DIGITS", "Subject", "case_id", "known", "picked", "plural"]
+__all__ = ["DIGITS", "Subject", "case_id", "known", "picked", "plural", "shared_cases"]
 
 DIGITS = {"dsc": 3, "hd95": 1, "assd": 2}
 """Number of decimals of a score."""
@@ -83,6 +83,13 @@ def picked(subject: Subject) -> list[int]:
     ends = PICTURED // 3
     between = np.linspace(ends, len(order) - ends - 1, PICTURED - 2 * ends).round().astype(int)
     return sorted({*order[:ends], *order[-ends:], *(order[i] for i in between)})
+
+
+def shared_cases(subjects: Mapping[str, Subject]) -> list[str]:
+    """Names of the cases that all have, from the worst to the best of the first by mean DSC."""
+    first = next(iter(subjects.values()))
+    names = set.intersection(*({case.name for case in one.cases} for one in subjects.values()))
+    return [first.cases[i].name for i in first.order if first.cases[i].name in names]
 
 
 def known(value: float) -> float | None:

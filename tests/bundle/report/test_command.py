@@ -135,8 +135,15 @@ def test_several_runs_stand_side_by_side(
     write_record(other / "model.pt", {"data": "acdc", "image_size": 48, "labeled_cases": 2})
     main(["report", f"{run},{other}", *options, f"--output={target}"])
     html = target.read_text()
-    for title in ("Scores", "Pictures", "Case by case", "Training"):
+    titles = ["Summary", "Scores", "Pictures", "Case by case", "Volumes and ejection fraction", "What went wrong"]
+    for title in (*titles, "Training", "What the network sees"):
         assert f'<section id="{anchor(title)}">' in html
+    assert "Left out" not in html, "nothing is missing for any part"
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids)), "each chart has ids of its own"
+    lowest = min(float(r["dsc"]) for f in (run, other) for r in volumes(f / "val-best" / "x") if r["class"] == "mean")
+    assert f"<b>{lowest:.3f}</b>" in html
+    assert html.count(">LV, mL</td>") == 2, "one for each run"
     for folder in (run, other):
         (mean,) = {
             f"{sum(values) / len(values):.3f}"
@@ -145,6 +152,11 @@ def test_several_runs_stand_side_by_side(
         assert f">{mean}</td>" in html
     _, console = browse(target)
     assert console == []
+    main(["report", f"{run},{other}", *options, "--millimetres=False", f"--output={target}"])
+    html = target.read_text()
+    assert "HD95, voxels" in html
+    assert "HD95, mm" not in html
+    assert "Left out: volumes in mL need a reliable spacing" in html
 
 
 @pytest.mark.parametrize(
