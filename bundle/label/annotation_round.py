@@ -64,7 +64,7 @@ def main(unlabeled: int = 10, minutes: float | None = None, output: str = str(RO
             server.save_label(name, labels[name], segments=server.info()["labels"])
         status, log = server.train(MODEL, **({} if minutes is None else {"minutes": minutes}))
         trained = time.perf_counter()
-        print("".join(f"    {line}\n" for line in log.splitlines() if "scripts.monai_label" in line), end="")
+        print("".join(f"    {line}\n" for line in log.splitlines() if " - scripts.monai_label." in line), end="")
         server.infer(MODEL, drafts[0], folder / f"{drafts[0]}.nrrd")
         ended = time.perf_counter()
         print(f"training {status}: {(trained - begin) / 60:.1f} min, then {ended - trained:.1f} s to the next draft")

@@ -68,7 +68,7 @@ def main(output: Path = ROOT / "label-demo") -> None:
         begin = time.perf_counter()
         status, log = server.train(MODEL, minutes=MINUTES)
         print(f"POST /train/{MODEL} {status} in {time.perf_counter() - begin:.0f} s")
-        print("".join(f"    {line}\n" for line in log.splitlines() if "scripts.monai_label" in line), end="")
+        print("".join(f"    {line}\n" for line in log.splitlines() if " - scripts.monai_label." in line), end="")
         answer = server.infer(MODEL, unseen, output / "after.nrrd")
         print(f"POST /infer/{MODEL}")
         print(f"                        {unseen}, trained network: mean Dice {mean_dice(answer, labels[unseen]):.3f}")
