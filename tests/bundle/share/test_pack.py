@@ -103,9 +103,7 @@ def test_configs_stand_alone_at_the_size_of_the_weights(packed: Path) -> None:
     }
 
 
-def test_weights_of_the_recipe_are_trained_on_by_its_views_teacher_and_objective(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_weights_of_the_recipe_are_trained_on_as_it_does(trained: Trained, tmp_path: Path) -> None:
     recipe, views = read(ROOT / "configs" / "recipe.json"), {"weak_view mode": "augmentation"}
     for settings, expected in (({}, None), (views, recipe)):
         pack("acdc", str(trained(settings=settings)), str(tmp_path))
