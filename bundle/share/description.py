@@ -90,6 +90,9 @@ def describe(
     synonyms = overlay.get("class_synonyms", {})
     named = {number: synonyms.get(number, [title])[0] for number, title in classes.items()}
     metadata["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(classes), "channel_def": named}
+    if network == "EfficientUNet":  # six levels, the U-Net has five
+        for data in (image, metadata["network_data_format"]["outputs"]["pred"]):
+            data["spatial_shape"] = ["32*n", "32*n"]
     return metadata, licenses
 
 
