@@ -5,7 +5,8 @@ failures: kills, interruptions, damaged files, a full disk. Every run must succe
 one line, and a killed run must complete after it is resumed. Anything else is a failure: its command and log are kept,
 and the exit code is 1.
 
-Every run is a forked process, so that PyTorch and MONAI are loaded once. POSIX only.
+Every run is a forked process, so that PyTorch and MONAI are loaded once. POSIX only. The full disk is a small tmpfs
+where the user may mount one (root on Linux), else a limit of the files' size.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import csv
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +114,25 @@ class Soak:
             (self.folder / f"failure-{len(self.failures)}.txt").write_text(f"{' '.join(words)}\n\n{log}")
         self.outcomes[action, mishap, outcome] += 1
 
+    @contextmanager
+    def full_disk(self, size: int) -> Iterator[tuple[Path, int | None]]:
+        """A folder for outputs on a disk that holds this many bytes.
+
+        Yields:
+            the folder, and the limit of a file's size to run with: None on a small disk, where it cannot be mounted
+            ``size``.
+        """
+        folder = self.folder / f"disk-{self.number}"
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={max(size, 4096)}", "tmpfs", folder]  # 0 is no limit to mount
+        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+            yield folder, size
+            return
+        try:
+            yield folder, None
+        finally:
+            subprocess.run(["umount", folder], check=True)
+
     # --- actions -----------------------------------------------------------------------------------------------------
 
     def spoiled(self, kind: str) -> Path:
@@ -144,7 +167,7 @@ class Soak:
         options = {
             "dataset_dir": cohort,
             "splits": cohort / "splits.json",
-            "cache_dir": self.folder / f"cache-{self.number if mishap == 'full disk' else 0}",
+            "cache_dir": self.folder / "cache",
             "output_dir": folder,
             "image_size": self.random.choice([32, 48]),
             "batch_size": self.random.choice([1, 2, 3]),
@@ -172,8 +195,13 @@ class Soak:
             if (folder / "checkpoint.pt").is_file():
                 self.spoil(folder / "checkpoint.pt")
             words = [*words, "--resume=True"]
-        limit = self.random.choice([0, 1000, 300_000, 3_000_000]) if mishap == "full disk" else None
-        code, log = self.run(words, limit=limit)
+        if mishap == "full disk":
+            with self.full_disk(self.random.choice([0, 100_000, 3_000_000, 10_000_000])) as (disk, limit):
+                words = moved(words, {"cache_dir": disk / "cache", "output_dir": disk / "run"})
+                code, log = self.run(words, limit=limit)
+                self.judge("train", mishap, words, code, log, "")
+            return
+        code, log = self.run(words)
         fault = ""
         if code == 0:
             try:
@@ -215,7 +243,13 @@ class Soak:
             }
         named = "[" + ",".join(f"'configs/{name}'" for name in files) + "]"
         words = ["run", "--config_file", named, *(f"--{name}={value}" for name, value in options.items())]
-        code, log = self.run(words, limit=self.random.choice([0, 200]) if mishap == "full disk" else None)
+        if mishap == "full disk":
+            with self.full_disk(0) as (disk, limit):
+                words = moved(words, {"output_dir": disk / "output"})
+                code, log = self.run(words, limit=limit)
+                self.judge(action, mishap, words, code, log, "a full disk passed" if code == 0 else "")
+            return
+        code, log = self.run(words)
         fault = ""
         if code == 0:
             fault = self.wrong_maps(kind, cohort, output) if action == "infer" else self.wrong_scores(output)
@@ -255,6 +289,12 @@ class Soak:
         lines = [f"{'action':<10}{'mishap':<24}{'outcome':<22}{'runs':>5}"]
         lines += [f"{a:<10}{m:<24}{o:<22}{count:>5}" for (a, m, o), count in sorted(self.outcomes.items())]
         return "\n".join([*lines, *self.failures])
+
+
+def moved(words: list[str], folders: dict[str, Path]) -> list[str]:
+    """A command line with other folders for some of its options."""
+    kept = [word for word in words if word.partition("=")[0].removeprefix("--") not in folders]
+    return [*kept, *(f"--{name}={folder}" for name, folder in folders.items())]
 
 
 def voxels(path: Path) -> np.ndarray:
