@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
+from monai.apps.auto3dseg import DataAnalyzer
 from monai.bundle import ConfigWorkflow
 from monai.fl.client import MonaiAlgo, MonaiAlgoStats
 from monai.fl.utils.constants import ExtraItems, FlStatistics
@@ -18,6 +22,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor
 
 from bundle.workflows import ROOT
+from scripts.data.images import find_images
 from scripts.engine import poly_schedule
 from scripts.federated import needs_labels, planned_iterations, site_weight
 from scripts.losses import pseudo_label
@@ -212,3 +217,15 @@ def test_statistics_of_the_labeled_records(phantom: Path, tmp_path: Path) -> Non
     assert found is not None
     assert found["train"][FlStatistics.DATA_COUNT] == 4  # two patients of two volumes
     assert found["train"][FlStatistics.FAIL_COUNT] == 0
+
+
+def test_auto3dseg_analyses_the_images_of_a_site_without_labels(phantom: Path, tmp_path: Path) -> None:
+    images = find_images(phantom)
+    (tmp_path / "list.json").write_text(json.dumps({"training": images}))
+    analyser = DataAnalyzer(
+        str(tmp_path / "list.json"), output_path=str(tmp_path / "stats.yaml"), device="cpu", worker=0, label_key=None
+    )
+    found = analyser.get_all_case_stats()["stats_summary"]["image_stats"]
+    spacings = np.array([sitk.ReadImage(str(record["image"])).GetSpacing() for record in images])
+    assert found["spacing"]["max"] == pytest.approx(spacings.max(axis=0))
+    assert found["spacing"]["mean"] == pytest.approx(spacings.mean(axis=0))

@@ -8,16 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from scripts.networks import UNet
+from scripts.networks.deployed import NETWORKS, network_options
 from scripts.utils.licences import recorded_licenses
 from scripts.utils.provenance import write_record
 from scripts.utils.tensors import load_tensors, not_finite, save_tensors
 from scripts.utils.validation import read_json
 
-__all__ = ["main", "write_global_model"]
+__all__ = ["joint_record", "main", "write_global_model"]
 
 SHARED = (
     "data",
+    "network",
     "image_size",
     "slice_axis",
     "pixel_spacing",
@@ -47,15 +48,16 @@ def main(weights: str, records: str | Sequence[str], output: str) -> None:
         FileNotFoundError: if a file is missing.
     """
     files = [records] if isinstance(records, str) else [*records]
-    record = write_global_model(read_network(weights), files, output)
+    record = joint_record(files)
+    write_global_model(read_network(weights, record), record, output)
     print(
         f"{output}: {record['labeled_cases']} labelled and {record['unlabeled_cases']} unlabelled cases of "
         f"{len(files)} sites; record: {Path(output).with_suffix('.json').name} beside it."
     )
 
 
-def read_network(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a server's file, cast to the dtypes of this bundle's network.
+def read_network(path: str | Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights in a server's file, cast to the dtypes of the network that the sites' record names.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -64,33 +66,25 @@ def read_network(path: str | Path) -> dict[str, Tensor]:
     content = load_tensors(path)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]  # NVFlare adds other entries
-    state = dict(content) if isinstance(content, Mapping) else {}
+    kind = record.get("network", "UNet")
+    network = NETWORKS[kind](**network_options(record))
     try:
-        network = UNet(state["encoder.0.0.weight"].shape[1], state["head.bias"].shape[0])
-        network.load_state_dict(state)  # casts averages of integers back to integers
-    except (KeyError, IndexError, AttributeError, TypeError, RuntimeError):
-        found = ", ".join(map(str, state)) or type(content).__name__
+        network.load_state_dict(dict(content))  # casts averages of integers back to integers
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(
-            f"{path}: contains {found[:100]}, expected a network of this bundle, alone or as 'model'."
+            f"{path}: contains {found[:100]}, expected the network of the sites' records, {kind}, alone or as 'model'."
         ) from None
     if name := not_finite(network.state_dict()):
         raise ValueError(f"{path}: '{name}' has values that are not finite: these weights are unusable.")
     return network.state_dict()
 
 
-def write_global_model(
-    network: Mapping[str, Tensor], records: Sequence[str | Path], output: str | Path
-) -> dict[str, Any]:
-    """Write a network and the joint record of its sites; return the record.
-
-    Raises:
-        ValueError: if the records differ where they must agree.
-    """
-    record = joint_record(records)
+def write_global_model(network: Mapping[str, Tensor], record: Mapping[str, Any], output: str | Path) -> None:
+    """Write a network and the joint record of its sites."""
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     save_tensors(dict(network), output)
     write_record(output, record)
-    return record
 
 
 def joint_record(files: Sequence[str | Path]) -> dict[str, Any]:
@@ -114,6 +108,11 @@ def joint_record(files: Sequence[str | Path]) -> dict[str, Any]:
                     f"{file}: {name}: expected {first.get(name)!r}, as in {files[0]}, found {record.get(name)!r}: "
                     "the sites' networks cannot be averaged."
                 )
+        if network_options(record) != network_options(first):
+            raise ValueError(
+                f"{file}: the network's options: expected {network_options(first)}, as in {files[0]}, found "
+                f"{network_options(record)}: the sites' networks cannot be averaged."
+            )
     licenses = list(dict.fromkeys(text for record in found for text in recorded_licenses(record)))
     alike = {name: value for name, value in first.items() if all(record.get(name) == value for record in found)}
     return {

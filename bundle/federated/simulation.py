@@ -17,7 +17,7 @@ from typing import Any
 import fire
 import torch
 
-from bundle.federated.global_model import write_global_model
+from bundle.federated.global_model import joint_record, write_global_model
 from bundle.federated.sites import Site, average, mean_dice
 from bundle.workflows import ROOT, execute
 from scripts.data.records import read_split
@@ -120,7 +120,8 @@ def _arms(
             for part, name, count in (("a", "supervised", labeled), ("b", method, 0))
         ]
         records = [run / part / "model_last.json" for part in ("a", "b")]
-        write_global_model(federate(sites, rounds, equal), records, run / "model.pt")
+        network = federate(sites, rounds, equal)
+        write_global_model(network, joint_record(records), run / "model.pt")
 
     return {
         "A alone": lambda run: train(run, "a", "supervised"),

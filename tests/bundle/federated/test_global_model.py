@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bundle.federated.global_model import main as global_model
 from scripts.handlers.weights import load_network_weights
-from scripts.networks import UNet
+from scripts.networks import EfficientUNet, UNet, deployed_network
 from scripts.utils.provenance import read_record, trained_size, write_record
 from scripts.utils.tensors import load_state
 
@@ -63,8 +63,8 @@ def test_the_global_model_becomes_weights_with_a_record(tmp_path: Path, alone: b
     ("content", "message"),
     [
         (UNet, "cannot be read as tensors"),
-        (lambda: {"model": {"weight": torch.zeros(2)}}, "contains weight, expected a network of this bundle"),
-        (lambda: {"method": UNet().state_dict(), "state": {}}, "contains method, state, expected a network"),
+        (lambda: {"model": {"weight": torch.zeros(2)}}, "contains weight, expected the network of the sites'"),
+        (lambda: {"method": UNet().state_dict(), "state": {}}, "contains method, state, expected the network"),
         (
             lambda: {"model": {**UNet().state_dict(), "head.bias": torch.full((4,), torch.nan)}},
             "'head.bias' has values",
@@ -78,6 +78,28 @@ def test_what_is_no_global_model_is_refused(tmp_path: Path, content: Any, messag
         global_model(str(tmp_path / "some.pt"), [site(tmp_path, "a")], str(tmp_path / "model.pt"))
     assert "\n" not in str(info.value)
     assert not (tmp_path / "model.pt").exists()
+
+
+def test_the_sites_records_name_the_network(tmp_path: Path) -> None:
+    """Another one than the U-Net, for colours and two classes."""
+    network = EfficientUNet(3, 2)
+    torch.save(served(network), tmp_path / "global.pt")
+    options = {"network in_channels": 3, "network num_classes": 2}
+    records = [site(tmp_path, name, network="EfficientUNet", settings=options) for name in ("a", "b")]
+    global_model(str(tmp_path / "global.pt"), records, str(tmp_path / "model.pt"))
+    found = deployed_network(tmp_path / "model.pt", 3, 2)
+    load_network_weights(found, tmp_path / "model.pt")
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in found.state_dict().items())
+
+    with pytest.raises(ValueError, match=r"contains encoder.*expected the network of the sites' records, UNet"):
+        global_model(str(tmp_path / "global.pt"), site(tmp_path, "c"), str(tmp_path / "other.pt"))
+    grey = site(tmp_path, "d", network="EfficientUNet", settings={**options, "network in_channels": 1})
+    with pytest.raises(ValueError, match=r"d/model_last\.json: the network's options: .*cannot be averaged"):
+        global_model(str(tmp_path / "global.pt"), [*records, grey], str(tmp_path / "other.pt"))
+    with pytest.raises(ValueError, match=r"c/model_last\.json: network: expected 'EfficientUNet'.*found None"):
+        global_model(
+            str(tmp_path / "global.pt"), [*records, str(tmp_path / "c/model_last.json")], str(tmp_path / "other.pt")
+        )
 
 
 def test_sites_that_cut_or_scale_otherwise_are_no_federation(tmp_path: Path) -> None:
