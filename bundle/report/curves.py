@@ -19,8 +19,8 @@ def curve_charts(folders: Mapping[str, Path]) -> list[Block]:
     """Losses, coverage and quality of the pseudo-labels, validation Dice and learning rate.
 
     Args:
-        folders: the runs' folders by name. For one run all losses and pseudo-labels are drawn; for several the total
-            loss and the decoder's pseudo-labels.
+        folders: the runs' folders by name. For one run all losses are drawn; for several the total loss, and a plot for
+            each pseudo-label that one of them has.
     """
     logged = {name: found for name, folder in folders.items() if (found := curves(folder))}
     if not logged:
@@ -54,20 +54,27 @@ def curve_charts(folders: Mapping[str, Path]) -> list[Block]:
             }
             panels.append((title, f"foreground {measure}".replace("dice", "Dice"), kinds, 1.02))
     else:
+        panels.append(("Total loss", "loss", _of("loss", logged), None))
+        tags = sorted({tag for found in logged.values() for tag in found})
         panels += [
-            ("Total loss", "loss", _of("loss", logged), None),
             (
-                "Coverage of the decoder's foreground",
+                f"Coverage of the pseudo-labels: {tag.removeprefix(_COVERAGE).replace('_', ', ')}",
                 "share above the threshold",
-                _of(f"{_COVERAGE}decoder_foreground", logged),
+                _of(tag, logged),
                 1.02,
-            ),
+            )
+            for tag in tags
+            if tag.startswith(_COVERAGE)
+        ]
+        panels += [
             (
-                "The decoder's pseudo-labels against hidden labels",
+                f"Pseudo-labels against hidden labels: {tag.removeprefix(_PSEUDO).removesuffix('_dice')}",
                 "foreground Dice",
-                _of(f"{_PSEUDO}decoder_dice", logged),
+                _of(tag, logged),
                 1.02,
-            ),
+            )
+            for tag in tags
+            if tag.startswith(_PSEUDO) and tag.endswith("_dice")
         ]
     validation = _of(VALIDATION, logged)
     rates = _of("learning_rate", logged)

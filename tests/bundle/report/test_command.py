@@ -138,6 +138,10 @@ def test_several_runs_stand_side_by_side(
     titles = ["Summary", "Scores", "Pictures", "Case by case", "Volumes and ejection fraction", "What went wrong"]
     for title in (*titles, "Training", "What the network sees"):
         assert f'<section id="{anchor(title)}">' in html
+    for kind in ("decoder", "decoder, foreground"):
+        assert f"Coverage of the pseudo-labels: {kind}<" in html
+    for kind in ("decoder", "intra"):
+        assert f"Pseudo-labels against hidden labels: {kind}<" in html
     assert "Left out" not in html, "nothing is missing for any part"
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids)), "each chart has ids of its own"
