@@ -93,7 +93,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         seed: seed of views, dropout and CutMix.
         amp: mixed precision where the device has it, see :func:`autocast_dtype`.
         supervised_share: share of the training, at its start, that uses labelled images only. Pseudo-labels of an
-            untrained network teach that everything is background, and a supervised step costs a third.
+            untrained network teach that everything is background, and a supervised step costs less than half of
+            FixMatch's.
         train_handlers: MONAI or Ignite handlers.
         compile: on a GPU, compile the objective's steps and replay each phase's as one CUDA graph, see
             :class:`scripts.static_step.StaticSteps`. Objectives and settings that cannot be captured train as without

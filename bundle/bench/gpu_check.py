@@ -125,8 +125,8 @@ def _run(command: list[str], seconds: float, log: Path) -> dict[str, Any]:
 
 
 def _place(run: Path) -> dict[str, Any]:
-    """Progress of a training, from the record of its last weights."""
-    record = run / "model_last.json"
+    """Progress of a training, from the record of its best weights so far."""
+    record = run / "model.json"
     if not record.is_file():
         return {}
     known = json.loads(record.read_text())

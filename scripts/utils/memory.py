@@ -21,7 +21,7 @@ def freed_memory_kept(device: torch.device | str) -> Iterator[None]:
 
     By default the GNU C library returns a large tensor's memory to the system at once, and the pages of the next tensor
     are mapped and zeroed again one by one: a tenth of FixMatch's step at 224 px in float32, a third of SemSim's in
-    bfloat16 (docs/protocol.md). Free memory is returned at the end. Other C libraries are not changed.
+    bfloat16 (docs/benchmarks.md). Free memory is returned at the end. Other C libraries are not changed.
 
     Args:
         device: device of the tensors; on others than a CPU nothing changes.

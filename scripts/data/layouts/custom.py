@@ -30,13 +30,13 @@ def custom_cases(root: Path, faults: list[str] | None = None) -> dict[str, list[
     """Find images and their labels; every image is a case of its own.
 
     Labels lie next to the images as ``NAME_gt``, ``_segmentation``, ``_seg``, ``_label`` or ``_mask``. With or without
-    such an ending they may also lie in a folder ``labels`` or ``masks`` next to ``images``, ``labelsTr`` next to
-    ``imagesTr``, ``labelsTs`` next to ``imagesTs``, or ``*_GroundTruth`` next to ``*_Input``, in the same subfolders as
-    the images. ``segmentation-3`` is the label of ``volume-3``, and a file ``segmentation``, ``label``, ``mask``,
-    ``seg`` or ``gt`` the label of the only image in its folder. Names are compared in one Unicode form, because macOS
-    unzips names in another form than most systems write. Endings of labels are not case-sensitive. Files that end in
-    ``_pred``, ``_prob``, ``_4d``, ``_superpixels`` or ``_montage`` are ignored. Cases with several images, such as a
-    patient with two visits, need a datalist.
+    such an ending they may also lie in a folder ``labels``, ``masks`` or ``segmentations`` next to ``images``,
+    ``labelsTr`` next to ``imagesTr``, ``labelsTs`` next to ``imagesTs``, or ``*_GroundTruth`` next to ``*_Input``, in
+    the same subfolders as the images. ``segmentation-3`` is the label of ``volume-3``, and a file ``segmentation``,
+    ``label``, ``mask``, ``seg`` or ``gt`` the label of the only image in its folder. Names are compared in one Unicode
+    form, because macOS unzips names in another form than most systems write. Endings of labels are not case-sensitive.
+    Files that end in ``_pred``, ``_prob``, ``_4d``, ``_superpixels`` or ``_montage`` are ignored. Cases with several
+    images, such as a patient with two visits, need a datalist.
 
     Args:
         root: folder of the data set, searched with its subfolders and linked ones, see
