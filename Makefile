@@ -72,7 +72,7 @@ bench: $(INSTALLED)  ## time training steps, inference, input pipeline and metri
 	$(PYTHON) -m bundle bench
 
 gpu-check: $(INSTALLED)  ## tests, step times, protocol and inference on a CUDA device, DATA=folder of ACDC, 12 minutes
-	$(PYTHON) -m bundle.bench.gpu_check $(if $(DATA),--dataset_dir $(DATA))
+	$(PYTHON) -m bundle.bench.gpu_check $(if $(DATA),--dataset_dir "$(DATA)")
 
 label-env: $(LABEL_INSTALLED)  ## the environment of a MONAI Label server
 

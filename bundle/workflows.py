@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-__all__ = ["CONFIGS", "ROOT", "dataset_overlay", "execute", "isolated", "method_names"]
+from scripts.utils.files import write_text
+
+__all__ = ["CONFIGS", "ROOT", "dataset_overlay", "execute", "isolated", "keep_settings", "method_names"]
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -49,6 +52,20 @@ def execute(kind: str, files: Sequence[str | Path], **overrides: Any) -> None:
     workflow.initialize()
     workflow.run()
     workflow.finalize()
+
+
+def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Store what the results in a folder depend on, in ``settings.json``.
+
+    Raises:
+        ValueError: if the folder has results of other settings.
+    """
+    path = folder / "settings.json"
+    content = json.dumps(settings, indent=4, sort_keys=True, default=str) + "\n"
+    if path.is_file() and (before := path.read_text(encoding="utf-8")) != content:
+        changed = sorted(set(content.splitlines()) - set(before.splitlines()))
+        raise ValueError(f"{path}: was started with other settings than{','.join(changed)} Choose another --output.")
+    write_text(path, content)
 
 
 def isolated(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

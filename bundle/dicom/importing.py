@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,15 @@ def main(
         raise FileNotFoundError(f"there is nothing to segment in '{source}'.")
     terms = _terms(dataset)
     segmentations = _by_volume(found, terms)
+    counts = Counter(volume.frames[0].series for volume in found.volumes)
     written: dict[DicomVolume, bool] = {}
     for volume in tqdm(found.volumes, unit="volume", disable=None):
         if fault := _write_image(volume, target / "images"):
             found.refused.append(f"{_stem(volume)}: {fault}")
         else:
-            written[volume] = _write_label(volume, segmentations.get(volume), labels, terms, target, found.refused)
+            alone = counts[volume.frames[0].series] == 1
+            file = segmentations.get(volume)
+            written[volume] = _write_label(volume, alone, file, labels, terms, target, found.refused)
     names = {"0": "background", **{str(n): name for n, name in terms.names.items()}} if terms.names else {}
     write_text(target / "datalist.json", json.dumps(_datalist(written, names), indent=4) + "\n")
     if table is not None:
@@ -144,12 +148,18 @@ def dicom_labels() -> Any:
 
 
 def _write_label(
-    volume: DicomVolume, seg: Path | None, folder: str | None, terms: ClassTerms, target: Path, refused: list[str]
+    volume: DicomVolume,
+    alone: bool,
+    seg: Path | None,
+    folder: str | None,
+    terms: ClassTerms,
+    target: Path,
+    refused: list[str],
 ) -> bool:
-    """Write the label of a volume, if it has one; a fault becomes a line."""
+    """Write the label of a volume, alone in its series or not, if it has one; a fault becomes a line."""
     module = dicom_labels()
     try:
-        label = module.nifti_label(Path(folder), volume) if folder else None
+        label = module.nifti_label(Path(folder), volume, alone) if folder else None
         if label is None and seg is not None:
             label = module.segmentation_label(seg, volume, terms)
     except ValueError as error:
@@ -214,14 +224,18 @@ def _salt(table: str | None) -> bytes:
 
 
 def _write_table(path: Path, salt: bytes, origins: dict, written: Sequence[DicomVolume]) -> None:
-    """Write the table from names to patients, readable by its owner only."""
+    """Write the table from names to patients, readable by its owner only; rows of earlier imports are kept."""
+    old = path.read_text(encoding="utf-8").splitlines()[2:] if path.exists() else []
+    lines = {line[0]: line for line in csv.reader(old)}
     cases = {_stem(volume): volume.case for volume in written}
+    for name, header in origins.items():
+        patient = cases.get(name) or lines.get(name, [name, ""])[1]
+        lines[name] = [name, patient, header.study, header.series, str(header.file)]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["salt", salt.hex()])
     rows.writerow(COLUMNS)
-    for name, header in sorted(origins.items()):
-        rows.writerow([name, cases.get(name, ""), header.study, header.series, header.file])
+    rows.writerows(line for _, line in sorted(lines.items()))
     with replacing(path) as temporary:
         temporary.touch(mode=0o600)
         temporary.write_text(text.getvalue(), encoding="utf-8", newline="\n")

@@ -65,14 +65,28 @@ def segmentation_label(file: Path, volume: DicomVolume, terms: ClassTerms) -> np
     return label.T
 
 
-def nifti_label(folder: Path, volume: DicomVolume) -> np.ndarray | None:
+def nifti_label(folder: Path, volume: DicomVolume, alone: bool) -> np.ndarray | None:
     """The label in a folder with the name of a volume or its series' UID; None if there is none.
 
+    Args:
+        folder: folder of label maps.
+        volume: the images.
+        alone: whether it is the only volume of its series, so that the UID names it.
+
     Raises:
-        ValueError: if it is not on the volume's grid, or not a label map.
+        ValueError: if it is not on the volume's grid, not a label map, or named after a series with several volumes.
     """
-    names = {f"{stem}{ending}" for stem in (Path(volume).stem, volume.frames[0].series) for ending in ENDINGS}
-    file = next((f for f in files_below(folder) if _is_nifti(f) and Path(str(name_of(f))).name in names), None)
+    files = [file for file in files_below(folder) if _is_nifti(file)]
+
+    def named(stem: str) -> Path | None:
+        names = {f"{stem}{ending}" for ending in ENDINGS}
+        return next((file for file in files if Path(str(name_of(file))).name in names), None)
+
+    file = named(Path(volume).stem)
+    if file is None:
+        file = named(volume.frames[0].series)
+        if file is not None and not alone:
+            raise ValueError(f"'{file.name}' is named after a series with several volumes: name it after one of them.")
     if file is None:
         return None
     image = nib.Nifti1Image.from_filename(file)

@@ -19,7 +19,7 @@ import torch
 
 from bundle.federated.global_model import joint_record, write_global_model
 from bundle.federated.sites import Site, average, mean_dice
-from bundle.workflows import ROOT, execute
+from bundle.workflows import ROOT, execute, keep_settings
 from scripts.data.records import read_split
 from scripts.utils.files import write_text
 
@@ -32,7 +32,7 @@ def main(
     dataset_dir: str,
     output: str,
     labeled: int = 3,
-    seeds: Sequence[int] = (1, 2, 3),
+    seeds: int | Sequence[int] = (1, 2, 3),
     rounds: int = 10,
     steps: int = 150,
     method: str = "fixmatch",
@@ -41,7 +41,7 @@ def main(
 ) -> None:
     """Train all arms and print the mean DSC of their last networks over the validation cases.
 
-    An arm that already has a result is not trained again.
+    An arm that already has a result is not trained again; other options need another folder.
 
     Args:
         dataset_dir: the data set's folder.
@@ -56,6 +56,8 @@ def main(
     """
     folder = Path(output).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    settings = {"labeled": labeled, "rounds": rounds, "steps": steps, "method": method, "splits": str(splits)}
+    keep_settings(folder, {**settings, "dataset_dir": str(dataset_dir), **options})
     train = read_split(splits)["train"]
     # no site has the validation cases: they select no weights
     parts = {"a": train[:labeled], "b": train[labeled:], "pooled": train}
@@ -63,7 +65,7 @@ def main(
         write_text(folder / f"{name}.json", json.dumps({"train": cases, "val": []}))
     common = {"bundle_root": str(ROOT), "dataset_dir": str(dataset_dir), "cache_dir": str(folder / "cache"), **options}
     results: dict[str, dict[str, float]] = {}
-    for seed in seeds:
+    for seed in (seeds,) if isinstance(seeds, int) else seeds:
         arms = _arms(folder, {**common, "seed": seed}, method, labeled, rounds, steps)
         for arm, work in arms.items():
             run = folder / f"{arm}-{seed}"

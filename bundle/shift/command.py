@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,12 @@ from scipy.stats import pearsonr, spearmanr
 
 from bundle.prepare.survey import load, to_classes
 from bundle.shift.transforms import SHIFTS
-from bundle.workflows import ROOT, dataset_overlay, execute
+from bundle.workflows import ROOT, dataset_overlay, execute, keep_settings
 from scripts.data.records import dataset_records
 from scripts.handlers.report import aligned
 from scripts.metrics import dice
-from scripts.utils.files import write_text
-from scripts.utils.provenance import read_record
+from scripts.utils.files import replacing, write_text
+from scripts.utils.provenance import file_digest, read_record
 
 __all__ = ["main", "summary"]
 
@@ -44,7 +45,8 @@ def main(
     """Segment validation cases and unlabelled training cases with ``--quality True``; compare with their labels.
 
     The fit in the weights' record used the validation cases; neither fit nor training used the labels of the unlabelled
-    training cases. Images are written and segmented like any others; existing results in the output folder are reused.
+    training cases. Images are written and segmented like any others; existing results in the output folder are reused,
+    if weights, data and numbers of cases are the same.
     The table ``quality_against_truth.csv`` in ``output`` has a row per image and class.
 
     Args:
@@ -58,7 +60,8 @@ def main(
         output: folder for images, maps and tables.
 
     Raises:
-        ValueError: for an unknown data set or shift, or weights without a record.
+        ValueError: for an unknown data set or shift, weights without a record, or an output folder with results of
+            other settings.
         FileNotFoundError: if cases or labels are missing.
     """
     names = shifts.split(",") if isinstance(shifts, str) else list(shifts)
@@ -76,6 +79,8 @@ def main(
             _by_case(dataset_records(layout, dataset_dir, "train", splits))[record["labeled_cases"] :], cases
         ),
     }
+    kept = {"checkpoint": file_digest(checkpoint), "dataset_dir": os.path.abspath(dataset_dir), "splits": str(splits)}
+    keep_settings(Path(output), {**kept, "dataset": dataset, "cases": cases, "shifted": shifted})
     rows: list[dict[str, Any]] = []
     for part, of_cases in parts.items():
         for shift in names:
@@ -90,7 +95,7 @@ def main(
             for number, item in enumerate(chosen):
                 _write_shifted(item, folder / "images", shift, number, values, suffix == ".png")
             maps = folder / "maps"
-            if not (maps / "quality.csv").is_file():
+            if len(list(maps.glob("*_seg.json"))) < len(chosen):
                 _segment(dataset, num_classes, folder / "images", maps, checkpoint, quality=True)
             names_of = [class_names.get(str(c), str(c)) for c in range(1, num_classes)]
             rows += [{"part": part, "shift": shift, **row} for row in _compare(folder, names_of)]
@@ -166,7 +171,7 @@ def _write_shifted(
     item: Mapping[str, str], folder: Path, shift: str, number: int, values: Sequence[float] | None, photograph: bool
 ) -> None:
     """Write an image and, in another folder, its label as classes."""
-    name = Path(item["image"]).name.removesuffix(".gz").rsplit(".", 1)[0]
+    name = f"{number:04}_" + Path(item["image"]).name.removesuffix(".gz").rsplit(".", 1)[0]
     image_file = folder / f"{name}.{'png' if photograph else 'nii'}"
     label_file = folder.with_name("labels") / f"{name}.nii"
     if image_file.is_file() and label_file.is_file():
@@ -179,12 +184,14 @@ def _write_shifted(
     affine = np.asarray(image.affine, dtype=np.float64)
     folder.mkdir(parents=True, exist_ok=True)
     label_file.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(pair[1][0].numpy().astype(np.uint8), affine), label_file)
-    if photograph:
-        pixels = pair[0][..., 0].permute(2, 1, 0).clamp(0, 255).byte().numpy()
-        Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(image_file)
-    else:
-        nib.save(nib.Nifti1Image(pair[0][0].numpy(), affine), image_file)
+    with replacing(label_file) as temporary:
+        nib.save(nib.Nifti1Image(pair[1][0].numpy().astype(np.uint8), affine), temporary)
+    with replacing(image_file) as temporary:
+        if photograph:
+            pixels = pair[0][..., 0].permute(2, 1, 0).clamp(0, 255).byte().numpy()
+            Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(temporary)
+        else:
+            nib.save(nib.Nifti1Image(pair[0][0].numpy(), affine), temporary)
 
 
 def _segment(dataset: str, num_classes: int, images: Path, maps: Path, checkpoint: str, quality: bool) -> float:

@@ -17,10 +17,13 @@ from bundle.prepare.survey import load
 from bundle.suggest.selection import Choice, case_features, choose, similarities
 from bundle.workflows import dataset_overlay
 from scripts.data.images import source_root
+from scripts.data.layouts.datalist import read_class_values, read_slice_axis
+from scripts.data.layouts.nnunet import description_of
 from scripts.data.records import split_cases
 from scripts.handlers.report import aligned
 from scripts.utils.files import replacing, write_text
 from scripts.utils.threads import in_threads
+from scripts.utils.validation import parse_json, read_text
 
 __all__ = ["main"]
 
@@ -92,7 +95,7 @@ def main(
     if target:
         order = [*known_labels, *(choice.case for choice in choices)]
         order += [i for i in range(len(names)) if i not in order]
-        _write_list(target, [cases[names[i]] for i in order], parts)
+        _write_list(target, [cases[names[i]] for i in order], parts, _described(Path(dataset_dir)))
         picture = target.with_name(f"{target.stem}_montage.png")
         _draw(picture, [(names[choice.case], cases[names[choice.case]]) for choice in choices])
         print(f"{target}, {picture}")
@@ -150,7 +153,23 @@ def _reason(choice: Choice, total: int, labeled: Sequence[int], scores: NDArray[
     return "; ".join(parts)
 
 
-def _write_list(target: Path, training: Sequence[Case], parts: Mapping[str, Mapping[str, Case]]) -> None:
+def _described(source: Path) -> dict[str, Any]:
+    """What a datalist, or nnU-Net's folder, says beside its cases.
+
+    These are names and values of the classes, the slice axis, and that there is no validation on purpose.
+    """
+    source = description_of(source) or source
+    if source.suffix.lower() != ".json":
+        return {}
+    names, values = read_class_values(source)
+    described = {"labels": names, "label_values": values, "slice_axis": read_slice_axis(source)}
+    without = {"validation": []} if parse_json(read_text(source), source, "datalist").get("validation") == [] else {}
+    return without | {key: value for key, value in described.items() if value}
+
+
+def _write_list(
+    target: Path, training: Sequence[Case], parts: Mapping[str, Mapping[str, Case]], described: Mapping[str, Any]
+) -> None:
     """Write the datalist, paths relative to its folder."""
     lists = {"training": training}
     lists |= {
@@ -161,7 +180,7 @@ def _write_list(target: Path, training: Sequence[Case], parts: Mapping[str, Mapp
         files = {key: os.path.relpath(record[key], target.parent) for key in ("image", "label") if key in record}
         return {**files, "case": record["case"]}
 
-    content: dict[str, Any] = {
+    content: dict[str, Any] = dict(described) | {
         key: [entry(record) for case in of_key for record in case] for key, of_key in lists.items()
     }
     write_text(target, json.dumps(content, indent=1) + "\n")

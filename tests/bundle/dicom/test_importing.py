@@ -97,6 +97,18 @@ def test_the_table_maps_names_is_private_and_keeps_names(tmp_path: Path) -> None
     assert run(*options, "--output", str(tmp_path / "d")) == 1
 
 
+def test_the_table_keeps_the_names_of_earlier_imports(tmp_path: Path) -> None:
+    studies = [archive(tmp_path / folder, seed=seed) for seed, folder in enumerate(("one", "two"))]
+    for number, folder in enumerate(("one", "two", "one")):
+        options = ("--output", str(tmp_path / f"{number}"), "--phase", "ed", "--table", str(tmp_path / "table.csv"))
+        assert run("--source", str(tmp_path / folder), *options) == 0
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()[1:]))
+    assert len({row["name"] for row in rows}) == len(rows)
+    for study in studies:
+        (row,) = [row for row in rows if row["series_uid"] == study.uid_of("cine") and row["patient"]]
+        assert row["study_uid"] == study.study
+
+
 def test_photographs_are_written_as_png(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
     write([Study().photograph(array)], tmp_path / "in")
@@ -161,6 +173,19 @@ def test_labels_lie_on_their_images(tmp_path: Path, by: str, capsys: pytest.Capt
     label, image = nib.load(labeled["label"]), nib.load(labeled["image"])
     np.testing.assert_array_equal(np.asarray(label.dataobj), study.labels[2])
     np.testing.assert_array_equal(label.affine, image.affine)
+
+
+def test_a_label_named_after_several_volumes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both phases lie on one grid, and the label is of one of them."""
+    study = archive(tmp_path / "in")
+    (tmp_path / "labels").mkdir()
+    name = f"{study.uid_of('cine')}.nii.gz"
+    nib.save(nib.Nifti1Image(study.labels[2], study.affine), tmp_path / "labels" / name)
+    options = ("--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--phase", "ed,es")
+    assert run(*options, "--labels", str(tmp_path / "labels")) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("is named after a series with several volumes: name it after one of them.") == 2
+    assert "0 with a label" in printed
 
 
 def test_a_label_that_lies_elsewhere_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +27,9 @@ def test_the_simulation_compares_a_site_alone_with_two_and_with_the_pooled_data(
     phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     splits = str(phantom / "splits.json")
-    simulation.main(
-        str(phantom), str(tmp_path), labeled=2, seeds=[0], rounds=1, steps=1, splits=splits, image_size=32, batch_size=2
-    )
+    options: dict[str, Any] = {"seeds": 0, "rounds": 1, "steps": 1, "splits": splits}
+    options |= {"image_size": 32, "batch_size": 2}
+    simulation.main(str(phantom), str(tmp_path), labeled=2, **options)
     lines = capsys.readouterr().out.splitlines()[-4:]
     assert [line[:16].strip() for line in lines] == ["A alone", "A + B", "A + B, equal", "pooled"]
     results = json.loads((tmp_path / "results.json").read_text())
@@ -39,3 +40,6 @@ def test_the_simulation_compares_a_site_alone_with_two_and_with_the_pooled_data(
     record = read_record(tmp_path / "A + B-0" / "model.pt")
     assert record is not None
     assert (record["labeled_cases"], record["unlabeled_cases"], record["sites"]) == (2, 4, 2)
+
+    with pytest.raises(ValueError, match=r'was started with other settings than.*"labeled": 1'):
+        simulation.main(str(phantom), str(tmp_path), labeled=1, **options)

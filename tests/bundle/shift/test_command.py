@@ -100,6 +100,7 @@ def test_command_on_phantoms(
     with (output / "quality_against_truth.csv").open() as stream:
         table = list(csv.DictReader(stream))
     images = {(row["part"], row["shift"], row["case"]) for row in table}
+    assert len({case.partition("_")[0] for _, _, case in images}) == 4, "images of one name are kept apart"
     assert sum(part == "val" and shift == "clean" for part, shift, _ in images) == 4  # two patients, two frames each
     assert sum(part == "train" and shift == "clean" for part, shift, _ in images) == 2
     assert sum(shift == "inversion" for _, shift, _ in images) == 2
@@ -107,6 +108,16 @@ def test_command_on_phantoms(
     out = capsys.readouterr().out
     assert "with quality" in out
     assert "without quality" in out
+
+    # another checkpoint's results are not taken for these
+    with pytest.raises(SystemExit):
+        main(["shift", *(f"--{k}={v}" for k, v in (given | {"shifted": 2}).items()), f"--splits={splits}"])
+    assert "was started with other settings than" in capsys.readouterr().err
+    # an image that was not segmented is segmented by the next run
+    (lost,) = (output / "val" / "inversion" / "maps").glob("*_seg.json")
+    lost.unlink()
+    main(["shift", *(f"--{k}={v}" for k, v in given.items()), f"--splits={splits}", "--shifts=inversion"])
+    assert lost.is_file()
 
     given |= {"output": tmp_path / "validation", "cases": 0}  # no training case is asked for
     main(["shift", *(f"--{k}={v}" for k, v in given.items()), f"--splits={splits}", "--shifts=inversion"])

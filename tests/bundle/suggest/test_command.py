@@ -91,6 +91,21 @@ def test_list_trains_on_the_suggested_cases(tmp_path: Path, phantom: Path, capsy
     assert (tmp_path / "lists" / "next_montage.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_list_keeps_what_a_datalist_says_beside_its_cases(tmp_path: Path, phantom: Path) -> None:
+    """The axis, the classes, and that there is no validation on purpose."""
+    images = sorted(phantom.glob("patient*/*_frame??.nii.gz"))[:4]
+    entries: list[dict[str, str]] = [{"image": str(image)} for image in images]
+    entries[0]["label"] = str(images[0]).replace(".nii.gz", "_gt.nii.gz")
+    said = {"labels": {"0": "background", "1": "bone"}, "label_values": [0, 255], "slice_axis": "coronal"}
+    (tmp_path / "list.json").write_text(json.dumps({**said, "training": entries, "validation": []}))
+    target = tmp_path / "next.json"
+    main(["suggest", f"--dataset_dir={tmp_path / 'list.json'}", "--count=1", f"--output={target}"])
+    content = json.loads(target.read_text())
+    assert {key: content[key] for key in said} == said
+    assert content["validation"] == []
+    assert len(content["training"]) == 4
+
+
 def test_quality_table_moves_the_choice_and_must_be_of_these_images(
     tmp_path: Path, phantom: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
