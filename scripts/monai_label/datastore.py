@@ -46,6 +46,8 @@ class Studies:
         class_names: name of each foreground class by its number as text; empty: names are unknown.
         class_synonyms: further names, see :class:`scripts.monai_label.segments.ClassTerms`.
         class_codes: codes of the classes.
+        label_values: value of each class in label files, background first, as the training's preprocessing reads them;
+            None: the class's number.
 
     Attributes:
         root: the datastore's folder; None without a datastore, the records are then unchanged.
@@ -68,6 +70,7 @@ class Studies:
         class_names: Mapping[str, str] | None = None,
         class_synonyms: Mapping[str, Sequence[str]] | None = None,
         class_codes: Mapping[str, Mapping[str, str]] | None = None,
+        label_values: Sequence[float] | None = None,
     ) -> None:
         self.begin = time.monotonic()
         self.labeled, self.validation = ([dict(record) for record in records] for records in (labeled, validation))
@@ -83,6 +86,7 @@ class Studies:
         self.unlabeled = [{"image": image} for image in images if image not in known]
         self._finals = finals
         self._terms = ClassTerms(class_names, class_synonyms, class_codes) if class_names else None
+        self._values = label_values
         self._folder = Path(cache_dir) / "labels"
         self.labeled, self.validation = (self._usable(records) for records in (self.labeled, self.validation))
         if not self.unlabeled:
@@ -104,6 +108,8 @@ class Studies:
             study = final.study if final else label.name
             try:
                 classes = self._classes(final) if final and self._terms else {}
+                if self._values is not None:  # the preprocessing turns them into classes
+                    classes = {value: int(self._values[number]) for value, number in classes.items()}
                 target = self._folder / f"{study}.nii.gz"
                 usable.append({**record, "label": str(conform_label(Path(record["image"]), label, classes, target))})
             except ValueError as error:

@@ -69,7 +69,8 @@ def is_synthetic(image: str | Path) -> bool:
 def write_record(weights: str | Path, record: Mapping[str, Any]) -> None:
     """Write the record of a file of weights, with the file's digest and, unless given, the code's version."""
     path = Path(weights).with_suffix(".json")
-    content = {"code": code_version(), **record, "sha256": file_digest(weights)}
+    code = {} if "code" in record else {"code": code_version()}  # asks git
+    content = {**code, **record, "sha256": file_digest(weights)}
     write_text(path, json.dumps(content, indent=4) + "\n")
 
 

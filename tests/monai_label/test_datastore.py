@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from monai.transforms import Compose, EnsureChannelFirstd, ScaleIntensityd
 
-from scripts.data import LoadImageVolumed
+from scripts.data import LabelValuesd, LoadImageVolumed
 from scripts.monai_label import Studies, run_folder, training_slices, validation_volumes
 from tests.monai_label.common import AFFINE, CLASSES, CODES, SYNONYMS, listed, make_datastore, save, set_info
 
@@ -120,6 +120,17 @@ def test_segments_count_by_name(tmp_path: Path) -> None:
     np.testing.assert_array_equal(after[0], before[0])
     np.testing.assert_array_equal(after[1], np.array([0, 3, 2, 1])[before[1]])
     np.testing.assert_array_equal(after[2], before[3])
+
+
+def test_named_segments_become_the_values_that_the_training_reads(tmp_path: Path) -> None:
+    """Values of a data set of one's own, here a permutation of the classes' numbers."""
+    records = fill(tmp_path / "studies", ["a"], ["z"])
+    label = np.random.default_rng(9).integers(0, 4, (6, 6, 9))
+    set_info(tmp_path / "studies", "a", label_info=listed("lv", "myo", "rv"))
+    values = [0, 2, 3, 1]
+    (record,) = known(records, label_values=values).labeled
+    read = LabelValuesd("label", values)(LoadImageVolumed(("image", "label"))(record))["label"]
+    np.testing.assert_array_equal(read, np.array([0, 3, 2, 1])[label])
 
 
 def test_a_label_from_an_archive_without_names_is_left_out(tmp_path: Path) -> None:

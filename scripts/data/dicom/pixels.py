@@ -68,8 +68,13 @@ def _slice(dataset: Dataset, frame: Frame) -> np.ndarray:
         pixels = pixel_array(dataset, index=frame.number)
         if "PerFrameFunctionalGroupsSequence" in dataset:
             transformation = functional_groups(dataset, frame.number).get("PixelValueTransformationSequence")
-            return pixels if transformation is None else apply_rescale(pixels, transformation)
-        return apply_modality_lut(pixels, dataset)
+            values = pixels if transformation is None else apply_rescale(pixels, transformation)
+        else:
+            values = apply_modality_lut(pixels, dataset)
+        if dataset.PhotometricInterpretation == "MONOCHROME1" and dataset.get("Modality") != "CT":
+            # the smallest value is the brightest; Hounsfield units keep their meaning
+            values = -(values.astype(np.int64) if values.dtype.kind in "iu" else values)
+        return values
     pixels = pixel_array(dataset, index=frame.number)
     if dataset.PhotometricInterpretation != "PALETTE COLOR":
         return pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -161,6 +162,8 @@ class SegmentationWriter:
         sources = [_source(headers[frame.file], frame, i) for i, frame in enumerate(volume.frames)]
         series = [*sorted({frame.series for frame in volume.frames}), self.digest]
         content = [f"{frame.instance} {frame.number}" for frame in volume.frames]
+        # other labels of the same images and weights, by other options, are another object
+        content.append(hashlib.sha256(np.ascontiguousarray(labels, np.uint8).tobytes()).hexdigest())
         segmentation = hd.seg.Segmentation(
             source_images=sources,
             pixel_array=labels.transpose(2, 1, 0).astype(np.uint8),

@@ -196,6 +196,23 @@ def test_an_enhanced_ct_is_read_in_its_units(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.affine, study.affine, atol=1e-9)
 
 
+def test_the_smallest_value_may_be_the_brightest(tmp_path: Path) -> None:
+    """MONOCHROME1, as SimpleITK reads it, up to a constant; Hounsfield units are kept."""
+    study = Study(phases=1)
+    for modality, sign in (("MR", -1), ("CT", 1)):
+        slices = study.cine()
+        for ds in slices:
+            ds.PhotometricInterpretation, ds.Modality = "MONOCHROME1", modality
+        write(slices, tmp_path / modality)
+        voxels = read_voxels(find_volumes(tmp_path / modality).volumes[0].frames).astype(float)
+        np.testing.assert_array_equal(voxels, sign * study.volumes[0].astype(float))
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "MR")))
+    theirs = sitk.GetArrayFromImage(reader.Execute()).T.astype(float)
+    difference = theirs - -study.volumes[0].astype(float)
+    assert difference.std() == 0
+
+
 def test_names_are_pseudonyms_that_depend_on_the_salt(tmp_path: Path) -> None:
     archive(tmp_path)
     names = [{str(v) for v in find_volumes(tmp_path, "ed", salt=salt).volumes} for salt in (b"a", b"b", b"a")]

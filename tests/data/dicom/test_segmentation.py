@@ -143,6 +143,16 @@ def test_an_empty_map_is_a_sound_object(tmp_path: Path, weights: Path) -> None:
     assert validate(tmp_path / "seg.dcm") == []
 
 
+def test_other_labels_are_another_object(tmp_path: Path, weights: Path) -> None:
+    """Of the same images and weights, such as with the largest component alone; an archive keeps both."""
+    path, study, volume = written(tmp_path, weights)
+    first = dcmread(path)
+    writer(weights)(np.minimum(study.labels[2], 2), volume, path)
+    second = dcmread(path)
+    assert second.SOPInstanceUID != first.SOPInstanceUID
+    assert second.SeriesInstanceUID == first.SeriesInstanceUID
+
+
 def test_uids_are_made_from_input_and_weights(tmp_path: Path, weights: Path) -> None:
     def uids(phase: int) -> tuple[str, str]:
         path, _, _ = written(tmp_path, weights, phase=phase)
