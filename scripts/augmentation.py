@@ -26,10 +26,9 @@ class AugmentedView(WeakView):
     from unaltered intensities; the strong view varies those.
 
     Spatial, each drawn per image: a flip, a rotation by any angle up to ``degrees``, a scale, a stretch of one axis
-    against the other, a shift and a smooth elastic deformation, in one resampling; pixels from outside the image are 0
-    (background) or its mirror image. Intensity, each with probability ``intensity``: gamma, contrast, brightness, a
-    smooth multiplicative bias field, half the resolution, Gaussian noise; on RGB also the balance of the channels.
-    Values stay in [0, 1].
+    against the other, a shift and a smooth elastic deformation, in one resampling; pixels from outside the image are 0,
+    background. Intensity, each with probability ``intensity``: gamma, contrast, brightness, a smooth multiplicative
+    bias field, half the resolution, Gaussian noise; on RGB also the balance of the channels. Values stay in [0, 1].
 
     Args:
         degrees: largest rotation.
@@ -38,7 +37,6 @@ class AugmentedView(WeakView):
         shift: largest shift as a share of the image's side.
         elastic: standard deviation of the control points of the deformation, as a share of the side; they lie on a
             coarse grid of 5 x 5.
-        outside: ``zeros`` or ``reflection``, what lies outside the image. Photographs have no black surroundings.
         spatial: probability of the spatial augmentation beyond the flip.
         intensity: probability of each intensity augmentation.
         gamma: smallest and largest exponent.
@@ -46,7 +44,6 @@ class AugmentedView(WeakView):
         brightness: largest shift of the values.
         bias: standard deviation of the logarithm of the bias field at its control points, a grid of 4 x 4.
         noise: largest standard deviation of the noise.
-        color: smallest and largest factor of each channel of an image with several.
 
     Raises:
         ValueError: for an invalid range.
@@ -59,7 +56,6 @@ class AugmentedView(WeakView):
         stretch: float = 1.2,
         shift: float = 0.1,
         elastic: float = 0.02,
-        outside: str = "zeros",
         spatial: float = 0.9,
         intensity: float = 0.4,
         gamma: tuple[float, float] = (0.6, 1.6),
@@ -67,21 +63,17 @@ class AugmentedView(WeakView):
         brightness: float = 0.15,
         bias: float = 0.3,
         noise: float = 0.1,
-        color: tuple[float, float] = (0.85, 1.15),
     ) -> None:
         super().__init__()
-        for name, (low, high) in {"scale": scale, "gamma": gamma, "contrast": contrast, "color": color}.items():
+        for name, (low, high) in {"scale": scale, "gamma": gamma, "contrast": contrast}.items():
             if not 0 < low <= high:
                 raise ValueError(f"{name}: expected a smallest and a largest positive factor, found {low}, {high}.")
-        if outside not in ("zeros", "reflection"):
-            raise ValueError(f"outside: expected 'zeros' or 'reflection', found '{outside}'.")
         self.mode = "augmentation"
         self.degrees = degrees
         self.scale = (scale[0], scale[1])
         self.stretch = stretch
         self.shift = shift
         self.elastic = elastic
-        self.outside = outside
         self.spatial = spatial
         self.intensity = intensity
         self.gamma = (gamma[0], gamma[1])
@@ -89,7 +81,6 @@ class AugmentedView(WeakView):
         self.brightness = brightness
         self.bias = bias
         self.noise = noise
-        self.color = (color[0], color[1])
 
     def forward(
         self, image: Tensor, label: Tensor | None = None, draws: Draws | None = None
@@ -97,10 +88,10 @@ class AugmentedView(WeakView):
         """Spatial views of ``[B, C, H, W]`` and of a label ``[B, 1, H, W]`` under the same draws."""
         with torch.autocast(image.device.type, enabled=False):  # a bfloat16 grid is off by up to a pixel
             grid = self.grid(image, draws or Draws(image.device))
-            view = F.grid_sample(image.float(), grid, mode="bilinear", padding_mode=self.outside, align_corners=False)
+            view = F.grid_sample(image.float(), grid, mode="bilinear", align_corners=False)
             if label is None:
                 return view, None
-            turned = F.grid_sample(label.float(), grid, mode="nearest", padding_mode=self.outside, align_corners=False)
+            turned = F.grid_sample(label.float(), grid, mode="nearest", align_corners=False)
         return view, turned.to(label.dtype)
 
     def labeled(self, image: Tensor, label: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
@@ -153,7 +144,7 @@ class AugmentedView(WeakView):
         x = either(mean + (x - mean) * draws.log_uniform(*self.contrast, *one), x)
         x = either(x + draws.uniform(-1, 1, *one) * self.brightness, x)
         if channels > 1:
-            x = either(x * draws.uniform(*self.color, batch, channels, 1, 1), x)
+            x = either(x * draws.uniform(0.85, 1.15, batch, channels, 1, 1), x)
         coarse = F.interpolate(F.avg_pool2d(x, 2, ceil_mode=True), size=(height, width), mode="bilinear")
         x = either(coarse, x)
         deviation = draws.uniform(0, 1, *one) * self.noise
