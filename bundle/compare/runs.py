@@ -113,7 +113,7 @@ def plan(
         own = {**values, **overrides, "seed": int(seed), **({} if count is None else {"labeled": count})}
         configs = {
             "train.json": _merged(chain, own),
-            "evaluate.json": _merged([*chain, str(CONFIGS / "evaluate.json")], own),
+            "evaluate.json": _merged([*chain, str(CONFIGS / "evaluate.json")], _evaluated(own)),
         }
         runs.append(Run(method_name, overlay, int(seed), configs, count))
     names = [run.name for run in runs]
@@ -179,6 +179,11 @@ def _merged(files: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
     except KeyError:
         raise ValueError(f"{key}: not an id of the configuration.") from None
     return json.loads(json.dumps(parser.get(), default=str))
+
+
+def _evaluated(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides of an evaluation: without the network's, which the weights' record has."""
+    return {key: value for key, value in values.items() if re.split("#|::", key)[0] != "network_def"}
 
 
 def _base(config_file: str | Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:

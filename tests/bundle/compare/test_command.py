@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
@@ -28,6 +29,7 @@ from bundle.compare.results import collect, tables
 from bundle.compare.runs import plan
 from bundle.report.events import validation_curve
 from bundle.workflows import CONFIGS, ROOT, method_names
+from scripts.utils.provenance import write_record
 
 BROKEN = "method::threshold=2"
 
@@ -286,6 +288,21 @@ def test_which_runs_with_which_configuration() -> None:
     assert [method.get("lambda_decoder") for method in methods] == [None, 0, None]
     assert [method["fusion"].get("stages") for method in methods] == [None, None, [2, 3]]
     assert [run.method for run in plan("all", 0, "default", (), {})] == method_names()
+
+
+def test_the_evaluation_takes_the_network_from_the_weights(tmp_path: Path) -> None:
+    """An option of the network alone, as an ablation and for all runs, from the training's weights to the evaluation."""
+    (run,) = plan("supervised", 0, "network_def::channels=[8,8,8,8,8]", (), {"network_def#dropout": 0.1})
+    parsers = [ConfigParser(run.configs[name]) for name in ("train.json", "evaluate.json")]
+    trained = parsers[0].get_parsed_content("network_def")
+    settings = {"network channels": list(trained.channels), "network dropout": list(trained.dropout)}
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    write_record(tmp_path / "model.pt", {"network": "UNet", "settings": settings})
+    parsers[1]["checkpoint"] = str(tmp_path / "model.pt")
+    evaluated = parsers[1].get_parsed_content("network_def")
+    evaluated.load_state_dict(trained.state_dict())
+    assert evaluated.channels == trained.channels == (8,) * 5
+    assert evaluated.dropout == trained.dropout == (0.1,) * 5
 
 
 def test_table_by_hand() -> None:
