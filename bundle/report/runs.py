@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,10 +151,11 @@ def find_runs(
     evaluation: str | None,
     overrides: Mapping[str, Any],
 ) -> list[Run]:
-    """The runs in folders.
+    """The runs in folders, each under a name of its own.
 
     Args:
-        places: folders of trainings, of weights with their record, or of comparisons with all their finished runs.
+        places: folders of trainings, of weights with their record, or of comparisons with all their finished runs. A
+            repeated one counts once.
         config_file: config files of the training after ``configs/train.json``. A comparison's runs have their own.
         network: ``best`` or ``last``.
         part: evaluated part of the data set.
@@ -170,21 +173,32 @@ def find_runs(
         path = Path(place).resolve()
         inner = sorted(about.parent for about in path.glob("*/run.json") if (about.parent / NETWORKS["last"]).is_file())
         folders += inner or [path]
+    folders = list(dict.fromkeys(folders))
     if evaluation and len(folders) > 1:
         raise ValueError("evaluation: expected for one run only, found several runs.")
     base = [file for file in map(Path, words(config_file)) if file.resolve() != CONFIGS / "train.json"]
     if missing := [str(file) for file in base if not file.is_file()]:
         raise FileNotFoundError(f"config_file: no file {', '.join(missing)}.")
     runs = []
-    for folder in folders:
+    for folder, name in _names(folders).items():
         weights = folder / NETWORKS[network]
         if not weights.is_file():
             raise FileNotFoundError(f"{folder}: expected a run's folder with {weights.name}, found none.")
         own = folder / "evaluate.json"
         files = [own] if own.is_file() else [CONFIGS / "train.json", *base, CONFIGS / "evaluate.json"]
         target = Path(evaluation).resolve() if evaluation else folder / f"{part}-{network}"
-        runs.append(Run(_name(folder), folder, weights, target, part, files, overrides))
+        runs.append(Run(name, folder, weights, target, part, files, overrides))
     return runs
+
+
+def _names(folders: Sequence[Path]) -> dict[Path, str]:
+    """The name of each run; those that would have the same one have their path below the runs' common folder."""
+    names = {folder: _name(folder) for folder in folders}
+    uses = Counter(names.values())
+    if len(uses) == len(names):
+        return names
+    root = os.path.commonpath([folder.parent for folder in folders])
+    return {f: f.relative_to(root).as_posix() if uses[name] > 1 else name for f, name in names.items()}
 
 
 def _name(folder: Path) -> str:
