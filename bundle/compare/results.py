@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bundle.report.page import Cell, Code, Heading, Section, Table, Text, number
 from bundle.report.several import score_sections, settings_section
 from scripts.metrics import MEASURES
 from scripts.utils.files import replacing, write_csv, write_text
+from scripts.utils.provenance import read_record
 from scripts.utils.validation import read_json
 
 __all__ = ["CHECKPOINTS", "PARTS", "collect", "write_comparison"]
@@ -42,8 +44,9 @@ def collect(folder: Path, part: str) -> list[dict[str, Any]]:
     """The rows of all runs in a folder with both networks evaluated on a part, sorted by name.
 
     Returns:
-        ``run``, its folder's name; ``method``, ``overlay``, ``seed``, ``labeled``, ``image_size``, ``iterations``,
-        ``part``; for ``best`` and ``last`` each of the measures, mean over the volumes of the mean over the foreground
+        ``run``, its folder's name; ``method``, ``overlay``, ``seed``, ``labeled``, the number of labelled cases in the
+        record of the weights (without one the configuration's value: a share is below 1, None stands for all labels),
+        ``image_size``, ``iterations``, ``part``; for ``best`` and ``last`` each of the measures, mean over the volumes of the mean over the foreground
         classes (None in mm for photographs), and ``one_empty``, the number of masks that are empty in only one of
         prediction and label; ``seconds`` of training with its validation (None without logged events); the ``command``
         that started the run.
@@ -58,6 +61,7 @@ def collect(folder: Path, part: str) -> list[dict[str, Any]]:
         command = row.pop("command")
         parser = ConfigParser(ConfigParser.load_config_file(run / "train.json"))
         row |= {name: parser.get_parsed_content(name) for name in ("labeled", "image_size")}
+        row |= {"labeled": (read_record(run / CHECKPOINTS["last"]) or {}).get("labeled_cases", row["labeled"])}
         row |= {"iterations": run_state(run)["iteration"], "part": part}
         for name, path in summaries.items():
             with path.open(newline="", encoding="utf-8") as stream:
@@ -95,7 +99,8 @@ def write_comparison_page(folder: Path, rows: Sequence[dict[str, Any]], part: st
     """Write ``PART.html``: the tables, the scores of the network that leads case by case, and the training curves."""
     lead = _networks(part)[0]
     blocks: list[Any] = [Text(_explained(part))]
-    for group in _groups(rows):
+    groups = _groups(rows)
+    for group in groups:
         titles, cells = _table(rows, group, part)
         blocks.append(Table(titles, cells, _titled(group)))
     titles, cells = learning_curves(rows, lead)
@@ -103,10 +108,19 @@ def write_comparison_page(folder: Path, rows: Sequence[dict[str, Any]], part: st
         blocks += [Heading("Learning curve"), Table(titles, cells, FORECAST)]
     several = len({row["labeled"] for row in rows}) > 1
     names = {row["run"]: _named(row, several) for row in rows}
+    uses = Counter(names.values())  # two shares of few cases may be equally many
+    names = {run: name if uses[name] == 1 else run for run, name in names.items()}
     scores = {name: read_scores(folder / run / f"{part}-{lead}") for run, name in names.items()}
     sections = [
         Section("Results", blocks),
-        *settings_section([(row["method"], row["overlay"], row[f"{lead}_dsc"]) for row in rows]),
+        *settings_section(
+            {
+                _titled(group): [
+                    (row["method"], row["overlay"], row[f"{lead}_dsc"]) for row in rows if _group(row) == group
+                ]
+                for group in groups
+            }
+        ),
         *score_sections(scores, {name: folder / run for run, name in names.items()}),
         Section("Command", [Code(line) for line in dict.fromkeys([command, *(r["command"] for r in rows)])]),
     ]
@@ -121,7 +135,7 @@ def write_comparison_page(folder: Path, rows: Sequence[dict[str, Any]], part: st
 def _named(row: dict[str, Any], labeled: bool) -> str:
     """A run's method, ablation, number of labels if it varies, and seed."""
     parts = [row["method"], "" if row["overlay"] == "default" else row["overlay"]]
-    parts += [f"{row['labeled']:g} labelled" if labeled else "", f"seed {row['seed']}"]
+    parts += [_count(row["labeled"]) if labeled else "", f"seed {row['seed']}"]
     return ", ".join(filter(None, parts))
 
 
@@ -165,13 +179,25 @@ def _networks(part: str) -> list[str]:
     return ["last", "best"] if part == "val" else ["best", "last"]
 
 
+def _group(row: dict[str, Any]) -> tuple[Any, ...]:
+    """The key of a run's table."""
+    return tuple(row[key] for key in GROUP)
+
+
 def _groups(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    return sorted({tuple(row[key] for key in GROUP) for row in rows}, key=lambda group: group[::-1], reverse=True)
+    """The keys of the tables: the longest runs first, then the largest images, then most labels."""
+    groups = {_group(row) for row in rows}
+    return sorted(groups, key=lambda group: (*group[:0:-1], group[0] is not None, group[0] or 0), reverse=True)
 
 
 def _titled(group: tuple[Any, ...]) -> str:
     labeled, size, iterations = group
-    return f"{labeled} labelled, {size} px, {iterations:,} iterations"
+    return f"{_count(labeled)}, {size} px, {iterations:,} iterations"
+
+
+def _count(labeled: float | None) -> str:
+    """The number of labelled cases in words."""
+    return "all labelled" if labeled is None else f"{labeled:g} labelled"
 
 
 def learning_curves(rows: Sequence[dict[str, Any]], network: str) -> tuple[list[str], list[list[Cell]]]:
@@ -182,7 +208,7 @@ def learning_curves(rows: Sequence[dict[str, Any]], network: str) -> tuple[list[
     table: list[list[Cell]] = []
     variants: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
     for row in rows:
-        if row["labeled"] is not None:
+        if (row["labeled"] or 0) >= 1:  # neither all labels nor a share, whose number of cases is unknown
             key = (row["method"], row["overlay"], row["image_size"])
             variants.setdefault(key, []).append((row["labeled"], row[f"{network}_dsc"]))
     for (method, overlay, size), points in sorted(variants.items()):
@@ -211,7 +237,7 @@ def _table(rows: Sequence[dict[str, Any]], group: tuple[Any, ...], part: str) ->
     measured = [f"{name} {title}" for name in networks for title in (*(t for t, _ in _SHOWN.values()), "one empty")]
     variants: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        if tuple(row[key] for key in GROUP) == group:
+        if _group(row) == group:
             variants.setdefault((row["method"], row["overlay"]), []).append(row)
     ranked = sorted(variants.items(), key=lambda item: -statistics.mean(row[f"{networks[0]}_dsc"] for row in item[1]))
     lines = []

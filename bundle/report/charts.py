@@ -133,7 +133,8 @@ def series(points: Mapping[str, tuple[Sequence[Any], Sequence[float]]], title: s
     with mpl.rc_context(STYLE):
         figure, (axes,) = _axes(4.6, 2.9)
         for number, (name, (settings, values)) in enumerate(points.items()):
-            axes.plot([str(s) for s in settings], values, "o-", ms=4, color=PALETTE[number], label=_plain(name))
+            style, colour = "o-" if number < len(PALETTE) else "o--", PALETTE[number % len(PALETTE)]
+            axes.plot([str(s) for s in settings], values, style, ms=4, color=colour, label=_plain(name))
         axes.set(title=_plain(title), xlabel=_plain(xlabel), ylabel=ylabel)
         if len(points) > 1:
             axes.legend()

@@ -202,13 +202,19 @@ def _labeled(case: Case, k: int, at: Window, colours: Sequence[str]) -> Markup:
     return picture(case.image[k, rows, columns], {"label": case.label[k, rows, columns]}, colours, WIDTH, aspect)
 
 
-def settings_section(points: Sequence[tuple[str, str, float]]) -> list[Section]:
+def settings_section(groups: Mapping[str, Sequence[tuple[str, str, float]]]) -> list[Section]:
     """Mean DSC over the values of an option, such as a loss's weight or the fusion's stages (Figs. 7 and 8).
 
     Args:
-        points: method, ablation as ``ID=VALUE`` or another name, and DSC of each run. Options with fewer than two
-            values are omitted.
+        groups: method, ablation as ``ID=VALUE`` or another name, and DSC of each run, by the title of the runs' table:
+            each group has charts of its own. Options with fewer than two values are omitted.
     """
+    drawn = [chart for title, points in groups.items() for chart in _settings(points, title)]
+    return [Section("Settings", [Text("Mean over the seeds."), Charts(drawn)])] if drawn else []
+
+
+def _settings(points: Sequence[tuple[str, str, float]], title: str) -> list[Chart]:
+    """A chart for each option of a group of :func:`settings_section`."""
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for method, overlay, dice in points:
         option, equals, value = overlay.partition("=")
@@ -221,8 +227,9 @@ def settings_section(points: Sequence[tuple[str, str, float]]) -> list[Section]:
                 method: (list(values), [statistics.mean(values[v]) for v in values])
                 for method, values in ((method, _in_order(values)) for method, values in methods.items())
             }
-            drawn.append(Chart(charts.series(lines, option.rpartition("#")[2], option, "mean DSC")))
-    return [Section("Settings", [Text("Mean over the seeds."), Charts(drawn)])] if drawn else []
+            name = f"{option.rpartition('#')[2]}: {title}"
+            drawn.append(Chart(charts.series(lines, name, option, "mean DSC")))
+    return drawn
 
 
 def _in_order(values: Mapping[str, list[float]]) -> dict[str, list[float]]:

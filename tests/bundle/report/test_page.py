@@ -53,6 +53,15 @@ def browse(page: Path) -> tuple[str, list[str]]:
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
+def test_series_of_more_methods_than_colours_stay_distinct() -> None:
+    points = {f"method {n}": (["0", "1"], [n / 20, n / 10]) for n in range(len(charts.PALETTE) + 2)}
+    svg = charts.series(points, "weight", "weight", "mean DSC")
+    for name in points:
+        assert f">{name}<" in svg
+    # a line in the plot and one in the legend
+    assert svg.count("stroke-dasharray") == 2 * 2
+
+
 def everything(words: str) -> list[Section]:
     """A page with every kind of element, containing these words."""
     dots = np.arange(5.0)

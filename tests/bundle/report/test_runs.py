@@ -16,13 +16,13 @@ def folder(path: Path, overlay: str = "") -> Path:
     for name in ("model.pt", "model_last.pt"):
         (path / name).touch()
     if overlay:
-        (path / "run.json").write_text(json.dumps({"method": "semsim", "overlay": overlay, "seed": 0, "command": "compare"}))
+        (path / "run.json").write_text(
+            json.dumps({"method": "semsim", "overlay": overlay, "seed": 0, "command": "compare"})
+        )
     return path
 
 
-def test_runs_of_the_same_name_are_told_apart_by_their_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = [folder(tmp_path / name) for name in ("exp1/output", "exp2/output", "exp2/other")]
     places += [folder(tmp_path / one / "semsim-default-seed0", "default").parent for one in ("long", "short")]
     folder(places[-1] / "semsim-table4-seed0", "table4")
