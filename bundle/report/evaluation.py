@@ -39,8 +39,15 @@ class Scores:
 
     @property
     def unit(self) -> str:
-        """``mm`` if there are distances in mm, else ``voxels``."""
-        return "voxels" if np.isnan(self.values[MEAN]["hd95_mm"]).all() else "mm"
+        """``mm`` if there are distances in mm, else ``voxels``.
+
+        Distances in mm that equal those in voxels are of files without a spacing.
+        """
+        mean = self.values[MEAN]
+        if np.isnan(mean["hd95_mm"]).all():
+            return "voxels"
+        same = all(np.allclose(mean[f"{key}_voxels"], mean[f"{key}_mm"], equal_nan=True) for key in ("hd95", "assd"))
+        return "voxels" if same else "mm"
 
 
 def read_scores(folder: Path) -> Scores:

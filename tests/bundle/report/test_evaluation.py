@@ -26,6 +26,17 @@ def test_scores_are_those_of_the_table(tmp_path: Path) -> None:
     assert scores.unit == "voxels"
 
 
+def test_distances_that_equal_the_voxels_are_of_files_without_a_spacing(tmp_path: Path) -> None:
+    for spacing, unit in ((1, "voxels"), (1.5, "mm")):
+        rows = [
+            f"{case},{of},0.9,{d},2,{d * spacing},{2 * spacing},0,0"
+            for case, d in (("a", 1), ("b", 7))
+            for of in ("LV", "mean")
+        ]
+        (tmp_path / "per_volume.csv").write_text(HEAD + "\n".join(rows))
+        assert read_scores(tmp_path).unit == unit
+
+
 @pytest.mark.parametrize(
     ("table", "about", "message"),
     [
