@@ -30,7 +30,7 @@ from scripts.utils.files import replacing
 from scripts.utils.provenance import file_digest
 from scripts.utils.threads import in_threads
 
-__all__ = ["Case", "load_cases", "upright"]
+__all__ = ["Case", "load_cases", "turning", "upright"]
 
 FORMAT = 1  # increase when the cached data change their meaning
 LARGEST = 512  # minimum pixels per side of a picture
@@ -114,6 +114,11 @@ def load_cases(run: Run) -> list[Case]:
     return sorted(cases, key=lambda case: order[case.name])
 
 
+def turning(preprocessing: Compose) -> list[Orientationd | ThroughPlaneLastd]:
+    """The steps of a preprocessing that turn a volume, for :func:`upright`."""
+    return [step for step in preprocessing.flatten().transforms if isinstance(step, (Orientationd, ThroughPlaneLastd))]
+
+
 def upright(image: MetaTensor, transforms: Sequence[Any] = ()) -> MetaTensor:
     """``[C, x, y, slices]`` of an image ``[C, ...]`` on its file's grid, in the orientation of the network's input."""
     steps = transforms or [Orientationd("image", axcodes="LPS", labels=None), ThroughPlaneLastd("image")]
@@ -136,12 +141,8 @@ def _predict(run: Run, paths: Mapping[str, Path], scored: bool) -> None:
         workflow = run.workflow(**({"output_dir": nowhere} if scored else {}))
         try:
             workflow.initialize()
-            turning = [
-                step
-                for step in workflow.parser.get_parsed_content("preprocessing").flatten().transforms
-                if isinstance(step, (Orientationd, ThroughPlaneLastd))
-            ]
-            keeper = _Keeper(paths, turning, run.get("num_classes"))
+            steps = turning(workflow.parser.get_parsed_content("preprocessing"))
+            keeper = _Keeper(paths, steps, run.get("num_classes"))
             keeper.attach(workflow.parser.get_parsed_content("evaluator"))
             workflow.run()
             workflow.finalize()

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from monai.transforms import Compose, EnsureChannelFirstd
 
-from bundle.report.cases import Case, upright
+from bundle.report.cases import Case, turning, upright
 from bundle.report.evaluation import MEAN, Scores
 from bundle.report.runs import Run
-from scripts.data import LoadImageVolumed
+from scripts.data import LoadImageVolumed, ThroughPlaneLastd
+from scripts.data.axis import THICKEST
 from scripts.data.cache import stored_files
 from scripts.data.readers import is_photograph
 from scripts.utils.files import write_text
@@ -86,7 +88,7 @@ def outliers(cases: Sequence[Case], scores: Scores) -> list[Problem]:
 def training_ranges(run: Run) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of each of :data:`MEASURED` over the run's training images.
 
-    They are cached with the preprocessed volumes, by the images' content.
+    They are cached with the preprocessed volumes, by the images' content and the plane of the slices.
 
     Raises:
         FileNotFoundError: if training images are missing.
@@ -94,14 +96,17 @@ def training_ranges(run: Run) -> dict[str, tuple[float, float]]:
     """
     files = [str(record["image"]) for record in run.get("train#dataset#data")]
     folder = Path(run.get("cache_dir")) / "report"
+    steps = turning(run.get("train#preprocessing"))
+    axis = next((step.axis for step in steps if isinstance(step, ThroughPlaneLastd)), THICKEST)
 
     def facts(file: str) -> dict[str, float]:
-        kept = folder / f"{file_digest(*stored_files(Path(file)))}.json"
+        kept = folder / f"{file_digest(*stored_files(Path(file)))}-{axis}.json"
+        keys = [key for key, (unit, _) in MEASURED.items() if not (unit and is_photograph(file))]
         # what is damaged is made anew
         with suppress(FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
             known = json.loads(kept.read_text(encoding="utf-8"))
-            return {key: float(known[key]) for key in MEASURED}
-        found = _facts_of_file(file)
+            return {key: float(known[key]) for key in keys}
+        found = _facts_of_file(file, steps)
         write_text(kept, json.dumps(found) + "\n")
         return found
 
@@ -125,9 +130,9 @@ def unlike_training(cases: Sequence[Case], ranges: dict[str, tuple[float, float]
     return found
 
 
-def _facts_of_file(file: str) -> dict[str, float]:
+def _facts_of_file(file: str, steps: Sequence[Any]) -> dict[str, float]:
     load = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image")])
-    image = upright(load({"image": file})["image"])
+    image = upright(load({"image": file})["image"], steps)
     pixels = image.numpy().astype(np.float64)
     spacing = None if is_photograph(file) else tuple(np.asarray(image.pixdim, dtype=np.float64))
     within = None if spacing is None else (1, 2, 3)  # as in a case's facts

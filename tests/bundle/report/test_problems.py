@@ -9,11 +9,26 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import Compose, Orientationd
+from PIL import Image
 
+from bundle.report import problems
 from bundle.report.cases import _facts as case_facts
 from bundle.report.evaluation import MEAN, Scores
 from bundle.report.problems import empty_predictions, outliers, training_ranges, unlike_training
+from scripts.data import ThroughPlaneLastd
 from tests.bundle.report.common import make_case
+
+
+def preprocessing(axis: str) -> Compose:
+    """Those steps of a preprocessing that turn a volume."""
+    return Compose([Orientationd("image", axcodes="LPS", labels=None), ThroughPlaneLastd("image", axis)])
+
+
+def run_with(image: Path, cache: Path, steps: Compose) -> Any:
+    """A run with one training image."""
+    known = {"train#dataset#data": [{"image": str(image)}], "cache_dir": str(cache), "train#preprocessing": steps}
+    return SimpleNamespace(get=known.__getitem__)
 
 
 def test_classes_on_one_side_only_are_named() -> None:
@@ -57,11 +72,11 @@ def test_a_channel_counts_whatever_its_unit(tmp_path: Path) -> None:
     """A diffusion map in mm2/s next to a weighted image, in the training and among the cases."""
     voxels = np.random.default_rng(0).integers(0, 900, (6, 5, 3, 2)).astype(np.float32)
     ranges, facts = [], []
+    steps = preprocessing("thickest")
     for name, unit in (("a", [1, 1]), ("b", [1, 1e-6])):
         image = voxels * np.float32(unit)
         nib.save(nib.Nifti1Image(image, np.diag([2.0, 2, 8, 1])), tmp_path / f"{name}.nii")
-        known = {"train#dataset#data": [{"image": str(tmp_path / f"{name}.nii")}], "cache_dir": str(tmp_path)}
-        ranges.append(training_ranges(SimpleNamespace(get=known.get)))  # type: ignore[arg-type]
+        ranges.append(training_ranges(run_with(tmp_path / f"{name}.nii", tmp_path, steps)))
         case = np.concatenate([np.moveaxis(image, -1, 0), np.zeros((2, 6, 5, 3))])
         facts.append(case_facts(case, np.array([2.0, 2, 8]), 2))
     assert ranges[0]["mean intensity"] == pytest.approx(ranges[1]["mean intensity"])
@@ -75,10 +90,33 @@ def test_what_is_kept_of_the_training_images_is_measured_anew_where_it_is_damage
     nib.save(
         nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(5, 4, 3), np.diag([2.0, 2, 8, 1])), tmp_path / "a.nii"
     )
-    known = {"train#dataset#data": [{"image": str(tmp_path / "a.nii")}], "cache_dir": str(tmp_path / "cache")}
-    run: Any = SimpleNamespace(get=known.get)
+    run = run_with(tmp_path / "a.nii", tmp_path / "cache", preprocessing("thickest"))
     ranges = training_ranges(run)
     (kept,) = (tmp_path / "cache" / "report").iterdir()
     for damaged in (b"", b"{", b"[]", b"\xff", b"[" * 10_000, b"{}"):
         kept.write_bytes(damaged)
         assert training_ranges(run) == ranges
+
+
+def test_training_images_are_measured_in_the_plane_of_the_slices(tmp_path: Path) -> None:
+    """Voxels of equal sides have no thickest one: the run's axis decides, in one cache too."""
+    sides = {"sagittal": (21, 33), "coronal": (12, 33), "axial": (12, 21)}
+    nib.save(nib.Nifti1Image(np.ones((12, 21, 33), np.float32), np.diag([2.0, 2, 2, 1])), tmp_path / "a.nii")
+    for axis, (first, second) in sides.items():
+        ranges = training_ranges(run_with(tmp_path / "a.nii", tmp_path / "cache", preprocessing(axis)))
+        assert ranges["field of view"] == pytest.approx((first + second, first + second)), axis
+        assert ranges["pixel"] == pytest.approx((2, 2))
+
+
+def test_photographs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    run = run_with(tmp_path / "a.png", tmp_path / "cache", preprocessing("axial"))
+    ranges = training_ranges(run)
+    assert list(ranges) == ["mean intensity", "spread of intensities"]
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(problems, "_facts_of_file", refuse)
+    assert training_ranges(run) == ranges
