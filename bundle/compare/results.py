@@ -46,10 +46,10 @@ def collect(folder: Path, part: str) -> list[dict[str, Any]]:
     Returns:
         ``run``, its folder's name; ``method``, ``overlay``, ``seed``, ``labeled``, the number of labelled cases in the
         record of the weights (without one the configuration's value: a share is below 1, None stands for all labels),
-        ``image_size``, ``iterations``, ``part``; for ``best`` and ``last`` each of the measures, mean over the volumes of the mean over the foreground
-        classes (None in mm for photographs), and ``one_empty``, the number of masks that are empty in only one of
-        prediction and label; ``seconds`` of training with its validation (None without logged events); the ``command``
-        that started the run.
+        ``image_size``, ``iterations``, ``part``; for ``best`` and ``last`` each of the measures, mean over the volumes
+        of the mean over the foreground classes (None in mm for photographs), and ``one_empty``, the number of masks
+        that are empty in only one of prediction and label; ``seconds`` of training with its validation (None without
+        logged events); the ``command`` that started the run.
     """
     rows = []
     for about in sorted(folder.glob("*/run.json")):

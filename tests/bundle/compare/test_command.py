@@ -291,7 +291,7 @@ def test_which_runs_with_which_configuration() -> None:
 
 
 def test_the_evaluation_takes_the_network_from_the_weights(tmp_path: Path) -> None:
-    """An option of the network alone, as an ablation and for all runs, from the training's weights to the evaluation."""
+    """An option of the network alone, as an ablation and for all runs."""
     (run,) = plan("supervised", 0, "network_def::channels=[8,8,8,8,8]", (), {"network_def#dropout": 0.1})
     parsers = [ConfigParser(run.configs[name]) for name in ("train.json", "evaluate.json")]
     trained = parsers[0].get_parsed_content("network_def")
