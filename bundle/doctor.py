@@ -16,7 +16,8 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirstd
 
-from bundle.report.cases import upright
+from bundle.report.cases import turning, upright
+from bundle.report.runs import check_ids
 from bundle.workflows import CONFIGS, ROOT
 from scripts.data import LoadImageVolumed
 from scripts.engine import autocast_dtype, flag
@@ -46,13 +47,14 @@ def main(config_file: str | Sequence[str] = (), steps: int = 3, **overrides: Any
         **overrides: config overrides of the training, for example ``--dataset_dir DIR``.
 
     Raises:
-        ValueError: if a config file cannot be read.
+        ValueError: if a config file cannot be read, or an override is no id of them.
         FileNotFoundError: if a config file is missing.
     """
     files = [str(CONFIGS / "train.json")]
     files += [part for part in (config_file.split(",") if isinstance(config_file, str) else config_file) if part]
     if missing := [file for file in files if not Path(file).is_file()]:
         raise FileNotFoundError(f"config_file: no file {', '.join(missing)}.")
+    check_ids(overrides, files)
     parser = ConfigParser(ConfigParser.load_config_files(files))
     parser.update({"bundle_root": str(ROOT), **overrides})
     lines: list[tuple[str, Callable[[], str]]] = [
@@ -140,9 +142,10 @@ def _length(parser: ConfigParser) -> int:
         records = parser.get_parsed_content("train#dataset#data")
         counted = [r for r in records if "label" not in r] or records
         load = Compose([LoadImageVolumed("image"), EnsureChannelFirstd("image")])
+        steps = turning(parser.get_parsed_content("train#preprocessing"))
 
         def slices(record: dict[str, str]) -> int:
-            shape = upright(load({"image": record["image"]})["image"]).shape
+            shape = upright(load({"image": record["image"]})["image"], steps).shape
             return int(shape[3]) if len(shape) == 4 else 1
 
         length = math.ceil(sum(in_threads(slices, counted)) / parser.get_parsed_content("batch_size"))

@@ -7,21 +7,22 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from bundle.report.evaluation import Scores, read_scores
 from bundle.workflows import CONFIGS, ROOT
 from scripts.utils.errors import root_cause
-from scripts.utils.provenance import file_digest, read_record
+from scripts.utils.options import _missing
+from scripts.utils.provenance import file_digest, read_record, trained_options
 from scripts.utils.validation import read_json
 
-__all__ = ["NETWORKS", "Run", "find_runs", "words"]
+__all__ = ["NETWORKS", "Run", "check_ids", "find_runs", "words"]
 
 NETWORKS = {"best": "model.pt", "last": "model_last.pt"}
 """The two networks of a run and their files."""
@@ -83,23 +84,41 @@ class Run:
 
     def workflow(self, **overrides: Any) -> ConfigWorkflow:
         """The evaluation's workflow, as in ``python -m monai.bundle run``, not yet initialised."""
-        known = {"image_size": self.record.get("image_size"), "labeled": self.record.get("labeled_cases")}
-        given = {key: value for key, value in known.items() if value is not None}
+        return self._workflow({**self._labeled, **self.overrides, **overrides})
+
+    def _workflow(self, overrides: Mapping[str, Any]) -> ConfigWorkflow:
+        size = self.record.get("image_size")
         return ConfigWorkflow(
             config_file=[str(file) for file in self.files],
             meta_file=str(CONFIGS / "metadata.json"),
             logging_file=False,
             workflow_type="infer",
             **{
-                **given,
+                **({} if size is None else {"image_size": size}),
                 "bundle_root": str(ROOT),
                 "checkpoint": str(self.weights),
                 "output_dir": str(self.evaluation),
                 "part": self.part,
-                **self.overrides,
                 **overrides,
             },
         )
+
+    @cached_property
+    def _labeled(self) -> dict[str, Any]:
+        """The record's number of labelled cases as an override, unless the user gives another or it does not apply.
+
+        It does not apply to data with labels of some images of a case; they were trained with all labels there are.
+        """
+        if (count := self.record.get("labeled_cases")) is None or "labeled" in self.overrides:
+            return {}
+        given = {"labeled": count}
+        try:
+            self._workflow({**given, **self.overrides}).parser.get_parsed_content("train#dataset#data")
+        except Exception as error:
+            if isinstance(root_cause(error), (ValueError, FileNotFoundError)):
+                return {}
+            raise
+        return given
 
     @cached_property
     def _content(self) -> ConfigWorkflow:
@@ -121,9 +140,12 @@ class Run:
 
     @cached_property
     def settings(self) -> str:
-        """Digest of the weights and of all configuration values that affect their predictions."""
+        """Digest of the weights, their record's options and all configuration values that affect their predictions."""
+        options = trained_options(self.weights)  # the configuration only refers to them
         config = {key: value for key, value in self._content.parser.get().items() if key not in PLACES}
-        return hashlib.sha256(json.dumps([self.digest, config], sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([self.digest, options, config], sort_keys=True, default=str).encode()
+        ).hexdigest()
 
     @property
     def colours(self) -> dict[str, str]:
@@ -141,6 +163,23 @@ def words(value: str | Sequence[str]) -> list[str]:
     """Names from the command line: a list, or text separated by commas."""
     parts = value.split(",") if isinstance(value, str) else value
     return [str(part).strip() for part in parts if str(part).strip()]
+
+
+def check_ids(names: Iterable[str], files: Sequence[str | Path]) -> None:
+    """Refuse overrides of config ids that the config files lack, by the rule of ``python -m monai.bundle run``.
+
+    Args:
+        names: the ids; an argument that a component's constructor would check is not checked.
+        files: the config files, merged in order.
+
+    Raises:
+        ValueError: for the first such id.
+    """
+    if names := list(names):
+        config = ConfigParser.load_config_files([str(file) for file in files])
+        for name in names:
+            if missing := _missing(re.split("#|::", name), config):
+                raise ValueError(f"--{name}: no option of this command, and the config files have no id '{missing}'.")
 
 
 def find_runs(
@@ -164,7 +203,7 @@ def find_runs(
 
     Raises:
         FileNotFoundError: if a folder or its weights are missing.
-        ValueError: if the network is unknown, or one evaluation is given for several runs.
+        ValueError: if the network or a config id is unknown, or one evaluation is given for several runs.
     """
     if network not in NETWORKS:
         raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, found {network}.")
@@ -186,6 +225,7 @@ def find_runs(
             raise FileNotFoundError(f"{folder}: expected a run's folder with {weights.name}, found none.")
         own = folder / "evaluate.json"
         files = [own] if own.is_file() else [CONFIGS / "train.json", *base, CONFIGS / "evaluate.json"]
+        check_ids(overrides, files)
         target = Path(evaluation).resolve() if evaluation else folder / f"{part}-{network}"
         runs.append(Run(name, folder, weights, target, part, files, overrides))
     return runs

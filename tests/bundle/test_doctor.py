@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from bundle.__main__ import main
+from bundle.doctor import _length
+from bundle.workflows import CONFIGS
 from scripts.data import SemiSupervisedLoader
 from tests.workflows import workflow
 
@@ -45,6 +50,22 @@ def test_what_is_missing_does_not_hide_the_rest(tmp_path: Path, capsys: pytest.C
     assert told["data, train"].startswith("not known: dataset_dir ")
     assert told["training"].endswith("2,100 steps")
     assert told["time"] == "not measured"
+
+
+def test_steps_are_counted_along_the_slice_axis(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((12, 21, 33), np.float32), np.diag([2.0, 2, 2, 1])), tmp_path / "a.nii")
+    parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "train.json"))
+    parser.update({"train#dataset#data": [{"image": str(tmp_path / "a.nii")}], "epochs": 3, "batch_size": 4})
+    for axis, slices in {"sagittal": 12, "coronal": 21, "axial": 33}.items():
+        parser.update({"slice_axis": axis})
+        assert _length(parser) == 3 * -(-slices // 4)
+
+
+@pytest.mark.parametrize("option", ["labelled", "train#max_epochs", "train::optimizr::lr"])
+def test_an_option_that_nothing_reads_is_named(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["doctor", f"--{option}=3"])
+    assert f"error: --{option}: no option of this command, and the config files have no id" in capsys.readouterr().err
 
 
 def test_a_config_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
