@@ -18,7 +18,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from bundle.report.evaluation import Scores, read_scores
 from bundle.workflows import CONFIGS, ROOT
 from scripts.utils.errors import root_cause
-from scripts.utils.options import _missing
+from scripts.utils.options import missing_ids
 from scripts.utils.provenance import file_digest, read_record, trained_options
 from scripts.utils.validation import read_json
 
@@ -178,7 +178,7 @@ def check_ids(names: Iterable[str], files: Sequence[str | Path]) -> None:
     if names := list(names):
         config = ConfigParser.load_config_files([str(file) for file in files])
         for name in names:
-            if missing := _missing(re.split("#|::", name), config):
+            if missing := missing_ids(re.split("#|::", name), config):
                 raise ValueError(f"--{name}: no option of this command, and the config files have no id '{missing}'.")
 
 

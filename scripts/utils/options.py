@@ -21,7 +21,7 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from scripts.utils.errors import MONAI_PROGRAM, one_line
 from scripts.utils.validation import faults_of
 
-__all__ = ["check_options", "check_paths", "check_switches", "check_values"]
+__all__ = ["check_options", "check_paths", "check_switches", "check_values", "missing_ids"]
 
 PATHS = ("bundle_root", "cache_dir", "checkpoint", "dataset_dir", "output_dir", "resume", "splits")
 
@@ -108,7 +108,7 @@ def check_options() -> None:
     own = [option.name for option in takes if option.kind is not option.VAR_KEYWORD]
     others = {*own, *tracking["configs"]} - {*tracking["handlers_id"]}
     for name in options:
-        if name not in others and (missing := _missing(re.split("#|::", name), config)):
+        if name not in others and (missing := missing_ids(re.split("#|::", name), config)):
             near = difflib.get_close_matches(name.replace("::", "#"), [*_ids(config), *others], 1)
             meant = f"; did you mean --{near[0]}?" if near else "."
             raise ValueError(f"--{name}: the config files have no id '{missing}'{meant}")
@@ -125,7 +125,7 @@ def _given(words: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def _missing(keys: Sequence[str], config: Any) -> str:
+def missing_ids(keys: Sequence[str], config: Any) -> str:
     """The first part of an id that the configuration lacks; empty if there is none or a constructor decides."""
     for depth, key in enumerate(keys, start=1):
         if isinstance(config, list):
@@ -154,7 +154,7 @@ def _check_overlays(files: Sequence[str], config: Mapping[str, Any], words: Sequ
         for key in ConfigParser.load_config_file(name):
             parts = re.split("#|::", key.lstrip("+"))
             read = "#".join(parts) in words or re.search(rf"[@%]{'(#|::)'.join(map(re.escape, parts))}\b", text)
-            if not read and _missing(parts, before):
+            if not read and missing_ids(parts, before):
                 near = difflib.get_close_matches("#".join(parts), _ids(before), 1, cutoff=0.8)
                 if near:
                     raise ValueError(f"{name}: nothing reads the id '{key}'; did you mean '{near[0]}'?")
