@@ -74,6 +74,7 @@ class RunCheckpoint:
         self.resume = flag(resume)
         self.evaluator = evaluator
         self.data = {**(data or {}), **(inference or {})}
+        self.chosen = _chosen(data or {}, inference or {})
         self.trained_by: dict[str, list[str]] = {}
 
     def attach(self, engine: SemiSupervisedTrainer) -> None:
@@ -119,7 +120,7 @@ class RunCheckpoint:
         parts = self._parts(engine)
         content = from_first(lambda: read_checkpoint(path, parts, torch.device("cpu")))
         state = content["state"]
-        for name, value in {**engine.objective.former_settings, **_protocol(engine)}.items():
+        for name, value in {**engine.objective.former_settings, **_protocol(engine), **self.chosen}.items():
             if state.get(name, value) != value:  # a newer option is not in the file
                 raise ValueError(f"{path}: expected a run with {name} {value}, found {state[name]}.")
         if max_epochs is not None and state["epoch"] > max_epochs:
@@ -157,6 +158,7 @@ class RunCheckpoint:
             raise FloatingPointError(f"After epoch {engine.state.epoch} {lost} is not finite. {NOT_FINITE}")
         state = {
             **_protocol(engine),
+            **self.chosen,
             "trained_by": self.trained_by,
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
@@ -207,6 +209,17 @@ def _protocol(engine: SemiSupervisedTrainer) -> dict[str, Any]:
     }
     loader = engine.data_loader
     return protocol | data_protocol(loader) if isinstance(loader, SemiSupervisedLoader) else protocol
+
+
+def _chosen(data: Mapping[str, Any], inference: Mapping[str, Any]) -> dict[str, Any]:
+    """The choice of cases and the preprocessing that a resumed run must share with its checkpoint.
+
+    With as many slices as before, other cases would go unnoticed, and former validation cases would be trained on.
+    """
+    chosen: dict[str, Any] = {}
+    if data:
+        chosen = {"splits or datalist of SHA-256": data.get("split_sha256"), "fold": data.get("fold", 0)}
+    return chosen | {name: inference[name] for name in ("pixel_spacing", "percentiles") if name in inference}
 
 
 def _check_agreement(engine: SemiSupervisedTrainer, current: Mapping[str, str]) -> None:

@@ -78,3 +78,40 @@ def test_a_checkpoint_of_version_0_2_0_with_another_option_is_refused(tmp_path: 
     objective = build("semsim_minus", regions=2)
     with pytest.raises(ValueError, match=r"checkpoint_0\.2\.0\.pt: expected a run with regions 2, found 4\.$"):
         trainer(objective, 2, [RunCheckpoint(str(tmp_path), objective.network, resume=str(OLD))]).run()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split_sha256": "b" * 64}, "splits or datalist of SHA-256 b{64}, found a{64}"),
+        ({"fold": 1}, "fold 1, found 0"),
+        ({"pixel_spacing": 1.5}, "pixel_spacing 1.5, found None"),
+        ({"percentiles": [1, 99]}, r"percentiles \[1, 99\], found \[0, 100\]"),
+    ],
+)
+def test_a_checkpoint_of_other_cases_or_preprocessing_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """The numbers of slices may be equal; the former validation cases would be trained on."""
+    inference = {"pixel_spacing": None, "percentiles": [0, 100], "mirroring": False}
+
+    def resume(epochs: int, **changed: Any) -> None:
+        objective = build("semsim_minus")
+        data = {"data": "acdc", "split": "splits.json", "split_sha256": "a" * 64}
+        data |= {name: value for name, value in changed.items() if name not in inference}
+        options = {**inference, **{name: value for name, value in changed.items() if name in inference}}
+        handler = RunCheckpoint(str(tmp_path), objective.network, resume=True, data=data, inference=options)
+        trainer(objective, epochs, [handler]).run()
+
+    resume(1)
+    with pytest.raises(ValueError, match=f"expected a run with {message}\\.$") as info:
+        resume(2, **change)
+    assert "\n" not in str(info.value)
+    resume(2, mirroring=True)  # of no account in the training
+
+    # a checkpoint of an earlier version has none of these settings
+    content = torch.load(tmp_path / RunCheckpoint.name, weights_only=True)
+    for name in {name for name in content["state"] if name.startswith("splits")} | {"fold", *inference}:
+        content["state"].pop(name, None)
+    torch.save(content, tmp_path / RunCheckpoint.name)
+    resume(3, **change)
