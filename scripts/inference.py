@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+from ignite.engine import EventEnum
 from ignite.handlers import ProgressBar
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
@@ -25,15 +26,24 @@ from scripts.data.fingerprint import fingerprint
 from scripts.data.volumes import VolumeDataset
 from scripts.utils.errors import FaultsError, fault_line
 from scripts.utils.files import update_digest
-from scripts.utils.processes import gathered, rank_and_count
+from scripts.utils.processes import from_first, gathered, rank_and_count
 from scripts.utils.provenance import file_digest
 
-__all__ = ["CohortDataset", "CohortEvaluator", "Predictions"]
+__all__ = ["FILES", "CohortDataset", "CohortEvaluator", "CohortEvents", "Predictions"]
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # raise when the same input, weights and settings give other predictions than before
 FILE, FAULT = "file", "fault"
+FILES = "files"
+"""Key of an item of an evaluator's output: the files that handlers wrote for it, besides those of its transforms."""
+
+
+class CohortEvents(EventEnum):
+    """Events of a :class:`CohortEvaluator`."""
+
+    SEGMENTED = "segmented"
+    """Once in a run, in the first process: all processes have segmented their images, or none was left to segment."""
 
 
 class Predictions:
@@ -163,7 +173,8 @@ class CohortEvaluator(SupervisedEvaluator):
 
     Args:
         val_data_loader: over a :class:`CohortDataset`, one image per batch.
-        predictions: records the written files.
+        predictions: records the written files, after all handlers of ``IterationEvents``, whose errors are faults of
+            their image. They may add files to the item's list :data:`FILES`.
         **options: of :class:`monai.engines.SupervisedEvaluator`.
 
     Raises:
@@ -172,7 +183,7 @@ class CohortEvaluator(SupervisedEvaluator):
     """
 
     def __init__(self, val_data_loader: Any, predictions: Predictions, **options: Any) -> None:
-        super().__init__(val_data_loader=val_data_loader, **options)
+        super().__init__(val_data_loader=val_data_loader, event_names=[CohortEvents], **options)
         self.predictions = predictions
         self.faults: list[str] = []
         if rank_and_count()[0] == 0:
@@ -187,6 +198,8 @@ class CohortEvaluator(SupervisedEvaluator):
             super().run(global_epoch)
         lines = sorted(line for part in gathered(self.faults) for line in part)
         total = sum(gathered(own))
+        # The others wait: torchrun ends the first process as soon as one of them exits with an error.
+        from_first(lambda: self.fire_event(CohortEvents.SEGMENTED))
         if rank_and_count()[0] > 0:
             if lines:
                 raise SystemExit(1)
@@ -222,6 +235,7 @@ def _setting(value: Any) -> Any:
 
 
 def _saved(output: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The files that transforms wrote from an engine's output."""
+    """The files that transforms and handlers wrote from an engine's output."""
     values = [value for item in output for value in item.values() if isinstance(value, MetaTensor)]
-    return [str(value.meta[MetaKeys.SAVED_TO]) for value in values if MetaKeys.SAVED_TO in value.meta]
+    maps = [str(value.meta[MetaKeys.SAVED_TO]) for value in values if MetaKeys.SAVED_TO in value.meta]
+    return maps + [str(file) for item in output for file in item.get(FILES, [])]

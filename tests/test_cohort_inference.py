@@ -163,6 +163,7 @@ def test_two_processes_share_the_images(cohort: Path, tmp_path: Path) -> None:
         "output_dir": tmp_path / "out",
         "checkpoint": save_weights(tmp_path / "model.pt"),
         "image_size": 32,
+        "quality": True,
     }
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     line += [
@@ -176,6 +177,8 @@ def test_two_processes_share_the_images(cohort: Path, tmp_path: Path) -> None:
     def run() -> str:
         done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
         assert done.returncode == 1, done.stderr[-3000:]
+        assert done.stdout.count("2 of 2 need a review") == 1, "the first process alone writes the complete table"
+        assert len((tmp_path / "out" / "quality.csv").read_text().splitlines()) == 1 + 2 * 3
         return done.stderr
 
     text = run()

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from monai.inferers import Inferer
 from nibabel.affines import voxel_sizes
 
 from scripts.data.readers import shows_photograph
+from scripts.inference import FILES, CohortEvents
 from scripts.quality.agreement import agreement, view_logits
 from scripts.quality.flags import check_enclosing, component_flags, plane_flags
 from scripts.quality.images import image_features, unlike
@@ -72,9 +74,10 @@ class ViewPasses:
 class QualityReport:
     """Handler that reports how reliable each result of an inference is.
 
-    For each map ``NAME.nii.gz`` it writes ``NAME.json`` in the same folder. When the run completes, it writes
-    ``quality.csv`` to ``output_dir``: a row for each case and class of all such files there of the same weights; cases
-    that need a review come first, the worst of them first. Columns:
+    For each map ``NAME.nii.gz`` it writes ``NAME.json`` in the same folder, before the image is recorded as segmented.
+    At the end the first process writes ``quality.csv`` to ``output_dir``, also if no image was left to segment: a row
+    for each case and class of all such files there of the same weights; cases that need a review come first, the worst
+    of them first. Columns:
 
     - ``predicted_dice``, ``low``, ``high``: Dice and interval by the fit in the weights' record; empty without one.
     - ``score``: input of the fit, see :class:`scripts.quality.agreement.ClassAgreement`.
@@ -108,17 +111,21 @@ class QualityReport:
         self.enclosing = check_enclosing(enclosing or {}, num_classes)
 
     def attach(self, engine: Engine) -> None:
-        """Register with a MONAI evaluator that decollates and writes its maps while it postprocesses."""
+        """Register with a :class:`scripts.inference.CohortEvaluator` that writes its maps while it postprocesses."""
         self.passes.attach(engine)
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._judge)
-        engine.add_event_handler(Events.COMPLETED, self._write)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._judge)
+        engine.add_event_handler(CohortEvents.SEGMENTED, self._write)
 
     def _start(self) -> None:
         self.calibration = read_calibration(self.checkpoint)
-        self.digest = file_digest(self.checkpoint)
         if not self.calibration.dice:
             logger.warning("'%s' has no fit on validation cases: no Dice is predicted.", self.checkpoint)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+        return file_digest(self.checkpoint)
 
     def _judge(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -131,7 +138,9 @@ class QualityReport:
                 "weights_sha256": self.digest,
             }
             content = {**about, "classes": self._classes(item)}
-            write_text(saved.with_name(f"{_stem(saved.name)}.json"), json.dumps(content, indent=4) + "\n")
+            report = saved.with_name(f"{_stem(saved.name)}.json")
+            write_text(report, json.dumps(content, indent=4) + "\n")
+            item.setdefault(FILES, []).append(str(report))
 
     def _classes(self, item: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """The row of each foreground class of one result."""
@@ -159,10 +168,7 @@ class QualityReport:
         return {name: {key: _rounded(value) for key, value in entry.items()} for name, entry in classes.items()}
 
     def _write(self) -> None:
-        """Write the table of all maps in the folder and print its summary.
-
-        Of several processes the last one reads the files of all; none waits.
-        """
+        """Write the table of all maps in the folder and print its summary."""
         cases = sorted(self._results(), key=_worst)
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

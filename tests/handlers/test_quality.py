@@ -15,7 +15,10 @@ from monai.inferers import SliceInferer
 
 from scripts.handlers.quality import PASSES, QualityReport, ViewPasses
 from scripts.quality.fit import fit_dice
+from scripts.quality.images import image_features
 from scripts.quality.record import Calibration, write_calibration
+from scripts.utils.errors import FaultsError, root_cause
+from scripts.utils.files import write_text
 from tests.dicom_study import Study, write
 from tests.workflows import workflow
 
@@ -81,6 +84,67 @@ def test_inference_writes_the_quality_of_its_results(
     (out / "b" / "other_seg.json").write_text(json.dumps(other))
     infer(tmp_path / "in" / "c", weights)
     assert sorted({row["case"] for row in read(out / "quality.csv")}) == ["b/two", "three"]
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+def test_a_run_that_was_killed_while_it_judged_is_continued(
+    tmp_path: Path, trained: Callable[..., Path], infer: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(("one", "three", "two")):
+        save(tmp_path / "in" / f"{name}.nii.gz", number)
+    weights = trained()
+
+    def kill(path: Path, text: str) -> None:
+        if path.name == "three_seg.json":
+            raise Killed
+        write_text(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scripts.handlers.quality.write_text", kill)
+        with pytest.raises(Killed):
+            infer(tmp_path / "in", weights)
+    table = infer(tmp_path / "in", weights) / "quality.csv"
+    complete = table.read_text()
+    assert {row["case"] for row in read(table)} == {"one", "three", "two"}
+
+    # killed after the last image: nothing is left but the table
+    table.unlink()
+    infer(tmp_path / "in", weights)
+    assert table.read_text() == complete
+
+    table.with_name("two_seg.json").unlink()
+    infer(tmp_path / "in", weights)
+    assert table.read_text() == complete
+
+
+def test_an_image_that_cannot_be_judged_does_not_stop_the_others(
+    tmp_path: Path, trained: Callable[..., Path], infer: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(("one", "three", "two")):
+        save(tmp_path / "in" / f"{name}.nii.gz", number)
+    weights = trained()
+
+    def fail(image: MetaTensor) -> dict[str, float]:
+        if "three" in str(image.meta["filename_or_obj"]):
+            raise ValueError("no features")
+        return image_features(image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scripts.handlers.quality.image_features", fail)
+        with pytest.raises(RuntimeError) as info:
+            infer(tmp_path / "in", weights)
+    error = root_cause(info.value)
+    assert isinstance(error, FaultsError)
+    (line,) = error.faults
+    assert "three.nii.gz" in line
+    assert "no features" in line
+    table = tmp_path / "out" / "quality.csv"
+    assert {row["case"] for row in read(table)} == {"one", "two"}
+    infer(tmp_path / "in", weights)
+    assert {row["case"] for row in read(table)} == {"one", "three", "two"}
 
 
 def test_probabilities_are_calibrated_and_labels_stay(
