@@ -25,6 +25,7 @@ from scripts.quality.images import image_features, training_ranges
 from scripts.quality.record import Calibration, read_calibration, write_calibration
 from scripts.quality.temperature import contour_band, fit_temperature, near_foreground
 from scripts.utils.files import write_text
+from scripts.utils.provenance import read_record
 from scripts.utils.threads import in_threads
 
 __all__ = ["CalibrationFit", "CalibrationReport"]
@@ -141,7 +142,8 @@ class CalibrationFit:
 
     Raises:
         ValueError: if ``part`` is not ``val``: the weights were fitted to the training cases, and a fit on test cases
-            would be leakage.
+            would be leakage. On start, if the weights have no record or a training image cannot be read.
+        FileNotFoundError: on start, if a training image is missing.
     """
 
     def __init__(
@@ -172,6 +174,11 @@ class CalibrationFit:
         engine.add_event_handler(Events.COMPLETED, self._fit)
 
     def _start(self, engine: Engine) -> None:
+        # what the fit needs besides the evaluation is read first, so that a fault costs no evaluation
+        if read_record(self.checkpoint) is None:
+            path = Path(self.checkpoint).with_suffix(".json")
+            raise ValueError(f"calibrate: expected weights with a record, found no '{path}'; training writes one.")
+        self.ranges = self._image_ranges()
         self.voxels.clear()
         self.pairs: dict[int, list[tuple[float, float, str]]] = defaultdict(list)
         records: Any = engine.state.dataloader
@@ -191,7 +198,7 @@ class CalibrationFit:
         for c, pairs in self.pairs.items():
             if fit := fit_dice(*zip(*pairs, strict=True)):
                 fits[c] = fit
-        calibration = Calibration(fit_temperature(*self.voxels.region("foreground")), fits, self._image_ranges())
+        calibration = Calibration(fit_temperature(*self.voxels.region("foreground")), fits, self.ranges)
         cases = len({case for pairs in self.pairs.values() for *_, case in pairs})
         path = write_calibration(self.checkpoint, calibration, {"part": "val", "cases": cases})
         print(f"{path}: temperature {calibration.temperature:.2f}", end="")

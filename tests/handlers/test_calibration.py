@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from monai.inferers import SliceInferer
 
 from scripts.handlers.calibration import CalibrationFit, CalibrationReport, _Voxels
 from scripts.quality.record import read_calibration
+from scripts.utils.errors import root_cause
 from scripts.utils.provenance import read_record
 from tests.workflows import workflow
 
@@ -48,6 +51,60 @@ def test_evaluation_fits_on_validation_cases(
 def test_calibration_refuses_other_parts(part: str) -> None:
     with pytest.raises(ValueError, match=f"calibrate: expected part val, .* found part {part}"):
         CalibrationFit(SliceInferer(roi_size=(4, 4)), "model.pt", part, 2, list, lambda x: x, 1)  # type: ignore[arg-type]
+
+
+def calibrate(cohort: Path, weights: Path, output: Path, **options: Any) -> None:
+    splits = {"splits": str(cohort / "splits.json"), "image_size": 48, "output_dir": str(output), "calibrate": True}
+    given = {"dataset_dir": str(cohort), "checkpoint": str(weights), **splits, **options}
+    try:
+        workflow("infer", "train.json", "evaluate.json", **given).run()
+    except RuntimeError as error:
+        raise root_cause(error) from None
+
+
+def test_calibration_without_its_training_images_or_record_is_refused_before_the_evaluation(
+    tmp_path: Path, phantom: Path, trained: Callable[..., Path]
+) -> None:
+    cohort = tmp_path / "cohort"
+    shutil.copytree(phantom, cohort)
+    lost = json.loads((cohort / "splits.json").read_text())["train"][-1]
+    shutil.rmtree(cohort / lost)
+    weights, out = trained(), tmp_path / "eval"
+    with pytest.raises(FileNotFoundError, match=f"1 of the 6 'train' cases .* {lost}"):
+        calibrate(cohort, weights, out)
+    assert not (out / "summary.csv").exists()
+    calibrate(cohort, weights, out, allow_missing=True)
+    assert (read_record(weights) or {})["calibration"]["cases"] == 2
+
+    weights.with_suffix(".json").unlink()
+    with pytest.raises(
+        ValueError, match=r"calibrate: expected weights with a record, found no '.*model\.json'"
+    ) as info:
+        calibrate(cohort, weights, tmp_path / "again", allow_missing=True)
+    assert "\n" not in str(info.value)
+    assert not (tmp_path / "again" / "summary.csv").exists()
+
+
+def test_ranges_are_those_of_the_training_images_of_the_fold(
+    tmp_path: Path, phantom: Path, trained: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "Dataset001_Heart"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    images = sorted(phantom.glob("*/*_frame??.nii.gz"))[:3]
+    for number, image in enumerate(images):
+        shutil.copy(image, folder / "imagesTr" / f"c{number}_0000.nii.gz")
+        shutil.copy(image.with_name(image.name.replace(".nii", "_gt.nii")), folder / "labelsTr" / f"c{number}.nii.gz")
+    labels = {"background": 0, "a": 1, "b": 2, "c": 3}
+    about = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 3, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    folds = [{"train": ["c1", "c2"], "val": ["c0"]}, {"train": ["c0", "c1"], "val": ["c2"]}]
+    (folder / "splits_final.json").write_text(json.dumps(folds))
+    given = {"dataset_dir": str(folder), "splits": None, "layout": "custom", "fold": 1, "calibrate": True}
+    options = {"checkpoint": str(trained()), "output_dir": str(tmp_path / "eval"), "image_size": 48, **given}
+    handlers = workflow("infer", "train.json", "evaluate.json", **options).parser.get_parsed_content("handlers")
+    (fit,) = [handler for handler in handlers if isinstance(handler, CalibrationFit)]
+    assert [record["case"] for record in fit.training()] == ["c0", "c1"]
 
 
 def item(logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
