@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.metrics import CalibrationErrorMetric
 from monai.transforms import Transform
@@ -40,7 +41,8 @@ class _Voxels:
     """Logits and true classes of sampled voxels of every case of an evaluation, by region.
 
     ``foreground``: near the foreground of prediction or label; ``contours``: near the label's contours; ``all``:
-    anywhere. The engine's output must have ``logits`` and ``label`` on the image's own grid.
+    anywhere. The engine's output must have ``logits`` and ``label`` on the image's own grid, and ``image`` on the
+    network's, whose slices are also the regions'.
     """
 
     def __init__(self) -> None:
@@ -57,6 +59,8 @@ class _Voxels:
         label = torch.as_tensor(item["label"])[0].long().cpu()
         if label.ndim == 2:
             logits, label = logits[..., None], label[..., None]
+        axis = _slice_axis(item)
+        logits, label = logits.movedim(axis - 3, -1), label.movedim(axis - 3, -1)
         near = near_foreground(logits.argmax(0), label)
         for region, mask in (("foreground", near), ("contours", contour_band(label)), ("all", torch.ones_like(near))):
             index = mask.flatten().nonzero()[:, 0]
@@ -85,6 +89,20 @@ class _Voxels:
             metric(y_pred=confidence[None, None], y=(pred == label)[None, None])
             found[name] = float(torch.as_tensor(metric.aggregate()))
         return found
+
+
+def _slice_axis(item: Mapping[str, Any]) -> int:
+    """The axis of a volume's own grid along which the network's slices lie; 2, the last, without positions.
+
+    The network's grid has its slices last. Both grids have the same axes in space, in another order.
+    """
+    image, logits = item.get("image"), item["logits"]
+    if not (isinstance(image, MetaTensor) and isinstance(logits, MetaTensor) and logits.ndim == image.ndim == 4):
+        return 2
+    own = torch.as_tensor(logits.affine)[:3, :3].double().cpu()
+    through = torch.as_tensor(image.affine)[:3, 2].double().cpu()
+    cosines = through @ own / own.norm(dim=0)
+    return int(cosines.abs().argmax())
 
 
 class CalibrationReport:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -105,6 +106,28 @@ def test_ranges_are_those_of_the_training_images_of_the_fold(
     handlers = workflow("infer", "train.json", "evaluate.json", **options).parser.get_parsed_content("handlers")
     (fit,) = [handler for handler in handlers if isinstance(handler, CalibrationFit)]
     assert [record["case"] for record in fit.training()] == ["c0", "c1"]
+
+
+@pytest.mark.parametrize("orientation", ["SLP", "RSA"])
+def test_errors_do_not_depend_on_the_order_of_the_axes_in_the_files(
+    tmp_path: Path, phantom: Path, trained: Callable[..., Path], orientation: str
+) -> None:
+    """Near the foreground and a contour means in the plane of the slices, wherever a file stores them."""
+    cohort = tmp_path / "cohort"
+    shutil.copytree(phantom, cohort)
+    for path in cohort.rglob("*_frame*.nii.gz"):
+        image = nib.Nifti1Image.from_filename(path)
+        assert image.shape[2] == min(image.shape)
+        now, then = nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(orientation)
+        stored = image.as_reoriented(nib.orientations.ornt_transform(now, then))
+        assert stored.shape[2] > min(stored.shape)
+        nib.Nifti1Image(np.asarray(stored.dataobj), stored.affine).to_filename(path)
+    found = []
+    for name, source in (("before", phantom), ("after", cohort)):
+        calibrate(source, trained(), tmp_path / name, calibrate=False)
+        found.append(json.loads((tmp_path / name / "calibration.json").read_text())["expected_calibration_error"])
+    assert set(found[0]["before"]) == {"foreground", "contours", "all"}
+    assert found[1]["before"] == pytest.approx(found[0]["before"], abs=1e-5)
 
 
 def item(logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
