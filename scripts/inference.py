@@ -23,11 +23,13 @@ from torch.utils.data import Dataset
 from scripts.data.cache import stored_files
 from scripts.data.dicom.volume import DicomVolume
 from scripts.data.fingerprint import fingerprint
+from scripts.data.readers import is_photograph, read_grid
 from scripts.data.volumes import VolumeDataset
 from scripts.utils.errors import FaultsError, fault_line
 from scripts.utils.files import update_digest
 from scripts.utils.processes import from_first, gathered, rank_and_count
 from scripts.utils.provenance import file_digest
+from scripts.utils.threads import in_threads
 
 __all__ = ["FILES", "CohortDataset", "CohortEvaluator", "CohortEvents", "Predictions"]
 
@@ -59,6 +61,10 @@ class Predictions:
         checkpoint: the weights.
         settings: everything else that determines the result: transforms, the inferer. Output paths are ignored.
         overwrite: segment every image, even if the result exists.
+        output_ext: suffix of the label maps.
+
+    Attributes:
+        faults: a line for each image of this process's share that ``output_ext`` does not support.
     """
 
     name = "predictions.jsonl"
@@ -70,7 +76,10 @@ class Predictions:
         checkpoint: str | Path,
         settings: Sequence[Any],
         overwrite: bool = False,
+        output_ext: str = ".nii.gz",
     ) -> None:
+        self.output_ext = output_ext
+        self.faults: list[str] = []
         self.folder = Path(output_dir)
         self.root = str(source_root)
         self.overwrite = overwrite
@@ -81,15 +90,23 @@ class Predictions:
         self.settings = hashlib.sha256(repr(content).encode())
 
     def pending(self, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """This process's share of the records, without those whose prediction exists.
+        """This process's share of the records, without those whose prediction exists or cannot be written.
 
         Args:
             records: with the path of an ``image``; the same in every process.
+
+        Raises:
+            ValueError: if ``output_ext`` supports none of the images.
         """
         rank, count = rank_and_count()
+        lines = in_threads(self._unsupported, [record["image"] for record in records])
+        if lines and all(lines):
+            more = f" The others of the {len(lines)} images do not fit either." if len(lines) > 1 else ""
+            raise ValueError(lines[0] + more)
+        self.faults = [line for line in lines[rank::count] if line]
         self.volumes = {v: v for record in records if isinstance(v := record["image"], DicomVolume)}
         # The partition of MONAI's partition_dataset, which refuses fewer records than processes.
-        share = list(records)[rank::count]
+        share = [record for record, line in list(zip(records, lines, strict=True))[rank::count] if not line]
         known = {} if self.overwrite else self._read()
         left = [record for record in share if not self._is_done(str(record["image"]), known)]
         if len(left) < len(share):
@@ -114,6 +131,22 @@ class Predictions:
             os.write(target, (json.dumps(entry) + "\n").encode())
         finally:
             os.close(target)
+
+    def _unsupported(self, image: str) -> str:
+        """Why there can be no label map of an image in the format; empty if there can. Only headers are read."""
+        volume = image if isinstance(image, DicomVolume) else None
+        if self.output_ext == ".dcm" and volume is None:
+            return f"{image}: output_ext .dcm: expected a DICOM image, found another format."
+        if self.output_ext == ".png":
+            slices = 1
+            if volume is not None:
+                slices = len(volume.frames)
+            elif not is_photograph(image):
+                with suppress(ValueError, OSError):  # an image that cannot be read is reported when it is loaded
+                    slices = read_grid(image)[0][2]
+            if slices > 1:
+                return f"{image}: output_ext .png: expected an image of one slice, found {slices}."
+        return ""
 
     def _name(self, image: str) -> str:
         return Path(os.path.relpath(image, self.root)).as_posix()
@@ -192,9 +225,9 @@ class CohortEvaluator(SupervisedEvaluator):
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
         """Segment all images; the class lists the errors."""
         begin = time.perf_counter()
-        self.faults = []
-        own = len(self.data_loader)  # type: ignore[arg-type]
-        if own:
+        self.faults = [*self.predictions.faults]
+        own = len(self.data_loader) + len(self.faults)  # type: ignore[arg-type]
+        if len(self.data_loader):  # type: ignore[arg-type]
             super().run(global_epoch)
         lines = sorted(line for part in gathered(self.faults) for line in part)
         total = sum(gathered(own))

@@ -107,6 +107,40 @@ def test_a_map_that_cannot_be_written_does_not_stop_the_others(
     assert {name for name in NAMES if (tmp_path / "out" / f"{name}_seg.nii.gz").is_file()} == {*NAMES} - {"b/scan"}
 
 
+@pytest.mark.parametrize(
+    ("suffix", "message"),
+    [
+        (".png", r"a/scan\.nii\.gz: output_ext \.png: expected an image of one slice, found 3\."),
+        (".dcm", r"a/scan\.nii\.gz: output_ext \.dcm: expected a DICOM image, found another format\."),
+    ],
+)
+def test_a_format_that_supports_no_image_is_refused_before_the_first(
+    suffix: str, message: str, infer: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if suffix == ".dcm":
+        pytest.importorskip("highdicom")
+    monkeypatch.setattr(UNet, "forward", lambda *_: pytest.fail("an image was segmented"))
+    with pytest.raises(ValueError, match=message) as error:
+        infer(output_ext=suffix)
+    assert not isinstance(error.value, FaultsError)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()
+
+
+def test_an_image_that_the_format_does_not_support_is_not_segmented(
+    cohort: Path, infer: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.random.default_rng(9).integers(0, 1000, (32, 32, 1)).astype(np.int16)
+    nib.save(nib.Nifti1Image(array, np.diag([1.5, 1.5, 8.0, 1.0])), cohort / "flat.nii.gz")
+    passed, forward = [], UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x, *args: passed.append(len(x)) or forward(self, x, *args))
+    with pytest.raises(FaultsError, match=r"output_ext \.png: expected an image of one slice, found 3") as error:
+        infer(output_ext=".png")
+    assert len(error.value.faults) == len(NAMES)
+    assert sum(passed) == 1, "one slice, that of the flat image"
+    assert [path.name for path in (tmp_path / "out").rglob("*_seg.*")] == ["flat_seg.png"]
+
+
 def test_only_what_is_missing_is_segmented(cohort: Path, infer: Callable[..., None], tmp_path: Path) -> None:
     out = tmp_path / "out"
     infer()
