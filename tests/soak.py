@@ -100,7 +100,7 @@ class Soak:
             fault: fault of its results; empty if there is none or it has no results.
         """
         last = next((line for line in reversed(log.splitlines()) if line.strip()), "")
-        refused = code == 1 and "Traceback" not in log and any(x.startswith("error: ") for x in log.splitlines()[-8:])
+        refused = code == 1 and "Traceback" not in log and any(x.startswith("error: ") for x in log.splitlines())
         interrupted = (
             code in (-signal.SIGINT, 130) and "Traceback" not in log and last in ("error: interrupted.", EARLY)
         )

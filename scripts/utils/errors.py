@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from pydoc import ErrorDuringImport
 from types import TracebackType
 from typing import Any
 
@@ -40,6 +41,7 @@ _REFUSED = {
         *("NAMETOOLONG", "NFILE", "NOENT", "NOSPC", "NOTDIR", "PERM", "PIPE", "ROFS"),
     )
 } - {None}
+_FULL = {getattr(errno, f"E{name}", None) for name in ("DQUOT", "FBIG", "NOSPC", "ROFS")} - {None}  # when writing only
 INTERRUPTED = 130
 """Exit code of a program that the user interrupted."""
 # The programs that run a workflow for a user: MONAI's command line and MONAI Label's training process.
@@ -68,9 +70,9 @@ class FaultsError(ValueError):
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error that started a chain of "raise ... from ..."."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """The error that started a chain of "raise ... from ...", or that ended the import of a config's component."""
+    while (cause := error.value if isinstance(error, ErrorDuringImport) else error.__cause__) is not None:
+        error = cause
     return error
 
 
@@ -88,10 +90,12 @@ def one_line(error: BaseException) -> str:
 
 def fault_line(error: BaseException, *files: str) -> str:
     """An error about one of several files as one line that begins with the file, or with all if it names none."""
-    what = one_line(error)
+    what, cause = one_line(error), root_cause(error)
     if what.startswith(files):
         return what
-    return f"{' / '.join([file for file in files if file in what] or files)}: cannot be read: {what}"
+    full = isinstance(cause, WriteError) or (isinstance(cause, OSError) and cause.errno in _FULL)
+    about = " / ".join([file for file in files if file in what] or files)
+    return f"{about}: {what}" if full else f"{about}: cannot be read: {what}"
 
 
 def plain_line(error: BaseException, *folders: Path) -> str | None:

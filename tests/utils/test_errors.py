@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from bundle.prepare.command import main as prepare
@@ -43,6 +44,22 @@ def test_a_fault_names_its_file_once() -> None:
     assert fault_line(ValueError("damaged"), "a/x.png", "a/y.png") == "a/x.png / a/y.png: cannot be read: damaged"
     named = fault_line(ValueError("'a/y.png' is\n gone"), "a/x.png", "a/y.png")
     assert named == "a/y.png: cannot be read: 'a/y.png' is gone"
+
+
+def test_a_full_disk_is_not_an_image_that_cannot_be_read() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert fault_line(full, "a/x.png") == "a/x.png: [Errno 28] No space left on device"
+    assert fault_line(WriteError("out/x_seg.png cannot be written"), "a/x.png") == (
+        "a/x.png: out/x_seg.png cannot be written"
+    )
+
+
+def test_an_interruption_while_a_component_is_imported_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI imports a config's components by pydoc, which wraps what happens meanwhile."""
+    (tmp_path / "interrupted_component.py").write_text("raise KeyboardInterrupt\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    error = caught(lambda: ConfigParser({"a": {"_target_": "interrupted_component.A"}}).get_parsed_content("a"))
+    assert plain_line(error, ROOT) == "interrupted."
 
 
 def test_a_message_shows_the_first_faults_and_counts_the_others() -> None:
