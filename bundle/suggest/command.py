@@ -163,8 +163,10 @@ def _described(source: Path) -> dict[str, Any]:
         return {}
     names, values = read_class_values(source)
     described = {"labels": names, "label_values": values, "slice_axis": read_slice_axis(source)}
-    without = {"validation": []} if parse_json(read_text(source), source, "datalist").get("validation") == [] else {}
-    return without | {key: value for key, value in described.items() if value}
+    found: dict[str, Any] = {key: value for key, value in described.items() if value}
+    if parse_json(read_text(source), source, "datalist").get("validation") == []:
+        found["validation"] = []
+    return found
 
 
 def _write_list(
