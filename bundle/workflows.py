@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
@@ -12,8 +12,18 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.utils.files import write_text
+from scripts.utils.validation import read_json
 
-__all__ = ["CONFIGS", "ROOT", "dataset_overlay", "execute", "isolated", "keep_settings", "method_names"]
+__all__ = [
+    "CONFIGS",
+    "ROOT",
+    "check_settings",
+    "dataset_overlay",
+    "execute",
+    "isolated",
+    "keep_settings",
+    "method_names",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -61,11 +71,31 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         ValueError: if the folder has results of other settings.
     """
     path = folder / "settings.json"
-    content = json.dumps(settings, indent=4, sort_keys=True, default=str) + "\n"
-    if path.is_file() and (before := path.read_text(encoding="utf-8")) != content:
-        changed = sorted(set(content.splitlines()) - set(before.splitlines()))
-        raise ValueError(f"{path}: was started with other settings than{','.join(changed)} Choose another --output.")
+    content = json.dumps(settings, indent=4, default=str) + "\n"
+    check_settings(path, json.loads(content))
     write_text(path, content)
+
+
+def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Compare settings with those in a file, if there is one.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    if path.is_file() and (changed := list(_differences(read_json(path, "config"), settings))):
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        what = "; ".join(changed[:3])
+        raise ValueError(f"{path}: was started with other settings: {what}{more}. Choose another --output.")
+
+
+def _differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
+    """Differences between two configurations, by id."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in dict.fromkeys([*before, *after]):
+            inner = f"{key}#{name}" if key else name
+            yield from _differences(before.get(name, "nothing"), after.get(name, "nothing"), inner)
+    elif before != after:
+        yield f"{key} was {str(before)[:60]}, is {str(after)[:60]}"
 
 
 def isolated(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,9 +14,8 @@ from typing import Any
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from bundle.workflows import CONFIGS, method_names
+from bundle.workflows import CONFIGS, check_settings, method_names
 from scripts.utils.files import write_text
-from scripts.utils.validation import read_json
 
 __all__ = ["PLAIN", "Run", "command_line", "labeled_counts", "plan", "store"]
 
@@ -219,26 +218,13 @@ def store(
     files = {folder / "settings.json": _base(config_file, overrides)}
     files |= {folder / run.name / name: config for run in runs for name, config in run.configs.items()}
     for path, config in files.items():
-        if path.is_file() and (changed := list(_differences(read_json(path, "config"), config))):
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            what = "; ".join(changed[:3])
-            raise ValueError(f"{path}: was started with other settings: {what}{more}. Choose another --output.")
+        check_settings(path, config)
     for run in runs:
         about = {"method": run.method, "overlay": run.overlay, "seed": run.seed, "command": command}
         files[folder / run.name / "run.json"] = about
     for path, content in files.items():
         if not path.is_file():
             write_text(path, json.dumps(content, indent=4) + "\n")
-
-
-def _differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
-    """Differences between two configurations, by id."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in dict.fromkeys([*before, *after]):
-            inner = f"{key}#{name}" if key else name
-            yield from _differences(before.get(name, "nothing"), after.get(name, "nothing"), inner)
-    elif before != after:
-        yield f"{key} was {str(before)[:60]}, is {str(after)[:60]}"
 
 
 def labeled_counts(value: Any) -> list[float]:

@@ -112,7 +112,7 @@ def test_command_on_phantoms(
     # another checkpoint's results are not taken for these
     with pytest.raises(SystemExit):
         main(["shift", *(f"--{k}={v}" for k, v in (given | {"shifted": 2}).items()), f"--splits={splits}"])
-    assert "was started with other settings than" in capsys.readouterr().err
+    assert "was started with other settings: shifted was 1, is 2." in capsys.readouterr().err
     # an image that was not segmented is segmented by the next run
     (lost,) = (output / "val" / "inversion" / "maps").glob("*_seg.json")
     lost.unlink()
